@@ -1,0 +1,260 @@
+"""Frozen, hashable descriptions of every network and stage.
+
+A config says only what changes a program's structure: widths, depths, counts, formulas.
+Numbers that a user varies from call to call (guidance, strength, noise prior) are arguments
+of the stages instead, so that varying them compiles nothing.
+
+`to_dict` and `from_dict` carry a config through JSON; an unknown field or class is an error
+that names the nearest known one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import typing
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class VAEConfig:
+    """AutoencoderKL (Latent Diffusion, arXiv 2112.10752; SD1.5 sizes by default).
+
+    `patch_size` p folds p x p pixels into channels before the first convolution and unfolds them
+    after the last; 1 is the public layout. A side shrinks by p * 2**(len(channels) - 1) in all.
+    `scaling_factor` multiplies encoder output (after subtracting `shift_factor`), as in diffusers.
+    """
+
+    in_channels: int = 3
+    latent_channels: int = 4
+    channels: tuple[int, ...] = (128, 256, 512, 512)
+    layers_per_block: int = 2
+    norm_groups: int = 32
+    mid_attention: bool = True
+    patch_size: int = 1
+    scaling_factor: float = 0.18215
+    shift_factor: float = 0.0
+
+    @property
+    def factor(self) -> int:
+        """Pixels along one side of a latent cell."""
+        return self.patch_size * 2 ** (len(self.channels) - 1)
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """CLIP text encoder (arXiv 2103.00020; CLIP ViT-L/14 sizes by default)."""
+
+    vocab_size: int = 49408
+    max_length: int = 77
+    width: int = 768
+    layers: int = 12
+    heads: int = 12
+    mlp_width: int = 3072
+    activation: str = "quick_gelu"  # or "gelu" (exact erf), as OpenCLIP's
+    projection: int | None = None  # width of the pooled projection, if any
+    eos_token_id: int = 49407
+    layer_norm_eps: float = 1e-5
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """CLIP vision encoder (ViT-H/14 of IP-Adapter by default)."""
+
+    image_size: int = 224
+    patch_size: int = 14
+    width: int = 1280
+    layers: int = 32
+    heads: int = 16
+    mlp_width: int = 5120
+    activation: str = "gelu"
+    projection: int | None = 1024
+    layer_norm_eps: float = 1e-5
+
+
+@dataclass(frozen=True)
+class ImageProjectionConfig:
+    """IP-Adapter's way from an image embedding to context tokens (arXiv 2308.06721).
+
+    kind "linear": one pooled embedding -> `tokens` tokens (IP-Adapter);
+    kind "resampler": the vision encoder's states -> `tokens` learned queries (IP-Adapter-Plus).
+    """
+
+    kind: str = "resampler"
+    in_width: int = 1280
+    width: int = 768  # inner width of the resampler
+    out_width: int = 768  # cross-attention width of the UNet
+    tokens: int = 16
+    depth: int = 4
+    heads: int = 12
+    head_width: int = 64
+    mlp_ratio: int = 4
+
+
+@dataclass(frozen=True)
+class MotionConfig:
+    """AnimateDiff temporal transformer (arXiv 2307.04725), v3 shape by default.
+
+    `mid_block`: v2 has a motion module there, v1 and v3 do not.
+    `norm_scope`: "frame" normalises each frame alone (the original code);
+    "clip" over all frames of a clip (diffusers).
+    """
+
+    max_frames: int = 32
+    heads: int = 8
+    layers: int = 1
+    attentions: int = 2  # self-attention blocks a layer
+    mid_block: bool = False
+    norm_groups: int = 32
+    norm_scope: str = "frame"
+    mlp_ratio: int = 4
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """Stable-Diffusion-shaped UNet (SD1.5 sizes by default), optionally inflated over time.
+
+    Per level, outermost first: `channels`, `heads`, and `transformers`, the number of transformer
+    layers in each attention (0: the level has none). `motion` adds temporal transformers after
+    every resnet (and attention); `image_tokens` adds decoupled image cross-attention.
+    `pooled_width` (SDXL) adds an embedding of pooled text and sizes to the time embedding.
+    """
+
+    in_channels: int = 4
+    out_channels: int = 4
+    channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    layers_per_block: int = 2
+    transformers: tuple[int, ...] = (1, 1, 1, 0)
+    mid_transformers: int = 1
+    heads: tuple[int, ...] = (8, 8, 8, 8)
+    context_width: int = 768
+    norm_groups: int = 32
+    linear_projection: bool = False
+    pooled_width: int | None = None  # SDXL: 1280
+    size_ids_width: int = 256  # SDXL: width of the sinusoid of each of its six size numbers
+    motion: MotionConfig | None = None
+    image_tokens: bool = False
+
+
+@dataclass(frozen=True)
+class ControlNetConfig:
+    """ControlNet (arXiv 2302.05543) over a UNet of the same shape.
+
+    The condition is RGB in [0, 1], `condition_factor` times the latent plane along each side;
+    `condition_channels` are the widths of the stack of stride-2 convolutions that brings it down.
+    `condition_patch` folds pixels into channels first (1: the public layout).
+    """
+
+    unet: UNetConfig = UNetConfig()
+    condition_channels: tuple[int, ...] = (16, 32, 96, 256)
+    condition_patch: int = 1
+
+    @property
+    def condition_factor(self) -> int:
+        return self.condition_patch * 2 ** (len(self.condition_channels) - 1)
+
+
+@dataclass(frozen=True)
+class RIFEConfig:
+    """RIFE 4.25 (arXiv 2011.06294; hzwer/Practical-RIFE): intermediate flow network."""
+
+    widths: tuple[int, ...] = (192, 128, 96, 64, 32)
+    scales: tuple[int, ...] = (16, 8, 4, 2, 1)
+    pad_to: int = 64
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """A discrete variance-preserving noise schedule.
+
+    `kind`: "linear" or "scaled_linear" in beta (diffusers' words).
+    `zero_terminal_snr` rescales it so that the last step is pure noise (arXiv 2305.08891).
+    `prediction`: what the network outputs, "eps", "v" or "x0".
+    `spacing`: "leading", "linspace" or "trailing", with `steps_offset`, as in diffusers.
+    """
+
+    kind: str = "scaled_linear"
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    train_steps: int = 1000
+    zero_terminal_snr: bool = False
+    prediction: str = "eps"
+    spacing: str = "leading"
+    steps_offset: int = 1
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """What T2I, I2V and V2V each need beside their weights.
+
+    `size` is (height, width) in pixels and `frames` the frames made (1 for T2I).
+    `steps`, `sampler`: the default sampling program.
+    """
+
+    unet: UNetConfig
+    schedule: ScheduleConfig
+    size: tuple[int, int]
+    frames: int = 1
+    steps: int = 25
+    sampler: str = "ddim"
+
+
+CLASSES: dict[str, type] = {
+    cls.__name__: cls
+    for cls in (
+        VAEConfig,
+        TextConfig,
+        VisionConfig,
+        ImageProjectionConfig,
+        MotionConfig,
+        UNetConfig,
+        ControlNetConfig,
+        RIFEConfig,
+        ScheduleConfig,
+        StageConfig,
+    )
+}
+
+
+def nearest(word: str, known: typing.Iterable[str]) -> str:
+    """'; did you mean X?', or nothing where no known word is near."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A JSON-ready dict with the class name under 'class'. Inverse of `from_dict`."""
+    out: dict[str, Any] = {"class": type(config).__name__}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            value = to_dict(value)
+        elif isinstance(value, tuple):
+            value = list(value)
+        out[field.name] = value
+    return out
+
+
+def from_dict(data: dict[str, Any]) -> Any:
+    """A config from `to_dict`'s form.
+
+    Raises:
+        ValueError: an unknown class or field; the message names the nearest known one.
+    """
+    data = dict(data)
+    name = data.pop("class", None)
+    if name not in CLASSES:
+        raise ValueError(f"unknown config class {name!r}{nearest(str(name), CLASSES)}")
+    cls = CLASSES[name]
+    fields = {field.name for field in dataclasses.fields(cls)}
+    values = {}
+    for key, value in data.items():
+        if key not in fields:
+            raise ValueError(f"{name} has no field {key!r}{nearest(key, fields)}")
+        if isinstance(value, dict):
+            value = from_dict(value)
+        elif isinstance(value, list):
+            value = tuple(value)
+        values[key] = value
+    return cls(**values)

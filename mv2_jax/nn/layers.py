@@ -1,0 +1,207 @@
+"""Small layers that every network here shares.
+
+Shape letters (the whole project's): B batch, T frames, H, W plane, C channels, L tokens,
+N heads, D head width. Parameters are cast to the layer's `dtype` on use; normalisation
+statistics and sinusoids are always computed in fp32.
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from mv2_jax.nn.attention import attend
+
+Dtype = jnp.dtype
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation over all axes of x [B, ..., C] but the first, per channel group.
+
+    Two-pass variance in fp32, as torch computes it; the result has x's dtype.
+    """
+
+    groups: int = 32
+    eps: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        channels = x.shape[-1]
+        if channels % self.groups:
+            raise ValueError(f"{channels} channels do not divide into {self.groups} norm groups")
+        scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
+        flat = x.reshape(x.shape[0], -1, channels).astype(jnp.float32)
+
+        def per_group(stat):  # [B, C] channel means -> the group's mean, on every channel of it
+            grouped = stat.reshape(-1, self.groups, channels // self.groups).mean(-1)
+            return jnp.repeat(grouped, channels // self.groups, axis=-1)[:, None]
+
+        centred = flat - per_group(flat.mean(1))
+        variance = per_group(jnp.square(centred).mean(1))
+        out = centred * (jax.lax.rsqrt(variance + self.eps) * scale.astype(jnp.float32)[None, None])
+        return (out + bias.astype(jnp.float32)[None, None]).astype(x.dtype).reshape(x.shape)
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation over the last axis, two-pass variance in fp32, as torch computes it."""
+
+    eps: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (x.shape[-1],)
+        scale = self.param("scale", nn.initializers.ones, shape, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
+        x32 = x.astype(jnp.float32)
+        centred = x32 - x32.mean(-1, keepdims=True)
+        variance = jnp.square(centred).mean(-1, keepdims=True)
+        axes = (1,) * (x.ndim - 1) + shape
+        scale, bias = (a.astype(jnp.float32).reshape(axes) for a in (scale, bias))
+        return (centred * jax.lax.rsqrt(variance + self.eps) * scale + bias).astype(x.dtype)
+
+
+def conv(
+    features: int,
+    kernel: int = 3,
+    stride: int = 1,
+    padding: tuple[int, int] | None = None,
+    *,
+    name: str,
+    dtype: Dtype,
+    zero: bool = False,
+) -> nn.Conv:
+    """A 2-D convolution with torch's explicit padding (before, after) on both axes.
+
+    XLA's "SAME" pads strided convolutions differently from torch, so it is never used.
+    `zero` starts it at zero, for branches that must begin as the identity.
+    """
+    pad = (kernel // 2, kernel // 2) if padding is None else padding
+    init = nn.initializers.zeros if zero else nn.initializers.lecun_normal()
+    return nn.Conv(
+        features, (kernel, kernel), stride, (pad, pad), dtype=dtype, kernel_init=init, name=name
+    )
+
+
+def dense(
+    features: int, *, name: str, dtype: Dtype, bias: bool = True, zero: bool = False
+) -> nn.Dense:
+    """A linear layer; `zero` starts it at zero, so that its branch begins as the identity."""
+    init = nn.initializers.zeros if zero else nn.initializers.lecun_normal()
+    return nn.Dense(features, use_bias=bias, dtype=dtype, kernel_init=init, name=name)
+
+
+def sinusoid(positions: jax.Array, width: int) -> jax.Array:
+    """Cosines then sines of positions [...] -> [..., width] in fp32 (diffusers' flipped order)."""
+    half = width // 2
+    frequencies = jnp.exp(-math.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / half)
+    angles = positions.astype(jnp.float32)[..., None] * frequencies.reshape(
+        (1,) * positions.ndim + (half,)
+    )
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+class EmbeddingMLP(nn.Module):
+    """Two linear layers with SiLU between: [B, C] -> [B, width] (time and SDXL's embeddings)."""
+
+    width: int
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = dense(self.width, name="linear_1", dtype=self.dtype)(x.astype(self.dtype))
+        return dense(self.width, name="linear_2", dtype=self.dtype)(nn.silu(x))
+
+
+class GEGLU(nn.Module):
+    """Linear to twice the width, one half gating the other through the exact (erf) gelu."""
+
+    width: int
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        value, gate = jnp.split(dense(2 * self.width, name="proj", dtype=self.dtype)(x), 2, axis=-1)
+        return value * nn.gelu(gate, approximate=False)
+
+
+class FeedForward(nn.Module):
+    """The transformer's GEGLU feed-forward: [..., C] -> [..., C]."""
+
+    ratio: int = 4
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        width = x.shape[-1]
+        x = GEGLU(self.ratio * width, self.dtype, name="net_0")(x)
+        return dense(width, name="net_2", dtype=self.dtype)(x)
+
+
+class Attention(nn.Module):
+    """Multi-head attention of x [B, L, C] over itself or over `context` [B, Lc, Cc].
+
+    With `image_context` [B, Li, Cc] it is IP-Adapter's decoupled cross-attention (arXiv
+    2308.06721): text attention + image_scale * image attention, sharing the query. The image
+    projections are parameters of the `image_attn` tree. `image_scale` is a scalar or [B].
+    """
+
+    heads: int
+    dtype: Dtype = jnp.float32
+    qkv_bias: bool = False
+    image_tokens: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        context: jax.Array | None = None,
+        image_context: jax.Array | None = None,
+        image_scale: jax.Array | float = 1.0,
+    ) -> jax.Array:
+        width = x.shape[-1]
+        if width % self.heads:
+            raise ValueError(f"width {width} does not divide into {self.heads} heads")
+        source = x if context is None else context.astype(x.dtype)
+
+        def project(name: str, y: jax.Array) -> jax.Array:
+            y = dense(width, name=name, dtype=self.dtype, bias=self.qkv_bias)(y)
+            return y.reshape(*y.shape[:-1], self.heads, width // self.heads)
+
+        query = project("to_q", x)
+        out = attend(query, project("to_k", source), project("to_v", source))
+        if self.image_tokens:
+            if image_context is None:
+                raise ValueError(
+                    "this network has image cross-attention: give image_context [B, L, C] "
+                    "(zeros, with image_scale 0, switch it off)"
+                )
+            image = image_context.astype(x.dtype)
+            extra = attend(query, project("to_k_ip", image), project("to_v_ip", image))
+            scale = jnp.asarray(image_scale, out.dtype)
+            out = out + scale.reshape(scale.shape + (1,) * (out.ndim - scale.ndim)) * extra
+        out = out.reshape(*out.shape[:-2], width)
+        return dense(width, name="to_out_0", dtype=self.dtype)(out)
+
+
+def space_to_depth(x: jax.Array, patch: int) -> jax.Array:
+    """[B, H, W, C] -> [B, H/p, W/p, p*p*C], rows of the patch slowest, channels fastest."""
+    if patch == 1:
+        return x
+    b, h, w, c = x.shape
+    if h % patch or w % patch:
+        raise ValueError(f"a {h}x{w} plane does not divide into {patch}x{patch} patches")
+    x = x.reshape(b, h // patch, patch, w // patch, patch, c)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h // patch, w // patch, patch * patch * c)
+
+
+def depth_to_space(x: jax.Array, patch: int) -> jax.Array:
+    """Inverse of `space_to_depth`."""
+    if patch == 1:
+        return x
+    b, h, w, c = x.shape
+    x = x.reshape(b, h, w, patch, patch, c // patch**2).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(b, h * patch, w * patch, c // patch**2)
