@@ -1,0 +1,285 @@
+"""Converts a flat set of named tensors into a parameter tree, by a table of rules.
+
+A table says, for each source name, where in the tree its numbers go and how they are laid out
+there. Nothing is left to chance: every source tensor is used once or ignored by a rule that says
+why, every leaf of the target is filled once, every shape agrees. Any miss is a `ConversionError`
+that lists the names, grouped. The same table read backwards exports a tree (`export`).
+
+Names are matched by templates: literal text with fields in braces.
+
+    {i}              digits
+    {side:down|up}   one of the words
+    {x:*}            one part of a name (no '.' or '/')
+    {x:**}           any text
+
+A field means the same on both sides, so the target only names it:
+
+    Rule("{side:down|up}_blocks.{i}.resnets.{j}.conv1.weight",
+         "{side}_blocks_{i}/resnets_{j}/conv1/kernel", "conv")
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from mv2_jax.convert.ops import OPS, Op, as_numpy
+from mv2_jax.params import Tree, flatten, unflatten
+
+_FIELD = re.compile(r"\{(\w+)(?::([^}]*))?\}")
+
+
+class ConversionError(ValueError):
+    """A source that does not fit a table and a target. The text lists what does not fit."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """`pattern` (source template) -> `target` (tree template, or several for an op that splits).
+
+    `op` is a name in `convert.ops.OPS`, or an `Op` of one's own.
+    """
+
+    pattern: str
+    target: str | tuple[str, ...]
+    op: str | Op = "copy"
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        return (self.target,) if isinstance(self.target, str) else self.target
+
+    @property
+    def operation(self) -> Op:
+        return OPS[self.op] if isinstance(self.op, str) else self.op
+
+    @cached_property
+    def fields(self) -> dict[str, str]:
+        """The constraint of each field, as the source template gives it."""
+        return {name: kind for name, kind in _FIELD.findall(self.pattern)}
+
+    @cached_property
+    def source_regex(self) -> re.Pattern[str]:
+        return _compile(self.pattern, self.fields)
+
+    @cached_property
+    def target_regexes(self) -> tuple[re.Pattern[str], ...]:
+        return tuple(_compile(target, self.fields) for target in self.targets)
+
+
+@dataclass(frozen=True)
+class Ignore:
+    """Source tensors that are left out on purpose; `why` tells a reader."""
+
+    pattern: str
+    why: str
+
+    @cached_property
+    def source_regex(self) -> re.Pattern[str]:
+        return _compile(self.pattern, dict(_FIELD.findall(self.pattern)))
+
+
+Table = Iterable[Rule | Ignore]
+
+
+def dense(source: str, target: str, *, bias: bool = True, op: str | Op = "linear") -> list[Rule]:
+    """Rules of a layer with `weight` and `bias`: a linear one, or by `op` a convolution."""
+    rules = [Rule(f"{source}.weight", f"{target}/kernel", op)]
+    return rules + ([Rule(f"{source}.bias", f"{target}/bias")] if bias else [])
+
+
+def conv(source: str, target: str, *, bias: bool = True) -> list[Rule]:
+    """Rules of a 2-D convolution."""
+    return dense(source, target, bias=bias, op="conv")
+
+
+def norm(source: str, target: str) -> list[Rule]:
+    """Rules of a normalisation: `weight` becomes `scale`."""
+    return [Rule(f"{source}.weight", f"{target}/scale"), Rule(f"{source}.bias", f"{target}/bias")]
+
+
+def convert(
+    source: Mapping[str, Any],
+    table: Table,
+    target: Mapping[str, Any],
+    *,
+    dtype: Any = None,
+) -> Tree:
+    """The target tree, filled from the source; NumPy arrays of the source's own types.
+
+    Args:
+        source: name -> array (NumPy, JAX or torch). It may load lazily: each is read once.
+        target: a tree with `.shape` at its leaves, as `jax.eval_shape` of `init` gives it.
+        dtype: cast floating-point tensors to this type; None keeps the stored one.
+
+    Raises:
+        ConversionError: names unknown, missing, claimed twice, shapes that differ, or values
+            that are not finite. The text lists them all, grouped.
+    """
+    return unflatten(dict(stream(source, table, target, dtype=dtype)))
+
+
+def stream(
+    source: Mapping[str, Any], table: Table, target: Mapping[str, Any], *, dtype: Any = None
+) -> Iterator[tuple[str, np.ndarray]]:
+    """`convert` as (leaf name, array) pairs, one source tensor in memory at a time.
+
+    Names are checked before the first pair; shapes and values as the tensors are read, and all
+    that fail are reported together, after the last pair. Raises as `convert` does.
+    """
+    leaves = flatten(target)
+    steps = _plan(source, list(table), leaves)
+    wrong: list[str] = []
+    unfinite: list[str] = []
+    for key, rule, names in steps:
+        array = as_numpy(source[key])
+        try:
+            parts = rule.operation.forward(array)
+        except ValueError as error:
+            wrong.append(f"{key} {array.shape}: {error}")
+            continue
+        for name, part in zip(names, parts, strict=True):
+            if part.shape != tuple(leaves[name].shape):
+                expected = tuple(leaves[name].shape)
+                wrong.append(f"{key} {array.shape} gives {part.shape}, {name} wants {expected}")
+                continue
+            floating = np.issubdtype(part.dtype, np.inexact) or part.dtype.kind == "V"
+            if floating and not np.isfinite(part).all():
+                unfinite.append(key)
+            if dtype is not None and floating:
+                part = part.astype(dtype)
+            yield name, np.ascontiguousarray(part)
+    _raise({"wrong shape": wrong, "not finite (NaN or infinity inside)": unfinite})
+
+
+def export(tree: Mapping[str, Any], table: Table) -> dict[str, np.ndarray]:
+    """The source's names and layouts again, from a tree: the table read backwards.
+
+    Where several rules can write a leaf, the first of the table does, so a table lists the layout
+    to be exported first. `convert(export(tree, table), table, tree)` is the tree, bit for bit.
+
+    Raises:
+        ConversionError: leaves that no rule writes.
+    """
+    leaves = flatten(tree)
+    rules = [rule for rule in table if isinstance(rule, Rule)]
+    done: set[str] = set()
+    out: dict[str, np.ndarray] = {}
+    unknown: list[str] = []
+    for name in leaves:
+        if name in done:
+            continue
+        for key, rule, names in _writers(name, rules):
+            if key not in out and all(n in leaves and n not in done for n in names):
+                parts = [as_numpy(leaves[n]) for n in names]
+                out[key] = np.ascontiguousarray(rule.operation.backward(*parts))
+                done.update(names)
+                break
+        else:
+            unknown.append(name)
+    _raise({"no rule exports": unknown})
+    return out
+
+
+def shorten(names: Iterable[str], limit: int = 12) -> list[str]:
+    """Names for reading: those that differ by numbers only share a line, long lists are cut."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        groups[re.sub(r"\d+", "*", name)].append(name)
+    lines = [
+        members[0] if len(members) == 1 else f"{members[0]}  (and {len(members) - 1} like it)"
+        for members in groups.values()
+    ]
+    if len(lines) > limit:
+        rest = sum(len(members) for members in list(groups.values())[limit:])
+        lines = [*lines[:limit], f"... and {rest} more"]
+    return lines
+
+
+def _compile(template: str, fields: Mapping[str, str]) -> re.Pattern[str]:
+    out, position, seen = "", 0, set()
+    for match in _FIELD.finditer(template):
+        name = match[1]
+        if name not in fields:
+            raise ValueError(f"{template!r} names field {name!r}, which its source does not have")
+        out += re.escape(template[position : match.start()])
+        out += f"(?P={name})" if name in seen else f"(?P<{name}>{_regex(fields[name])})"
+        seen.add(name)
+        position = match.end()
+    return re.compile(out + re.escape(template[position:]))
+
+
+def _regex(kind: str) -> str:
+    special = {"": r"\d+", "*": r"[^./]+", "**": r".+"}
+    return special.get(kind) or "|".join(re.escape(word) for word in kind.split("|"))
+
+
+def _fill(template: str, values: Mapping[str, str]) -> str:
+    return _FIELD.sub(lambda match: values[match[1]], template)
+
+
+def _plan(
+    source: Iterable[str], table: list[Rule | Ignore], leaves: Mapping[str, Any]
+) -> list[tuple[str, Rule, tuple[str, ...]]]:
+    """(source name, its rule, the leaves it fills) for all; raises where names do not fit."""
+    steps: list[tuple[str, Rule, tuple[str, ...]]] = []
+    filled: dict[str, str] = {}
+    unknown, ambiguous, twice, nowhere = [], [], [], []
+    for key in source:
+        hits = [(rule, m) for rule in table if (m := rule.source_regex.fullmatch(key))]
+        if not hits:
+            unknown.append(key)
+            continue
+        if len(hits) > 1:
+            ambiguous.append(f"{key} by {' and '.join(repr(r.pattern) for r, _ in hits)}")
+            continue
+        rule, match = hits[0]
+        if isinstance(rule, Ignore):
+            continue
+        names = tuple(_fill(target, match.groupdict()) for target in rule.targets)
+        for name in names:
+            if name in filled:
+                twice.append(f"{name} from {filled[name]} and from {key}")
+            elif name not in leaves:
+                nowhere.append(f"{key} -> {name}")
+            filled[name] = key
+        steps.append((key, rule, names))
+    _raise(
+        {
+            "unknown in the source": unknown,
+            "matched by several rules": ambiguous,
+            "filled twice": twice,
+            "without a place in the target": nowhere,
+            "missing from the source (target leaves left empty)": [
+                name for name in leaves if name not in filled
+            ],
+        }
+    )
+    return steps
+
+
+def _writers(name: str, rules: list[Rule]) -> Iterator[tuple[str, Rule, tuple[str, ...]]]:
+    """(source name, rule, all leaves it needs) of each rule that could have filled `name`."""
+    for rule in rules:
+        for regex in rule.target_regexes:
+            match = regex.fullmatch(name)
+            if match and match.groupdict().keys() == rule.fields.keys():
+                values = match.groupdict()
+                names = tuple(_fill(target, values) for target in rule.targets)
+                yield _fill(rule.pattern, values), rule, names
+
+
+def _raise(problems: Mapping[str, list[str]]) -> None:
+    """Raises ConversionError with every heading that has entries."""
+    parts = [
+        f"{len(names)} {heading}:\n" + "\n".join(f"  {line}" for line in shorten(names))
+        for heading, names in problems.items()
+        if names
+    ]
+    if parts:
+        raise ConversionError("the source does not fit:\n" + "\n".join(parts))
