@@ -1,0 +1,351 @@
+"""The cascade folder: everything one cascade needs, described, checksummed and licensed.
+
+A folder holds `cascade.json`, one safetensors file per component, and any licence texts:
+
+    cascade.json          schema, name, components, stages, defaults, tokenizer, spatial
+    spatial.safetensors   parameters in half precision, '/'-joined names
+    ...
+
+`spatial` in the JSON is the digest of the stored spatial tree. I2V and V2V (and T2I, in toybox)
+share that one tree, and every component trained over it records the digest it was trained over
+(`over`); a folder where they differ is refused.
+
+Reading costs one small JSON and a look at the files' sizes. A component's parameters are read,
+and its checksum compared, when first asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mv2_jax import config, files, params
+from mv2_jax.errors import InputError
+
+SCHEMA = 1
+INDEX = "cascade.json"
+SHIPPED = Path(__file__).parent / "weights" / "toybox"
+COMPONENTS = (
+    "text_encoder",
+    "vae",
+    "spatial",
+    "motion_i2v",
+    "motion_v2v",
+    "image_encoder",
+    "image_attn",
+    "control",
+    "rife",
+)
+STAGES = ("t2i", "i2v", "v2v", "vfi")
+
+_KEYS = ("schema", "name", "components", "stages", "defaults", "tokenizer", "spatial")
+_COMPONENT_KEYS = ("config", "file", "bytes", "sha256", "licence", "source", "over")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A component on its way into a folder: parameters, what they configure, whose they are.
+
+    `over` is `params.digest` of the stored (half-precision) spatial tree that the component was
+    trained over, where it was trained over one.
+    """
+
+    tree: Mapping[str, Any]
+    config: Any
+    licence: str
+    source: str
+    over: str | None = None
+
+
+@dataclass(frozen=True)
+class Component:
+    """What the folder says of one component. `size` is its file's size in bytes."""
+
+    name: str
+    config: Any
+    file: str
+    size: int
+    sha256: str
+    licence: str
+    source: str
+    over: str | None = None
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A cascade folder that has been read and found in order.
+
+    `stages` maps a stage's name to its StageConfig, `defaults` a stage's name to the numbers
+    it likes best, such as {"t2i": {"guidance": 4.0}}; `tokenizer` is the tokenizer's own JSON.
+    """
+
+    folder: Path
+    name: str
+    components: dict[str, Component]
+    stages: dict[str, Any]
+    defaults: dict[str, dict[str, float]]
+    tokenizer: Any
+    spatial: str | None
+    _trees: dict[str, params.Tree] = field(default_factory=dict, repr=False, compare=False)
+
+    def config(self, name: str) -> Any:
+        """The config of a component. Raises InputError where the folder lacks it."""
+        return self._component(name).config
+
+    def load(self, name: str) -> params.Tree:
+        """The parameters of a component as NumPy arrays in the stored type, read once.
+
+        Raises:
+            InputError: the folder lacks the component, or its file is missing or damaged.
+        """
+        if name not in self._trees:
+            component = self._component(name)
+            self._check_sum(component)
+            try:
+                tree = params.load(self.folder / component.file)
+            except ValueError as error:
+                raise InputError(f"weights: {error}") from None
+            if name == "spatial" and params.digest(tree) != self.spatial:
+                raise InputError(
+                    f"{self.folder}: the spatial weights are not those the other components "
+                    "were trained over; pack the folder again"
+                )
+            self._trees[name] = tree
+        return self._trees[name]
+
+    def verify(self, names: Iterable[str] | None = None) -> None:
+        """Compares the checksums of the named components, or of all.
+
+        Raises:
+            InputError: a component is absent, or its file is missing or damaged.
+        """
+        for name in self.components if names is None else names:
+            self._check_sum(self._component(name))
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 that changes with any weight, any config, the schedules or the tokenizer."""
+        content = {
+            "components": {
+                name: [config.to_dict(c.config), c.sha256] for name, c in self.components.items()
+            },
+            "stages": {name: _to_json(stage) for name, stage in self.stages.items()},
+            "tokenizer": self.tokenizer,
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def _component(self, name: str) -> Component:
+        if name not in self.components:
+            held = ", ".join(self.components) or "nothing"
+            raise InputError(f"{self.folder} has no component {name!r}; it holds {held}")
+        return self.components[name]
+
+    def _check_sum(self, component: Component) -> None:
+        path = self.folder / component.file
+        try:
+            actual = files.sha256(path)
+        except OSError as error:
+            raise InputError(f"cannot read weights {path}: {error.strerror}") from None
+        if actual != component.sha256:
+            raise InputError(
+                f"{path} is damaged: its checksum is not the one in {INDEX}; install or pack it "
+                "again"
+            )
+
+
+def write(
+    folder: str | os.PathLike[str],
+    components: Mapping[str, Part],
+    stages: Mapping[str, Any],
+    tokenizer: Any,
+    *,
+    name: str,
+    defaults: Mapping[str, Mapping[str, float]] | None = None,
+    texts: Mapping[str, str] | None = None,
+    dtype: Any = np.float16,
+    replace: bool = False,
+) -> Bundle:
+    """Writes a cascade folder, which appears whole or not at all, and reads it back.
+
+    Parameters are cast to `dtype`. `texts` are further files by name, such as licences.
+    `replace` allows an existing cascade folder to be replaced.
+
+    Raises:
+        InputError: the folder exists (and `replace` is false, or it is no cascade folder); a
+            component or stage is unknown; one was trained over other spatial weights; a number
+            does not fit `dtype`.
+        OSError: the folder cannot be written.
+    """
+    folder = Path(folder)
+    _known(components, COMPONENTS, "component")
+    occupied = folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))
+    if occupied and not (replace and (folder / INDEX).is_file()):
+        raise InputError(f"{folder} already exists; choose another folder or remove it")
+    old = folder.with_name(f".{folder.name}.old")
+    folder.absolute().parent.mkdir(parents=True, exist_ok=True)
+    with files.whole(folder) as scratch:
+        scratch.mkdir()
+        index: dict[str, Any] = {
+            "schema": SCHEMA,
+            "name": name,
+            "spatial": None,
+            "components": {},
+            "stages": {key: _to_json(stage) for key, stage in stages.items()},
+            "defaults": {key: dict(numbers) for key, numbers in (defaults or {}).items()},
+            "tokenizer": tokenizer,
+        }
+        for key, part in components.items():
+            with np.errstate(over="ignore"):  # the check below names the leaf
+                tree = params.cast(part.tree, dtype)
+            _check_finite(key, tree)
+            if key == "spatial":
+                index["spatial"] = params.digest(tree)
+            index["components"][key] = _write_part(scratch, key, part, tree)
+        for file, text in (texts or {}).items():
+            (scratch / file).write_text(text, encoding="utf-8")
+        text = json.dumps(index, indent=1, ensure_ascii=False) + "\n"
+        (scratch / INDEX).write_text(text, encoding="utf-8")
+        read(scratch)  # whatever is wrong is found before anything is in place
+        if occupied:
+            shutil.rmtree(old, ignore_errors=True)
+            os.replace(folder, old)
+    shutil.rmtree(old, ignore_errors=True)
+    return read(folder)
+
+
+def read(folder: str | os.PathLike[str] | None = None) -> Bundle:
+    """Reads a cascade folder; the one that ships with the package by default.
+
+    Raises:
+        InputError: the folder, its index or a file is missing, damaged or of another version;
+            an unknown key is named together with the nearest known one.
+    """
+    folder = SHIPPED if folder is None else Path(folder)
+    index = _read_index(folder)
+    where = str(folder / INDEX)
+    try:
+        components = {
+            name: _read_component(folder, name, data) for name, data in index["components"].items()
+        }
+        _known(components, COMPONENTS, "component")
+        stages = {name: _from_json(data) for name, data in index["stages"].items()}
+        _known(stages, STAGES, "stage")
+        _known(index["defaults"], STAGES, "stage under defaults:")
+    except (AttributeError, TypeError, ValueError) as error:
+        if isinstance(error, InputError) and str(folder) in str(error):
+            raise
+        raise InputError(f"{where}: {error}") from None
+    for component in components.values():
+        if component.over not in (None, index["spatial"]):
+            raise InputError(
+                f"{where}: {component.name} was trained over other spatial weights than the "
+                "folder's; pack them together"
+            )
+    return Bundle(
+        folder=folder,
+        name=index["name"],
+        components=components,
+        stages=stages,
+        defaults=index["defaults"],
+        tokenizer=index["tokenizer"],
+        spatial=index["spatial"],
+    )
+
+
+def _read_index(folder: Path) -> dict[str, Any]:
+    path = folder / INDEX
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"no weights at {folder}: there is no {INDEX} in it") from None
+    except OSError as error:
+        raise InputError(f"cannot read weights {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise InputError(f"{path} is damaged: it is not JSON ({error})") from None
+    if not isinstance(index, dict):
+        raise InputError(f"{path} is damaged: it is not a JSON object")
+    if index.get("schema") != SCHEMA:
+        raise InputError(
+            f"{path} has schema {index.get('schema')!r}; this version of mv2 reads {SCHEMA}"
+        )
+    try:
+        _exactly(index, _KEYS, "key")
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from None
+    return index
+
+
+def _read_component(folder: Path, name: str, data: dict[str, Any]) -> Component:
+    _exactly(data, _COMPONENT_KEYS, f"{name}: key")
+    file = data["file"]
+    if not isinstance(file, str) or Path(file).name != file:
+        raise ValueError(f"{name}: {file!r} is not a file name within the folder")
+    path = folder / file
+    if not path.is_file():
+        raise InputError(f"weights are incomplete: {path} is missing")
+    if path.stat().st_size != data["bytes"]:
+        raise InputError(
+            f"{path} is damaged: {path.stat().st_size} bytes instead of {data['bytes']}; install "
+            "or pack it again"
+        )
+    return Component(
+        name=name,
+        config=config.from_dict(data["config"]),
+        file=file,
+        size=data["bytes"],
+        sha256=data["sha256"],
+        licence=data["licence"],
+        source=data["source"],
+        over=data["over"],
+    )
+
+
+def _write_part(folder: Path, name: str, part: Part, tree: params.Tree) -> dict[str, Any]:
+    path = folder / f"{name}.safetensors"
+    params.save(path, tree, {"component": name, "licence": part.licence, "source": part.source})
+    return {
+        "config": config.to_dict(part.config),
+        "file": path.name,
+        "bytes": path.stat().st_size,
+        "sha256": files.sha256(path),
+        "licence": part.licence,
+        "source": part.source,
+        "over": part.over,
+    }
+
+
+def _check_finite(name: str, tree: params.Tree) -> None:
+    for leaf_name, leaf in params.flatten(tree).items():
+        if not np.all(np.isfinite(np.asarray(leaf))):
+            raise InputError(f"{name}: {leaf_name} has numbers that {leaf.dtype} cannot hold")
+
+
+def _known(names: Iterable[str], known: tuple[str, ...], what: str) -> None:
+    for name in names:
+        if name not in known:
+            raise InputError(f"unknown {what} {name!r}{config.nearest(name, known)}")
+
+
+def _exactly(data: Mapping[str, Any], keys: tuple[str, ...], what: str) -> None:
+    for key in data:
+        if key not in keys:
+            raise ValueError(f"unknown {what} {key!r}{config.nearest(key, keys)}")
+    for key in keys:
+        if key not in data:
+            raise ValueError(f"{what} {key!r} is missing")
+
+
+def _to_json(stage: Any) -> Any:
+    return stage if isinstance(stage, dict) else config.to_dict(stage)
+
+
+def _from_json(data: dict[str, Any]) -> Any:
+    return config.from_dict(data) if "class" in data else data
