@@ -1,0 +1,156 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mv2_jax.config import ScheduleConfig
+from mv2_jax.diffusion import keys as named
+from mv2_jax.diffusion import losses, prediction, schedules
+from mv2_jax.diffusion.losses import LossConfig
+
+ZERO = ScheduleConfig(zero_terminal_snr=True, prediction="v")
+KEYS = named.per_sample(named.seed(3), 6)
+
+
+@pytest.mark.parametrize("shape", [(6, 3, 5, 4), (6, 2, 3, 5, 4)])
+@pytest.mark.parametrize("kind", prediction.KINDS)
+def test_the_true_output_has_no_loss(kind, shape):
+    """The model is told x0 and answers exactly: images and videos, each kind, to rounding."""
+    schedule = dataclasses.replace(ScheduleConfig(), prediction=kind)
+    x0 = jax.random.normal(jax.random.key(0), shape)
+    alpha, sigma = (jnp.asarray(a) for a in schedules.signal_and_noise(schedule))
+
+    def model(x, t):
+        i = t.astype(jnp.int32)
+        return prediction.from_x0(kind, x0, x, alpha[i], sigma[i])
+
+    loss, metrics = losses.diffusion_loss(model, x0, KEYS, schedule)
+    assert loss.shape == () and loss < 1e-10
+    assert metrics["mse"] == loss
+
+
+def test_predicting_zero_costs_the_target_itself():
+    """A closed form: with x0 = 0 the v target is alpha * eps, and its mean square is alpha^2."""
+    batch = named.per_sample(named.seed(0), 32)
+    x0 = jnp.zeros((32, 4, 4, 2))
+    t = losses.sample_t(batch, 1000)
+    loss, metrics = losses.diffusion_loss(lambda x, t: jnp.zeros_like(x), x0, batch, ZERO)
+    energy = (named.normal(named.fold(batch, "noise"), (4, 4, 2)) ** 2).mean((1, 2, 3))
+    assert abs(loss - (schedules.alphas_cumprod(ZERO)[t] * energy).mean()) < 1e-6
+    noisy = np.asarray(t) >= 500
+    halves = noisy.mean() * metrics["mse_noisy"] + (1 - noisy.mean()) * metrics["mse_clean"]
+    assert abs(halves - loss) < 1e-6
+
+
+def test_the_gradient_is_that_of_finite_differences():
+    x0 = jax.random.normal(jax.random.key(1), (6, 4, 4, 2))
+    cfg = LossConfig(weighting="min_snr")
+
+    def loss(a):
+        return losses.diffusion_loss(lambda x, t: a * x, x0, KEYS, ZERO, cfg)[0]
+
+    # The loss is a parabola in a, so that central differences are exact but for rounding.
+    slope = (loss(1.5) - loss(0.5)) / 1.0
+    assert abs(jax.grad(loss)(1.0) - slope) < 1e-5 * abs(slope) + 1e-6
+
+
+def test_a_sample_alone_has_the_loss_it_has_in_a_batch():
+    x0 = jax.random.normal(jax.random.key(2), (6, 4, 4, 2))
+
+    def loss(lo, hi):
+        return losses.diffusion_loss(lambda x, t: 0.3 * x, x0[lo:hi], KEYS[lo:hi], ZERO)[0]
+
+    alone = np.mean([loss(i, i + 1) for i in range(6)])
+    assert abs(loss(0, 6) - alone) < 1e-6
+
+
+@pytest.mark.parametrize("weighting", losses.WEIGHTINGS)
+@pytest.mark.parametrize("kind", prediction.KINDS)
+def test_weights_are_the_papers_and_finite(kind, weighting):
+    alpha, sigma = (a.astype(np.float64) for a in schedules.signal_and_noise(ZERO))
+    cfg = LossConfig(weighting=weighting)
+    got = losses.weight(jnp.asarray(alpha), jnp.asarray(sigma), kind, cfg)
+    assert np.isfinite(got).all()
+    snr = (alpha / sigma) ** 2
+    capped = np.minimum(snr + (weighting == "min_snr_floor"), 5.0)
+    with np.errstate(invalid="ignore"):
+        expected = {
+            "eps": np.where(snr > 0, np.minimum(snr, 5.0) / snr, 1.0),
+            "v": capped / (snr + 1),
+            "x0": capped,
+        }[kind]
+    if weighting == "plain":
+        expected = np.ones_like(snr)
+    np.testing.assert_allclose(got, expected, rtol=2e-5, atol=1e-7)
+
+
+def test_an_even_min_snr_weight_is_the_same_loss_in_every_kind():
+    """The eps, v and x0 errors of one x0 estimate, weighed by min-SNR, are one number."""
+    schedule = ScheduleConfig()
+    alpha, sigma = (jnp.asarray(a) for a in schedules.signal_and_noise(schedule))
+    x0 = jax.random.normal(jax.random.key(4), (6, 4, 4, 2))
+
+    def loss(kind):
+        def model(x, t):
+            i = t.astype(jnp.int32)
+            return prediction.from_x0(kind, 0.5 * x, x, alpha[i], sigma[i])
+
+        cfg = LossConfig(weighting="min_snr")
+        own = dataclasses.replace(schedule, prediction=kind)
+        return losses.diffusion_loss(model, x0, KEYS, own, cfg)[0]
+
+    np.testing.assert_allclose([loss("eps"), loss("v")], [loss("x0")] * 2, rtol=1e-4)
+
+
+def test_masks_leave_out_frames_and_samples():
+    error = jnp.arange(24, dtype=jnp.float32).reshape(2, 3, 2, 2)
+    frames = jnp.asarray([[1.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    np.testing.assert_allclose(losses.per_sample(error, frames), [1.5, 0.0])
+    np.testing.assert_allclose(losses.per_sample(error), error.reshape(2, -1).mean(1))
+    with pytest.raises(ValueError, match=r"mask of shape \(3,\) does not fit"):
+        losses.per_sample(error, jnp.ones(3))
+
+    x0 = jax.random.normal(jax.random.key(5), (6, 3, 4, 4, 2))
+
+    def loss(x0, keys, mask):
+        return losses.diffusion_loss(lambda x, t: x, x0, keys, ZERO, mask=mask)[0]
+
+    only = jnp.asarray([0.0, 1.0, 1.0, 0.0, 0.0, 0.0])
+    assert abs(loss(x0, KEYS, only) - loss(x0[1:3], KEYS[1:3], None)) < 1e-6
+    assert loss(x0, KEYS, jnp.zeros(6)) == 0
+
+
+def test_timesteps_follow_their_distribution():
+    batch = named.per_sample(named.seed(9), 8192)
+    t = np.asarray(losses.sample_t(batch, 1000))
+    assert t.min() >= 0 and t.max() <= 999
+    counts = np.histogram(t, bins=8, range=(0, 1000))[0]
+    assert abs(counts - 1024).max() < 130  # four standard deviations of 30, and a little
+
+    # The median of u is 1/2, and the shift takes it to s / (1 + s).
+    for cfg in (LossConfig(shift=3.0), LossConfig(sampling="logit_normal", shift=3.0)):
+        assert abs(np.median(losses.sample_t(batch, 1000, cfg)) - 750) < 15
+    narrow = LossConfig(sampling="logit_normal", scale=0.01)
+    assert abs(np.asarray(losses.sample_t(batch, 1000, narrow)) - 500).max() < 15
+
+
+@pytest.mark.parametrize(
+    ("cfg", "message"),
+    [
+        (LossConfig(sampling="unifrom"), "did you mean 'uniform'"),
+        (LossConfig(weighting="min_srn"), "did you mean 'min_snr'"),
+        (LossConfig(shift=0.0), "shift must be positive"),
+    ],
+)
+def test_unknown_words_name_the_nearest(cfg, message):
+    x0 = jnp.zeros((6, 2, 2, 1))
+    with pytest.raises(ValueError, match=message):
+        losses.diffusion_loss(lambda x, t: x, x0, KEYS, ZERO, cfg)
+
+
+def test_an_answer_of_another_shape_is_an_error():
+    with pytest.raises(ValueError, match=r"answered \(6, 2, 2, 2\) to latents of \(6, 2, 2, 1\)"):
+        wide = jnp.zeros((6, 2, 2, 2))
+        losses.diffusion_loss(lambda x, t: wide, jnp.zeros((6, 2, 2, 1)), KEYS, ZERO)
