@@ -172,6 +172,8 @@ class ScheduleConfig:
     `zero_terminal_snr` rescales it so that the last step is pure noise (arXiv 2305.08891).
     `prediction`: what the network outputs, "eps", "v" or "x0".
     `spacing`: "leading", "linspace" or "trailing", with `steps_offset`, as in diffusers.
+    `final_alpha_one`: DDIM's last step goes to no noise at all (diffusers' `set_alpha_to_one`);
+    False goes to timestep 0's small rest of noise, as SD1.5 is published.
     """
 
     kind: str = "scaled_linear"
@@ -182,6 +184,7 @@ class ScheduleConfig:
     prediction: str = "eps"
     spacing: str = "leading"
     steps_offset: int = 1
+    final_alpha_one: bool = False
 
 
 @dataclass(frozen=True)
