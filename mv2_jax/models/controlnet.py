@@ -1,0 +1,89 @@
+"""ControlNet (arXiv 2302.05543): residuals for the UNet from an RGB condition.
+
+Its body is the UNet's first half (`unet.encode`), without motion modules or image tokens; names
+and numerics follow diffusers' ControlNetModel.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from mv2_jax.config import ControlNetConfig
+from mv2_jax.models.unet import embed_time, encode
+from mv2_jax.nn.layers import Dtype, conv, space_to_depth
+from mv2_jax.nn.transformer import Context
+
+
+class ConditionEmbedding(nn.Module):
+    """RGB [B, H, W, 3] in [0, 1] -> [B, H/f, W/f, features], f the config's condition_factor."""
+
+    cfg: ControlNetConfig
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        widths = self.cfg.condition_channels
+        x = space_to_depth(x.astype(self.dtype), self.cfg.condition_patch)
+        x = nn.silu(conv(widths[0], name="conv_in", dtype=self.dtype)(x))
+        for i in range(len(widths) - 1):
+            x = nn.silu(conv(widths[i], name=f"blocks_{2 * i}", dtype=self.dtype)(x))
+            x = conv(widths[i + 1], 3, 2, name=f"blocks_{2 * i + 1}", dtype=self.dtype)(x)
+            x = nn.silu(x)
+        features = self.cfg.unet.channels[0]
+        return conv(features, name="conv_out", dtype=self.dtype, zero=True)(x)
+
+
+class ControlNet(nn.Module):
+    """x [B, T, H, W, C], t [B], context, condition -> (skip residuals, mid residual).
+
+    `condition` is [B, H*f, W*f, 3] in [0, 1], one picture for all frames of a sample, or
+    [B, T, H*f, W*f, 3], one a frame. `scale` (scalar or [B]) multiplies every residual. Residuals
+    are [B*T, h, w, c], outermost first, as `UNet` takes them. They are zero at initialisation.
+    """
+
+    cfg: ControlNetConfig
+    dtype: Dtype = jnp.float32
+    remat: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        t: jax.Array,
+        context: Context,
+        condition: jax.Array,
+        scale: jax.Array | float = 1.0,
+        *,
+        pooled: jax.Array | None = None,
+        size_ids: jax.Array | None = None,
+    ) -> tuple[tuple[jax.Array, ...], jax.Array]:
+        cfg, unet, dtype = self.cfg, self.cfg.unet, self.dtype
+        if unet.motion is not None or unet.image_tokens:
+            raise ValueError("a ControlNet's body has neither motion modules nor image tokens")
+        b, frames, h, w, _ = x.shape
+        if condition.shape[-3:-1] != (h * cfg.condition_factor, w * cfg.condition_factor):
+            raise ValueError(
+                f"the condition is {condition.shape[-3]}x{condition.shape[-2]} pixels; for "
+                f"{h}x{w} latents it must be {h * cfg.condition_factor}x{w * cfg.condition_factor}"
+            )
+        temb = jnp.repeat(embed_time(unet, dtype, t, pooled, size_ids), frames, axis=0)
+        hint = ConditionEmbedding(cfg, dtype, name="controlnet_cond_embedding")(
+            condition.reshape(-1, *condition.shape[-3:])
+        )
+        # One picture for all frames is embedded once and then shared, not embedded T times.
+        hint = jnp.repeat(hint, b * frames // hint.shape[0], axis=0)
+        y = x.reshape(b * frames, h, w, -1).astype(dtype)
+        y = conv(unet.channels[0], name="conv_in", dtype=dtype)(y) + hint
+        middle, skips = encode(unet, dtype, y, temb, context, self.remat)
+
+        def residual(name: str, state: jax.Array) -> jax.Array:
+            out = conv(state.shape[-1], 1, name=name, dtype=dtype, zero=True)(state)
+            factor = jnp.asarray(scale, out.dtype)
+            if factor.ndim:
+                factor = jnp.repeat(factor, frames)[:, None, None, None]
+            return out * factor
+
+        skips = tuple(residual(f"controlnet_down_blocks_{i}", s) for i, s in enumerate(skips))
+        return skips, residual("controlnet_mid_block", middle)

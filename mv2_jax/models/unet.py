@@ -1,0 +1,200 @@
+"""The diffusion UNet: Stable Diffusion's, inflated over time, with image cross-attention.
+
+One module is T2I's, I2V's and V2V's network; what a config switches on (motion modules, image
+tokens) adds parameters beside the spatial ones and never changes those. Names and numerics follow
+diffusers' UNet2DConditionModel. `encode` is shared with the ControlNet, whose body is a copy of
+the UNet's first half.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from mv2_jax.config import MotionConfig, UNetConfig
+from mv2_jax.nn.layers import Dtype, EmbeddingMLP, GroupNorm, conv, sinusoid
+from mv2_jax.nn.motion import MotionModule
+from mv2_jax.nn.resnet import Downsample, ResnetBlock, Upsample
+from mv2_jax.nn.transformer import Context, SpatialTransformer
+from mv2_jax.sharding import constrain
+
+
+class Level(nn.Module):
+    """One resolution of the UNet: resnets, each with its transformer and motion module.
+
+    Down (`skips` None): `layers` units, then a stride-2 convolution unless it is the last level;
+    returns the state and every intermediate for the way up.
+    Up: each unit takes a skip off the end of `skips`; `size` is the plane to upsample to.
+    States are [B*T, H, W, C].
+    """
+
+    cfg: UNetConfig
+    index: int  # counted from the outermost
+    layers: int
+    resample: str | None  # "down", "up" or None
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        temb: jax.Array,
+        context: Context,
+        skips: tuple[jax.Array, ...] | None = None,
+        size: tuple[int, int] | None = None,
+    ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+        made = []
+        for j in range(self.layers):
+            if skips is not None:
+                x = jnp.concatenate([x, skips[-1 - j].astype(x.dtype)], axis=-1)
+            x = self.unit(x, temb, context, j)
+            made.append(x)
+        width = self.cfg.channels[self.index]
+        if self.resample == "down":
+            x = Downsample(width, dtype=self.dtype, name="downsamplers_0")(x)
+            made.append(x)
+        elif self.resample == "up":
+            x = Upsample(width, self.dtype, name="upsamplers_0")(x, size)
+        return x, tuple(made)
+
+    def unit(self, x: jax.Array, temb: jax.Array, context: Context, j: int) -> jax.Array:
+        cfg, i = self.cfg, self.index
+        x = ResnetBlock(
+            cfg.channels[i], cfg.norm_groups, 1e-5, self.dtype, name=f"resnets_{j}"
+        )(x, temb)
+        if cfg.transformers[i]:
+            x = SpatialTransformer(
+                cfg.heads[i],
+                cfg.transformers[i],
+                cfg.norm_groups,
+                cfg.image_tokens,
+                self.dtype,
+                name=f"attentions_{j}",
+            )(x, context)
+        if cfg.motion is not None:
+            x = over_time(x, context, cfg.motion, self.dtype, f"motion_modules_{j}")
+        return constrain(x, ("data", "fsdp"), "context")
+
+
+class MidBlock(nn.Module):
+    """Resnet, transformer, (motion module,) resnet at the innermost resolution."""
+
+    cfg: UNetConfig
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, temb: jax.Array, context: Context) -> jax.Array:
+        cfg, width = self.cfg, self.cfg.channels[-1]
+        x = ResnetBlock(width, cfg.norm_groups, 1e-5, self.dtype, name="resnets_0")(x, temb)
+        if cfg.mid_transformers:
+            x = SpatialTransformer(
+                cfg.heads[-1],
+                cfg.mid_transformers,
+                cfg.norm_groups,
+                cfg.image_tokens,
+                self.dtype,
+                name="attentions_0",
+            )(x, context)
+        if cfg.motion is not None and cfg.motion.mid_block:
+            x = over_time(x, context, cfg.motion, self.dtype, "motion_modules_0")
+        return ResnetBlock(width, cfg.norm_groups, 1e-5, self.dtype, name="resnets_1")(x, temb)
+
+
+def over_time(
+    x: jax.Array, context: Context, cfg: MotionConfig, dtype: Dtype, name: str
+) -> jax.Array:
+    """A motion module on states [B*T, H, W, C], B told by the context's batch."""
+    batch = context.text.shape[0]
+    clip = x.reshape(batch, x.shape[0] // batch, *x.shape[1:])
+    return MotionModule(cfg, dtype, name=name)(clip).reshape(x.shape)
+
+
+def embed_time(
+    cfg: UNetConfig,
+    dtype: Dtype,
+    t: jax.Array,
+    pooled: jax.Array | None,
+    size_ids: jax.Array | None,
+) -> jax.Array:
+    """Timesteps [B] (and SDXL's pooled text [B, P] and sizes [B, 6]) -> [B, 4 * channels[0]].
+
+    Call it inside a compact module; it owns `time_embedding` and `add_embedding` there.
+    """
+    width = 4 * cfg.channels[0]
+    temb = EmbeddingMLP(width, dtype, name="time_embedding")(sinusoid(t, cfg.channels[0]))
+    if cfg.pooled_width is None:
+        return temb
+    if pooled is None or size_ids is None:
+        raise ValueError("this network (SDXL) needs pooled text [B, P] and size_ids [B, 6]")
+    sizes = sinusoid(size_ids, cfg.size_ids_width).reshape(size_ids.shape[0], -1)
+    added = jnp.concatenate([pooled.astype(jnp.float32), sizes], axis=-1)
+    return temb + EmbeddingMLP(width, dtype, name="add_embedding")(added)
+
+
+def encode(
+    cfg: UNetConfig, dtype: Dtype, x: jax.Array, temb: jax.Array, context: Context, remat: bool
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    """The down and mid blocks on x [B*T, H, W, C] after conv_in; returns mid state and skips.
+
+    Call it inside a compact module; it owns `down_blocks_*` and `mid_block` there.
+    """
+    level = nn.remat(Level) if remat else Level
+    skips = [x]
+    for i in range(len(cfg.channels)):
+        resample = "down" if i < len(cfg.channels) - 1 else None
+        block = level(cfg, i, cfg.layers_per_block, resample, dtype, name=f"down_blocks_{i}")
+        x, made = block(x, temb, context)
+        skips.extend(made)
+    mid = nn.remat(MidBlock) if remat else MidBlock
+    return mid(cfg, dtype, name="mid_block")(x, temb, context), tuple(skips)
+
+
+class UNet(nn.Module):
+    """The denoising network.
+
+    Call: x [B, T, H, W, C] noisy latents (T = 1 for an image), t [B] timesteps of the schedule
+    (fractions allowed), `context` (text [B, L, Cc], image tokens, their scale) -> [B, T, H, W,
+    out_channels] in x's dtype, whatever the schedule's prediction is.
+
+    `residuals`: a ControlNet's (skips, mid), already scaled. `pooled` [B, P] and `size_ids` [B, 6]
+    are SDXL's. `remat` recomputes each block in the backward pass, for memory.
+    """
+
+    cfg: UNetConfig
+    dtype: Dtype = jnp.float32
+    remat: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        t: jax.Array,
+        context: Context,
+        *,
+        residuals: tuple[tuple[jax.Array, ...], jax.Array] | None = None,
+        pooled: jax.Array | None = None,
+        size_ids: jax.Array | None = None,
+    ) -> jax.Array:
+        cfg, dtype = self.cfg, self.dtype
+        b, frames, h, w, _ = x.shape
+        temb = embed_time(cfg, dtype, t, pooled, size_ids)
+        temb = jnp.repeat(temb, frames, axis=0)
+        y = x.reshape(b * frames, h, w, -1).astype(dtype)
+        y = conv(cfg.channels[0], name="conv_in", dtype=dtype)(y)
+        y, skips = encode(cfg, dtype, y, temb, context, self.remat)
+        if residuals is not None:
+            added, middle = residuals
+            skips = tuple(s + r.astype(s.dtype) for s, r in zip(skips, added, strict=True))
+            y = y + middle.astype(y.dtype)
+        level = nn.remat(Level, static_argnums=(5,)) if self.remat else Level
+        count, last = cfg.layers_per_block + 1, len(cfg.channels) - 1
+        for i in range(last + 1):
+            own, skips = skips[-count:], skips[:-count]
+            size = skips[-1].shape[1:3] if skips else None
+            resample = "up" if i < last else None
+            block = level(cfg, last - i, count, resample, dtype, name=f"up_blocks_{i}")
+            y, _ = block(y, temb, context, own, size)
+        y = nn.silu(GroupNorm(cfg.norm_groups, 1e-5, name="conv_norm_out")(y))
+        y = conv(cfg.out_channels, name="conv_out", dtype=dtype, zero=True)(y)
+        return y.reshape(b, frames, h, w, -1).astype(x.dtype)

@@ -1,0 +1,84 @@
+"""Motion modules: AnimateDiff's temporal transformers (arXiv 2307.04725)."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from mv2_jax.config import MotionConfig
+from mv2_jax.nn.layers import Attention, Dtype, FeedForward, GroupNorm, LayerNorm, dense
+
+
+def sinusoid_table(length: int, width: int) -> jax.Array:
+    """The original's positional encoding [length, width]: sine and cosine interleaved, fp32."""
+    positions = jnp.arange(length, dtype=jnp.float32)[:, None]
+    rates = jnp.exp(jnp.arange(0, width, 2, dtype=jnp.float32) * (-math.log(10000.0) / width))
+    angles = positions * rates[None]
+    return jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(length, -1)[:, :width]
+
+
+class TemporalAttention(nn.Module):
+    """Self-attention over frames: x [P, T, C], positions as batch -> the same.
+
+    The positional encoding is a stored parameter, because published modules carry their own and
+    some retrained it; it is added after the norm, before the projections.
+    """
+
+    heads: int
+    max_frames: int
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        frames, width = x.shape[1:]
+        if frames > self.max_frames:
+            raise ValueError(
+                f"{frames} frames, but this motion module knows {self.max_frames} positions"
+            )
+        table = self.param("pe", lambda _: sinusoid_table(self.max_frames, width))
+        x = x + table[None, :frames].astype(x.dtype)
+        return Attention(self.heads, self.dtype, name="attn")(x)
+
+
+class MotionLayer(nn.Module):
+    """x [P, T, C] -> the same: `attentions` temporal self-attentions and a feed-forward."""
+
+    cfg: MotionConfig
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        cfg = self.cfg
+        for k in range(1, cfg.attentions + 1):
+            y = LayerNorm(name=f"norm{k}")(x)
+            x = x + TemporalAttention(cfg.heads, cfg.max_frames, self.dtype, name=f"attn{k}")(y)
+        y = LayerNorm(name=f"norm{cfg.attentions + 1}")(x)
+        return x + FeedForward(cfg.mlp_ratio, self.dtype, name="ff")(y)
+
+
+class MotionModule(nn.Module):
+    """x [B, T, H, W, C] -> the same. Its output projection starts at zero: then the identity."""
+
+    cfg: MotionConfig
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        b, t, h, w, c = x.shape
+        if self.cfg.norm_scope == "frame":
+            y = x.reshape(b * t, h, w, c)
+        elif self.cfg.norm_scope == "clip":
+            y = x
+        else:
+            raise ValueError(f"norm_scope is 'frame' or 'clip', not {self.cfg.norm_scope!r}")
+        y = GroupNorm(self.cfg.norm_groups, 1e-6, name="norm")(y).reshape(b, t, h * w, c)
+        y = y.transpose(0, 2, 1, 3).reshape(b * h * w, t, c)
+        y = dense(c, name="proj_in", dtype=self.dtype)(y)
+        for k in range(self.cfg.layers):
+            y = MotionLayer(self.cfg, self.dtype, name=f"transformer_blocks_{k}")(y)
+        y = dense(c, name="proj_out", dtype=self.dtype, zero=True)(y)
+        y = y.reshape(b, h, w, t, c).transpose(0, 3, 1, 2, 4)
+        return x + y

@@ -1,0 +1,73 @@
+"""The spatial transformer of Stable Diffusion: self-attention, cross-attention, feed-forward."""
+
+from __future__ import annotations
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from mv2_jax.nn.layers import Attention, Dtype, FeedForward, GroupNorm, LayerNorm, dense
+
+
+@flax.struct.dataclass
+class Context:
+    """What cross-attention sees, the same for all frames of a sample.
+
+    text: [B, L, Cc] states of the text encoder.
+    image: [B, Li, Cc] tokens of the reference image, for networks with `image_tokens`.
+    image_scale: scalar or [B]; 0 switches the image tokens off.
+    """
+
+    text: jax.Array
+    image: jax.Array | None = None
+    image_scale: jax.Array | float = 1.0
+
+
+class TransformerLayer(nn.Module):
+    """x [B*T, L, C] -> the same: attn1 (self), attn2 (cross), ff, each residual after a norm."""
+
+    heads: int
+    image_tokens: bool
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, context: Context) -> jax.Array:
+        frames, length, width = x.shape
+        samples = context.text.shape[0]
+        y = LayerNorm(name="norm1")(x)
+        x = x + Attention(self.heads, self.dtype, name="attn1")(y)
+        # Cross-attention treats every query alone: all frames of a sample can query one set of
+        # keys, so keys and values are computed once a sample and not once a frame.
+        y = LayerNorm(name="norm2")(x).reshape(samples, frames // samples * length, width)
+        y = Attention(self.heads, self.dtype, image_tokens=self.image_tokens, name="attn2")(
+            y, context.text, context.image, context.image_scale
+        )
+        x = x + y.reshape(frames, length, width)
+        return x + FeedForward(dtype=self.dtype, name="ff")(LayerNorm(name="norm3")(x))
+
+
+class SpatialTransformer(nn.Module):
+    """x [B*T, H, W, C] -> the same: norm, projection, `layers` layers, projection, residual.
+
+    SD1.5 stores the projections as 1x1 convolutions, SDXL as linear layers; here both are linear,
+    and the converter squeezes the former.
+    """
+
+    heads: int
+    layers: int
+    groups: int
+    image_tokens: bool
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, context: Context) -> jax.Array:
+        b, h, w, c = x.shape
+        y = GroupNorm(self.groups, 1e-6, name="norm")(x).reshape(b, h * w, c)
+        y = dense(c, name="proj_in", dtype=self.dtype)(y)
+        for k in range(self.layers):
+            y = TransformerLayer(
+                self.heads, self.image_tokens, self.dtype, name=f"transformer_blocks_{k}"
+            )(y, context)
+        y = dense(c, name="proj_out", dtype=self.dtype, zero=True)(y)
+        return x + y.reshape(b, h, w, c)
