@@ -5,17 +5,7 @@ there. Nothing is left to chance: every source tensor is used once or ignored by
 why, every leaf of the target is filled once, every shape agrees. Any miss is a `ConversionError`
 that lists the names, grouped. The same table read backwards exports a tree (`export`).
 
-Names are matched by templates: literal text with fields in braces.
-
-    {i}              digits
-    {side:down|up}   one of the words
-    {x:*}            one part of a name (no '.' or '/')
-    {x:**}           any text
-
-A field means the same on both sides, so the target only names it:
-
-    Rule("{side:down|up}_blocks.{i}.resnets.{j}.conv1.weight",
-         "{side}_blocks_{i}/resnets_{j}/conv1/kernel", "conv")
+How rules are written is told in `convert.rules`.
 """
 
 from __future__ import annotations
@@ -23,84 +13,43 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from mv2_jax.convert.ops import OPS, Op, as_numpy
+from mv2_jax.convert.ops import as_numpy
+from mv2_jax.convert.rules import (
+    Fill,
+    Ignore,
+    Rule,
+    Table,
+    conv,
+    dense,
+    fill,
+    norm,
+    under,
+)
 from mv2_jax.params import Tree, flatten, unflatten
 
-_FIELD = re.compile(r"\{(\w+)(?::([^}]*))?\}")
+__all__ = [
+    "ConversionError",
+    "Fill",
+    "Ignore",
+    "Rule",
+    "Table",
+    "conv",
+    "convert",
+    "dense",
+    "export",
+    "norm",
+    "shorten",
+    "stream",
+    "under",
+]
 
 
 class ConversionError(ValueError):
     """A source that does not fit a table and a target. The text lists what does not fit."""
-
-
-@dataclass(frozen=True)
-class Rule:
-    """`pattern` (source template) -> `target` (tree template, or several for an op that splits).
-
-    `op` is a name in `convert.ops.OPS`, or an `Op` of one's own.
-    """
-
-    pattern: str
-    target: str | tuple[str, ...]
-    op: str | Op = "copy"
-
-    @property
-    def targets(self) -> tuple[str, ...]:
-        return (self.target,) if isinstance(self.target, str) else self.target
-
-    @property
-    def operation(self) -> Op:
-        return OPS[self.op] if isinstance(self.op, str) else self.op
-
-    @cached_property
-    def fields(self) -> dict[str, str]:
-        """The constraint of each field, as the source template gives it."""
-        return {name: kind for name, kind in _FIELD.findall(self.pattern)}
-
-    @cached_property
-    def source_regex(self) -> re.Pattern[str]:
-        return _compile(self.pattern, self.fields)
-
-    @cached_property
-    def target_regexes(self) -> tuple[re.Pattern[str], ...]:
-        return tuple(_compile(target, self.fields) for target in self.targets)
-
-
-@dataclass(frozen=True)
-class Ignore:
-    """Source tensors that are left out on purpose; `why` tells a reader."""
-
-    pattern: str
-    why: str
-
-    @cached_property
-    def source_regex(self) -> re.Pattern[str]:
-        return _compile(self.pattern, dict(_FIELD.findall(self.pattern)))
-
-
-Table = Iterable[Rule | Ignore]
-
-
-def dense(source: str, target: str, *, bias: bool = True, op: str | Op = "linear") -> list[Rule]:
-    """Rules of a layer with `weight` and `bias`: a linear one, or by `op` a convolution."""
-    rules = [Rule(f"{source}.weight", f"{target}/kernel", op)]
-    return rules + ([Rule(f"{source}.bias", f"{target}/bias")] if bias else [])
-
-
-def conv(source: str, target: str, *, bias: bool = True) -> list[Rule]:
-    """Rules of a 2-D convolution."""
-    return dense(source, target, bias=bias, op="conv")
-
-
-def norm(source: str, target: str) -> list[Rule]:
-    """Rules of a normalisation: `weight` becomes `scale`."""
-    return [Rule(f"{source}.weight", f"{target}/scale"), Rule(f"{source}.bias", f"{target}/bias")]
 
 
 def convert(
@@ -132,8 +81,11 @@ def stream(
     Names are checked before the first pair; shapes and values as the tensors are read, and all
     that fail are reported together, after the last pair. Raises as `convert` does.
     """
-    leaves = flatten(target)
-    steps = _plan(source, list(table), leaves)
+    leaves, table = flatten(target), list(table)
+    made = _made(table, leaves)
+    steps = _plan(source, table, leaves, made)
+    for name, array in made.items():
+        yield name, array if dtype is None else array.astype(dtype)
     wrong: list[str] = []
     unfinite: list[str] = []
     for key, rule, names in steps:
@@ -171,18 +123,22 @@ def export(tree: Mapping[str, Any], table: Table) -> dict[str, np.ndarray]:
     done: set[str] = set()
     out: dict[str, np.ndarray] = {}
     unknown: list[str] = []
+    wrong: list[str] = []
     for name in leaves:
         if name in done:
             continue
         for key, rule, names in _writers(name, rules):
             if key not in out and all(n in leaves and n not in done for n in names):
-                parts = [as_numpy(leaves[n]) for n in names]
-                out[key] = np.ascontiguousarray(rule.operation.backward(*parts))
                 done.update(names)
+                parts = [as_numpy(leaves[n]) for n in names]
+                try:
+                    out[key] = np.ascontiguousarray(rule.operation.backward(*parts))
+                except ValueError as error:
+                    wrong.append(f"{key}: {error}")
                 break
         else:
             unknown.append(name)
-    _raise({"no rule exports": unknown})
+    _raise({"no rule exports": unknown, "impossible in this layout": wrong})
     return out
 
 
@@ -201,37 +157,30 @@ def shorten(names: Iterable[str], limit: int = 12) -> list[str]:
     return lines
 
 
-def _compile(template: str, fields: Mapping[str, str]) -> re.Pattern[str]:
-    out, position, seen = "", 0, set()
-    for match in _FIELD.finditer(template):
-        name = match[1]
-        if name not in fields:
-            raise ValueError(f"{template!r} names field {name!r}, which its source does not have")
-        out += re.escape(template[position : match.start()])
-        out += f"(?P={name})" if name in seen else f"(?P<{name}>{_regex(fields[name])})"
-        seen.add(name)
-        position = match.end()
-    return re.compile(out + re.escape(template[position:]))
-
-
-def _regex(kind: str) -> str:
-    special = {"": r"\d+", "*": r"[^./]+", "**": r".+"}
-    return special.get(kind) or "|".join(re.escape(word) for word in kind.split("|"))
-
-
-def _fill(template: str, values: Mapping[str, str]) -> str:
-    return _FIELD.sub(lambda match: values[match[1]], template)
+def _made(table: list[Rule | Ignore | Fill], leaves: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The leaves that the table's defaults make."""
+    fills = [rule for rule in table if isinstance(rule, Fill)]
+    return {
+        name: as_numpy(default.make(tuple(leaf.shape)))
+        for name, leaf in leaves.items()
+        for default in fills
+        if default.target_regex.fullmatch(name)
+    }
 
 
 def _plan(
-    source: Iterable[str], table: list[Rule | Ignore], leaves: Mapping[str, Any]
+    source: Iterable[str],
+    table: list[Rule | Ignore | Fill],
+    leaves: Mapping[str, Any],
+    made: Iterable[str],
 ) -> list[tuple[str, Rule, tuple[str, ...]]]:
     """(source name, its rule, the leaves it fills) for all; raises where names do not fit."""
     steps: list[tuple[str, Rule, tuple[str, ...]]] = []
-    filled: dict[str, str] = {}
+    filled: dict[str, str] = dict.fromkeys(made, "a default of the table")
+    rules = [rule for rule in table if not isinstance(rule, Fill)]
     unknown, ambiguous, twice, nowhere = [], [], [], []
     for key in source:
-        hits = [(rule, m) for rule in table if (m := rule.source_regex.fullmatch(key))]
+        hits = [(rule, m) for rule in rules if (m := rule.source_regex.fullmatch(key))]
         if not hits:
             unknown.append(key)
             continue
@@ -241,7 +190,7 @@ def _plan(
         rule, match = hits[0]
         if isinstance(rule, Ignore):
             continue
-        names = tuple(_fill(target, match.groupdict()) for target in rule.targets)
+        names = tuple(fill(target, match.groupdict()) for target in rule.targets)
         for name in names:
             if name in filled:
                 twice.append(f"{name} from {filled[name]} and from {key}")
@@ -270,8 +219,8 @@ def _writers(name: str, rules: list[Rule]) -> Iterator[tuple[str, Rule, tuple[st
             match = regex.fullmatch(name)
             if match and match.groupdict().keys() == rule.fields.keys():
                 values = match.groupdict()
-                names = tuple(_fill(target, values) for target in rule.targets)
-                yield _fill(rule.pattern, values), rule, names
+                names = tuple(fill(target, values) for target in rule.targets)
+                yield fill(rule.pattern, values), rule, names
 
 
 def _raise(problems: Mapping[str, list[str]]) -> None:

@@ -87,6 +87,16 @@ def _unbatch(x: np.ndarray) -> tuple[np.ndarray]:
     return (x[0],)
 
 
+def _share(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return _unbatch(x) * 2
+
+
+def _unshare(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    if not np.array_equal(first, second):
+        raise ValueError("two tensors that differ, where that layout has room for one")
+    return first[None]
+
+
 def _stack(*parts: np.ndarray) -> np.ndarray:
     return np.concatenate([part.T for part in parts])
 
@@ -112,4 +122,6 @@ OPS: dict[str, Op] = {
     "split_kv": Op(_halves, _stack),
     # [1, ...] <-> [...]: a batch axis of one that some checkpoints store.
     "unbatch": Op(_unbatch, lambda x: x[None]),
+    # [1, ...] <-> two equal leaves [...].
+    "share_unbatched": Op(_share, _unshare),
 }

@@ -6,6 +6,7 @@ import pytest
 
 from mv2_jax.convert.engine import (
     ConversionError,
+    Fill,
     Ignore,
     Rule,
     conv,
@@ -15,6 +16,7 @@ from mv2_jax.convert.engine import (
     norm,
     shorten,
     stream,
+    under,
 )
 from mv2_jax.params import flatten
 
@@ -150,3 +152,31 @@ def test_each_tensor_is_read_once_and_late():
 def test_shortened_lists_say_how_many_were_left_out():
     names = [f"{letter}.weight" for letter in "abcdefghijklmnop"]
     assert shorten(names, limit=3) == ["a.weight", "b.weight", "c.weight", "... and 13 more"]
+
+
+def test_a_default_fills_what_the_source_lacks_and_hides_nothing():
+    table = [*dense("proj", "proj", bias=False), Fill("pe/{i}", lambda shape: np.full(shape, 2.0))]
+    target = {"proj": {"kernel": np.zeros((4, 6))}, "pe": {"0": np.zeros((3, 2))}}
+    tree = convert({"proj.weight": np.ones((6, 4))}, table, target)
+    np.testing.assert_array_equal(tree["pe"]["0"], np.full((3, 2), 2.0))
+    clash = {"proj.weight": np.ones((6, 4)), "stored": np.ones((3, 2))}
+    with pytest.raises(ConversionError, match="pe/0 from a default of the table and from stored"):
+        convert(clash, [*table, Rule("stored", "pe/0")], target)
+
+
+def test_a_table_can_sit_inside_a_larger_file_and_tree():
+    table = under(dense("proj", "proj", bias=False), "model.", "unet/")
+    tree = convert(
+        {"model.proj.weight": np.ones((6, 4))},
+        table,
+        {"unet": {"proj": {"kernel": np.ones((4, 6))}}},
+    )
+    assert list(export(tree, table)) == ["model.proj.weight"]
+
+
+def test_export_refuses_two_tensors_where_the_layout_has_room_for_one():
+    table = [Rule("pe", ("a/pe", "b/pe"), "share_unbatched")]
+    pe = np.arange(6.0).reshape(3, 2)
+    assert export({"a": {"pe": pe}, "b": {"pe": pe}}, table)["pe"].shape == (1, 3, 2)
+    with pytest.raises(ConversionError, match="pe: two tensors that differ"):
+        export({"a": {"pe": pe}, "b": {"pe": pe + 1}}, table)
