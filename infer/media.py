@@ -1,0 +1,288 @@
+"""Pictures and videos in and out: what people have, as arrays; arrays, as what browsers play.
+
+Arrays here are uint8 RGB: pictures [H, W, 3], videos [T, H, W, 3]. Sizes are (height, width).
+Every writer writes beside its target and renames, so that no partial file is ever seen.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from typing import Any
+
+import av
+import numpy as np
+from av.video.reformatter import ColorRange, Colorspace, Interpolation
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from mv2_jax import files
+from mv2_jax.errors import InputError
+
+SMALLEST = 16
+"""Pixels along a side below which a picture says too little to start from."""
+
+_BT709 = 1  # the number of BT.709 in ISO/IEC 23091-2, for primaries, transfer and matrix alike
+_UNNAMED = 2
+_LIMITED = 1  # "tv" range, 16 to 235: what players assume of H.264
+# Equal frames are to give equal files. x264's result may depend on how many threads share the
+# work, so their number is fixed; and its macroblock tree was seen to vary from run to run.
+_THREADS = 4
+_STEADY = {"x264-params": "mbtree=0"}
+
+
+def to_uint8(x: Any) -> np.ndarray:
+    """Floats in [-1, 1], as networks make them, to the nearest of 256 levels."""
+    x = np.asarray(x, np.float32)
+    return np.round((np.clip(x, -1.0, 1.0) + 1.0) * 127.5).astype(np.uint8)
+
+
+def to_float(x: np.ndarray) -> np.ndarray:
+    """uint8 to fp32 in [-1, 1]; `to_uint8` undoes it exactly."""
+    return x.astype(np.float32) / 127.5 - 1.0
+
+
+def fit(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Scales a picture to cover `size` (Lanczos) and cuts what juts out, evenly on both sides.
+
+    Args:
+        image: [H, W, 3] uint8.
+
+    Returns:
+        [size[0], size[1], 3] uint8.
+    """
+    height, width = image.shape[:2]
+    if (height, width) == tuple(size):
+        return image
+    scale = min(height / size[0], width / size[1])
+    kept_height, kept_width = size[0] * scale, size[1] * scale
+    top, left = (height - kept_height) / 2, (width - kept_width) / 2
+    box = (left, top, left + kept_width, top + kept_height)
+    resized = Image.fromarray(image).resize(size[::-1], Image.Resampling.LANCZOS, box=box)
+    return np.asarray(resized)
+
+
+def read_image(path: str | os.PathLike[str], size: tuple[int, int] | None = None) -> np.ndarray:
+    """A picture file as [H, W, 3] uint8: turned upright by its EXIF tag, over white where clear.
+
+    With `size`, `fit` to it.
+
+    Raises:
+        InputError: the file cannot be read, is no picture, is damaged, or is far too small or
+            too large.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+            upright = ImageOps.exif_transpose(image)
+            pixels = _rgb(upright)
+    except UnidentifiedImageError:
+        raise InputError(f"cannot read {path}: it is not a picture in a known format") from None
+    except Image.DecompressionBombError:
+        raise InputError(f"cannot read {path}: the picture is too large") from None
+    # Pillow's decoders raise many kinds of error over a damaged file.
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError) as error:
+        raise InputError(
+            f"cannot read {path}: {_reason(error, 'the picture is damaged')}"
+        ) from None
+    _check_size(path, "picture", pixels.shape[:2])
+    return pixels if size is None else fit(pixels, size)
+
+
+def read_video(
+    path: str | os.PathLike[str], size: tuple[int, int], frames: int, interval: float
+) -> np.ndarray:
+    """Frames of a video file, upright, square-pixelled and `fit` to `size`.
+
+    The frames are those on show at 0, `interval`, 2 * `interval` ... seconds. A video that is
+    too short for that is spread over the wanted frames evenly, from its first to its last.
+
+    Args:
+        frames: how many frames to take.
+        interval: seconds between two of them.
+
+    Returns:
+        [frames, size[0], size[1], 3] uint8.
+
+    Raises:
+        InputError: the file cannot be read, holds no video, is damaged or far too small.
+    """
+    try:
+        last = _last_time(path)
+        if last < (frames - 1) * interval:
+            interval = last / max(frames - 1, 1)
+        taken = list(_at_times(path, size, [k * interval for k in range(frames)]))
+    except (av.error.FFmpegError, OSError) as error:
+        # PyAV's messages repeat the path; its errno's text is the part for people.
+        raise InputError(
+            f"cannot read {path}: {_reason(error, 'it is no video, or is damaged')}"
+        ) from None
+    return np.stack(taken)
+
+
+def write_video(path: str | os.PathLike[str], frames: np.ndarray, fps: float) -> None:
+    """Writes an H.264 MP4 that browsers play: yuv420p, BT.709 and tagged so, index in front.
+
+    4:2:0 needs even sides, so an odd one is lengthened by repeating its last row or column.
+
+    Args:
+        frames: [T, H, W, 3] uint8.
+        fps: frames a second.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    height, width = frames.shape[1:3]
+    frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    with files.whole(path) as scratch:
+        options = {"movflags": "+faststart"}
+        with av.open(os.fspath(scratch), "w", format="mp4", options=options) as container:
+            stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
+            stream.width, stream.height = frames.shape[2], frames.shape[1]
+            stream.pix_fmt = "yuv420p"
+            stream.options = {"crf": "14", "preset": "medium", **_STEADY}
+            context = stream.codec_context
+            context.thread_count = _THREADS
+            context.color_primaries = context.color_trc = context.colorspace = _BT709
+            context.color_range = _LIMITED
+            for pixels in frames:
+                container.mux(stream.encode(_yuv(pixels)))
+            container.mux(stream.encode())
+
+
+def write_image(path: str | os.PathLike[str], image: np.ndarray) -> None:
+    """Writes [H, W, 3] uint8 as PNG. Raises OSError where the file cannot be written."""
+    with files.whole(path) as scratch:
+        Image.fromarray(image).save(scratch, format="PNG")
+
+
+def contact_sheet(frames: np.ndarray, most: int = 24, side: int = 256) -> np.ndarray:
+    """Frames side by side in reading order on white, about half as wide again as high.
+
+    Args:
+        frames: [T, H, W, 3] uint8.
+        most: how many frames to show at most; of more, that many are taken evenly.
+        side: the longer side of a frame on the sheet, at most; smaller ones are not enlarged.
+
+    Returns:
+        [H', W', 3] uint8.
+    """
+    shown = frames
+    if len(frames) > most:
+        shown = frames[np.round(np.linspace(0, len(frames) - 1, most)).astype(int)]
+    height, width = frames.shape[1:3]
+    scale = min(1.0, side / max(height, width))
+    size = (max(1, round(height * scale)), max(1, round(width * scale)))
+    gap = max(2, side // 64)
+    columns = min(len(shown), max(1, round(math.sqrt(1.5 * len(shown) * height / width))))
+    rows = math.ceil(len(shown) / columns)
+    cell = (size[0] + gap, size[1] + gap)
+    sheet = np.full((rows * cell[0] + gap, columns * cell[1] + gap, 3), 255, np.uint8)
+    for index, frame in enumerate(shown):
+        top, left = (gap + (index // columns) * cell[0], gap + (index % columns) * cell[1])
+        sheet[top : top + size[0], left : left + size[1]] = fit(frame, size)
+    return sheet
+
+
+def _yuv(pixels: np.ndarray) -> av.VideoFrame:
+    """One RGB picture as a yuv420p frame in BT.709, which swscale would not choose by itself."""
+    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+    return frame.reformat(
+        format="yuv420p",
+        dst_colorspace=Colorspace.ITU709,
+        dst_color_range=ColorRange.MPEG,
+        interpolation=Interpolation.LANCZOS,
+    )
+
+
+def _rgb(image: Image.Image) -> np.ndarray:
+    """Any mode Pillow opens as [H, W, 3] uint8."""
+    if image.mode.startswith(("I", "F")):  # 16 bits and more, which convert() would clip
+        levels = np.asarray(image, np.float64)
+        top = 65535.0 if levels.max(initial=0) > 255 else 255.0
+        grey = np.clip(levels * (255.0 / top), 0, 255).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=-1)
+    if image.has_transparency_data:
+        over = Image.new("RGBA", image.size, "white")
+        over.alpha_composite(image.convert("RGBA"))
+        image = over
+    return np.asarray(image.convert("RGB"))
+
+
+def _last_time(path: str | os.PathLike[str]) -> float:
+    """Seconds from the first frame to the last, from the packets alone."""
+    with av.open(os.fspath(path)) as container:
+        stream = _video_stream(path, container)
+        times = [packet.pts for packet in container.demux(stream) if packet.pts is not None]
+        if not times:
+            raise InputError(f"cannot read {path}: the video has no frames")
+        return float((max(times) - min(times)) * stream.time_base)
+
+
+def _at_times(
+    path: str | os.PathLike[str], size: tuple[int, int], times: Sequence[float]
+) -> Iterator[np.ndarray]:
+    """The frame on show at each of the ascending `times`, counted from the first frame."""
+    wanted = list(times)
+    shown: np.ndarray | None = None
+    with av.open(os.fspath(path)) as container:
+        stream = _video_stream(path, container)
+        stream.thread_type = "AUTO"
+        first: float | None = None
+        previous: av.VideoFrame | None = None
+        for frame in container.decode(stream):
+            if frame.is_corrupt:
+                raise InputError(f"cannot read {path}: the video is damaged")
+            now = float(frame.time or 0.0)
+            first = now if first is None else first
+            # Half a millisecond of grace: rounded time stamps must not show the frame before.
+            while previous is not None and wanted and now - first > wanted[0] + 5e-4:
+                wanted.pop(0)
+                shown = _upright(path, previous, stream, size)
+                yield shown
+            if not wanted:
+                return
+            previous = frame
+        if previous is None:
+            raise InputError(f"cannot read {path}: the video has no frames")
+        shown = _upright(path, previous, stream, size)
+        for _ in wanted:
+            yield shown
+
+
+def _video_stream(path: str | os.PathLike[str], container: Any) -> Any:
+    if not container.streams.video:
+        raise InputError(f"cannot read {path}: there is no video in it")
+    return container.streams.video[0]
+
+
+def _upright(
+    path: str | os.PathLike[str], frame: av.VideoFrame, stream: Any, size: tuple[int, int]
+) -> np.ndarray:
+    """RGB pixels turned as the file asks, fitted with the shape of its pixels in mind."""
+    _check_size(path, "video", (frame.height, frame.width))
+    # A video that does not name its matrix is BT.709 by custom if it is HD; swscale says BT.601.
+    unnamed_hd = frame.colorspace == _UNNAMED and min(frame.height, frame.width) >= 720
+    source = Colorspace.ITU709 if unnamed_hd else None
+    pixels = frame.reformat(format="rgb24", src_colorspace=source).to_ndarray()
+    aspect = float(stream.sample_aspect_ratio or 1)
+    if aspect > 0 and abs(aspect - 1) > 1e-3:
+        wide = (frame.height, max(1, round(frame.width * aspect)))
+        pixels = np.asarray(Image.fromarray(pixels).resize(wide[::-1], Image.Resampling.LANCZOS))
+    # `rotation` is anticlockwise degrees, as numpy turns.
+    return fit(np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90) % 4)), size)
+
+
+def _check_size(path: str | os.PathLike[str], what: str, size: tuple[int, ...]) -> None:
+    if min(size) < SMALLEST:
+        raise InputError(
+            f"{path}: a {what} of {size[1]}x{size[0]} pixels is too small; {SMALLEST} a side is "
+            "the least"
+        )
+
+
+def _reason(error: Exception, otherwise: str) -> str:
+    """What the system says of a file (no such file, permission denied), or `otherwise`."""
+    known = isinstance(error, (FileNotFoundError, PermissionError, IsADirectoryError))
+    return os.strerror(error.errno).lower() if known and error.errno else otherwise
