@@ -1,0 +1,31 @@
+"""The toybox autoencoder: 256 x 256 pixels to 8 x 8 latents."""
+
+from ml_collections import ConfigDict
+
+from mv2_jax.config import VAEConfig, to_dict
+from mv2_jax.train.phase import phase, recipe
+
+VAE = VAEConfig(
+    latent_channels=32,
+    channels=(128, 192, 256),
+    layers_per_block=1,
+    norm_groups=16,
+    mid_attention=False,
+    patch_size=8,
+)
+
+
+def get_config() -> ConfigDict:
+    return recipe(
+        vae=phase(
+            "vae",
+            steps=8000,
+            batch=16,
+            model={"vae": to_dict(VAE)},
+            data={"views": ("256/128", "192", "256/128", "256")},
+            loss={"l1": 1.0, "l2": 1.0, "edge": 1.0, "edge_scales": 2, "kl": 1e-4},
+            optim={"lr": 1e-3, "schedule": "cosine", "clock": "time"},
+            ema={"decay": 0.999},
+            max_minutes=60.0,
+        )
+    )

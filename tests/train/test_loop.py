@@ -1,0 +1,146 @@
+import json
+import os
+import signal
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mv2_jax.train import loop, optim
+from mv2_jax.train.state import create, ema_decay, make_step
+
+from .regression import batches, config, task
+
+
+def leaves(tree):
+    return [np.asarray(x) for x in jax.tree.leaves(tree)]
+
+
+def same(a, b):
+    return all(np.array_equal(x, y) for x, y in zip(leaves(a), leaves(b), strict=True))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An uninterrupted run of twelve steps, and its folder."""
+    folder = tmp_path_factory.mktemp("whole")
+    return loop.run(task(), config(), folder), folder
+
+
+def test_loss_falls_and_the_phase_reports(whole):
+    outcome, folder = whole
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 4, 8, 12]
+    assert rows[-1]["loss"] < 0.7 * rows[0]["loss"]
+    assert {"loss", "grad_norm", "bias", "rate", "steps_per_s", "minutes"} <= rows[-1].keys()
+    assert outcome.finished and int(outcome.state.step) == 12
+    assert (folder / "curves.png").stat().st_size > 1000
+    assert [p.name for p in (folder / "samples").iterdir()] == ["step_0000012.png"]
+
+
+def test_it_solves_the_regression(tmp_path):
+    outcome = loop.run(task(), config(steps=300, optim={"lr": 0.1, "weight_decay": 0.0}), tmp_path)
+    kernel = np.asarray(outcome.state.params["layer"]["kernel"])[:, 0]
+    np.testing.assert_allclose(kernel, [1, 2, 3, 4], atol=0.05)
+
+
+class Clock:
+    """Seconds that pass only when asked for: one a call."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        self.now += 1.0
+        return self.now
+
+
+def test_a_stopped_run_resumes_bit_for_bit(whole, tmp_path):
+    def cut(seed, start):
+        for number, batch in enumerate(batches(seed, start)):
+            if number == 7:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    first = loop.run(task(batches=cut), config(), tmp_path)
+    assert not first.finished and 0 < int(first.state.step) < 12
+    second = loop.run(task(), config(), tmp_path)
+    assert second.finished
+    assert same(second.state, whole[0].state)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    steps = [row["step"] for row in rows]
+    assert steps == sorted(set(steps)) and steps[-1] == 12
+
+
+def test_time_is_up_after_max_minutes_counted_over_runs(tmp_path):
+    cfg = config(steps=10_000, max_minutes=1.0, checkpoint_minutes=0.0, sample_minutes=0.0)
+    outcome = loop.run(task(), cfg, tmp_path, clock=Clock())
+    assert outcome.finished and 1.0 <= outcome.minutes < 1.2
+    again = loop.run(task(), cfg, tmp_path, clock=Clock())
+    assert again.finished and int(again.state.step) == int(outcome.state.step)
+
+
+def test_a_loss_that_is_not_finite_is_an_error(tmp_path):
+    def broken(params, frozen, batch, key):
+        return jnp.sum(params["layer"]["bias"]) * jnp.nan, {}
+
+    with pytest.raises(FloatingPointError, match=r"test/regression.*lower optim\.lr"):
+        loop.run(task(loss=broken), config(), tmp_path)
+
+
+def test_a_checkpoint_of_another_network_is_refused(whole, tmp_path):
+    def wider(key):
+        return {"layer": {"kernel": jnp.zeros((5, 1)), "bias": jnp.zeros(1)}}
+
+    cfg = config(steps=2)
+    loop.run(task(), cfg, tmp_path)
+    with pytest.raises(ValueError, match="does not fit this configuration"):
+        loop.run(task(init=wider), config(steps=4), tmp_path)
+
+
+def test_what_the_data_thread_raises_arrives(tmp_path):
+    def broken(seed, start):
+        raise OSError("no data today")
+        yield
+
+    with pytest.raises(OSError, match="no data today"):
+        loop.run(task(batches=broken), config(), tmp_path)
+
+
+def one_step(cfg, fixed_task, batch):
+    tx = optim.transformation(cfg.optim)
+    state = create(fixed_task.init(jax.random.key(0)), tx)
+    step = jax.jit(make_step(fixed_task, tx, cfg))
+    return step(state, fixed_task.frozen, batch, jax.random.key(1), jnp.float32(0.1))
+
+
+def test_accumulation_equals_one_large_batch():
+    def quiet(params, frozen, batch, key):
+        y = batch["x"] @ params["layer"]["kernel"] + params["layer"]["bias"][None]
+        return jnp.mean(jnp.square(y - batch["y"])), {}
+
+    batch = next(batches(3, 0))
+    large, metrics = one_step(config(), task(loss=quiet), batch)
+    parts, told = one_step(config(optim={"accumulate": 4}), task(loss=quiet), batch)
+    for x, y in zip(leaves(large.params), leaves(parts.params), strict=True):
+        np.testing.assert_allclose(x, y, atol=2e-7)
+    np.testing.assert_allclose(metrics["loss"], told["loss"], rtol=1e-6)
+    with pytest.raises(ValueError, match="a batch of 8 does not split into 3"):
+        one_step(config(optim={"accumulate": 3}), task(loss=quiet), batch)
+
+
+def test_ema_follows_its_formula():
+    cfg = config(ema={"decay": 0.9, "warmup": True})
+    assert float(ema_decay(jnp.int32(0), 0.9, True)) == pytest.approx(0.1)
+    assert float(ema_decay(jnp.int32(1000), 0.9, True)) == pytest.approx(0.9)
+    assert float(ema_decay(jnp.int32(0), 0.9, False)) == pytest.approx(0.9)
+    start = task().init(jax.random.key(0))
+    state, _ = one_step(cfg, task(), next(batches(0, 0)))
+    for p0, p1, ema in zip(leaves(start), leaves(state.params), leaves(state.ema), strict=True):
+        np.testing.assert_allclose(ema, 0.1 * p0 + 0.9 * p1, atol=1e-6)
+
+
+def test_no_thread_outlives_a_run(whole):
+    assert "prefetch" not in {thread.name for thread in threading.enumerate()}

@@ -1,0 +1,59 @@
+"""`mv2 train RECIPE`: what happens between the command line and the loop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+
+from mv2_jax.config import nearest
+from mv2_jax.errors import InputError
+from mv2_jax.train import optim, overrides
+from mv2_jax.train import recipe as recipes
+from mv2_jax.train.task import compute_dtype
+
+
+def main(
+    recipe: str,
+    overrides_: list[str] | None = None,
+    phase: str | None = None,
+    out: str | None = None,
+    resume: bool = True,
+) -> int:
+    """Trains a recipe, phase after phase; finished phases are kept, a cut one is resumed.
+
+    Args:
+        recipe: "toybox/vae", or a Python file with get_config().
+        overrides_: settings such as "optim.lr=1e-4" (see mv2_jax.train.overrides).
+        phase: only this one; the phases before it must have finished.
+        out: the folder of all runs, "runs" by default; the recipe's is `<out>/<recipe>`.
+        resume: False forgets what earlier runs of these phases left.
+
+    Returns:
+        0, or 130 where a signal stopped a phase (its checkpoint is written).
+
+    Raises:
+        InputError: an unknown recipe, phase or setting, or weights to begin from that are missing.
+    """
+    short, cfg = recipes.load(recipe)
+    overrides.apply(cfg, overrides_ or [])
+    if phase is not None and phase not in cfg.order:
+        raise InputError(f"recipe {short} has no phase {phase!r}{nearest(phase, cfg.order)}")
+    chosen = [phase] if phase else list(cfg.order)
+    for name in chosen:
+        try:
+            optim.check(cfg.phases[name].optim)
+            compute_dtype(cfg.phases[name].precision)
+        except ValueError as error:
+            raise InputError(f"phase {name}: {error}") from None
+    print(f"recipe {short}: {', '.join(chosen)} on {jax.default_backend()}", flush=True)
+    for name in chosen:
+        done = recipes.run_phase(Path(out or "runs"), short, cfg, name, resume)
+        print(
+            f"phase {name} {done.state}: {done.minutes:.1f} minutes, about {done.tflop:.3g} TFLOP",
+            flush=True,
+        )
+        if done.state == "interrupted":
+            print("run the same command again to go on from the checkpoint", flush=True)
+            return 130
+    return 0

@@ -1,0 +1,73 @@
+"""What the training loop needs to know of a stage: the `Task`.
+
+The loop owns optimisation, time, files and resumption; a task owns what is trained, on what, and
+what it is called once it is done. A phase of a recipe names a module of `mv2_jax.train.tasks`,
+whose `make(cfg, begin)` builds the task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Params = dict[str, Any]
+Batch = dict[str, Any]
+Metrics = dict[str, jax.Array]
+
+
+@dataclass(frozen=True)
+class Component:
+    """A named part of the cascade: its parameter tree and its config (see mv2_jax.config)."""
+
+    params: Params
+    config: Any
+
+
+@dataclass(frozen=True)
+class Task:
+    """One stage as the loop sees it.
+
+    Attributes:
+        init: key -> the trainable tree, fp32 (fresh, or the previous phase's weights).
+        frozen: a tree handed to `loss` and never updated.
+        loss: (params, frozen, batch, key) -> (scalar, scalar metrics); pure, jittable. It must be
+            a mean over the batch for accumulation to equal one large batch.
+        batches: (seed, start_step) -> an endless iterator of batches (dicts of arrays whose first
+            axis is the batch). The batch of a step depends on the seed and the step alone, so that
+            a resumed run sees what the uninterrupted one would have seen.
+        components: params -> {component name: tree}, what the phase's weights hold.
+        configs: params -> {component name: config dataclass}, for the same names; called once at
+            the end, so it may measure (the VAE measures its scaling factor here).
+        sample: (params, frozen, key) -> a sheet of samples, uint8 [H, W, 3]; None: no sheets.
+    """
+
+    init: Callable[[jax.Array], Params]
+    frozen: Params
+    loss: Callable[[Params, Params, Batch, jax.Array], tuple[jax.Array, Metrics]]
+    batches: Callable[[int, int], Iterator[Batch]]
+    components: Callable[[Params], dict[str, Params]]
+    configs: Callable[[Params], Mapping[str, Any]]
+    sample: Callable[[Params, Params, jax.Array], np.ndarray] | None = None
+
+
+def compute_dtype(precision: str) -> Any:
+    """The type networks compute in. Parameters and the optimiser's state are always fp32.
+
+    "auto" is fp32 on CPUs, which gain nothing from half precision, and bf16 on accelerators.
+
+    Raises:
+        ValueError: an unknown word.
+    """
+    known = {
+        "auto": jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16,
+        "fp32": jnp.float32,
+        "bf16": jnp.bfloat16,
+    }
+    if precision not in known:
+        raise ValueError(f"unknown precision {precision!r}: use one of {', '.join(known)}")
+    return known[precision]

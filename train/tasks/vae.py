@@ -1,0 +1,152 @@
+"""Training the autoencoder: pictures to latents and back (Latent Diffusion, arXiv 2112.10752).
+
+The loss is l1 * |d| + l2 * d^2 over the error d, plus the L1 distance of image gradients at
+several scales (`edge`: it keeps edges sharp; there is no pretrained network to compare features
+with, and a discriminator would not fit the budget), plus a small KL term. Every term is a mean
+over all its elements, the KL over latent elements, so weights do not depend on sizes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mv2_jax import config
+from mv2_jax.errors import InputError
+from mv2_jax.models.vae import AutoencoderKL
+from mv2_jax.train import worlds
+from mv2_jax.train.report import grid, to_uint8
+from mv2_jax.train.task import Batch, Component, Metrics, Params, Task, compute_dtype
+
+
+def kl_mean(mean: jax.Array, logvar: jax.Array) -> jax.Array:
+    """KL divergence to the standard normal in nats, a mean over latent elements."""
+    return 0.5 * jnp.mean(jnp.square(mean) + jnp.exp(logvar) - 1.0 - logvar)
+
+
+def edge_loss(error: jax.Array, scales: int) -> jax.Array:
+    """Mean |gradient| of the error image [B, H, W, 3] along both axes, over halved scales."""
+    total = jnp.zeros(())
+    for scale in range(scales):
+        if scale:
+            b, h, w, c = error.shape
+            error = error[:, : h // 2 * 2, : w // 2 * 2]
+            error = error.reshape(b, h // 2, 2, w // 2, 2, c).mean(axis=(2, 4))
+        down = jnp.abs(error[:, 1:] - error[:, :-1]).mean()
+        across = jnp.abs(error[:, :, 1:] - error[:, :, :-1]).mean()
+        total += down + across
+    return total / scales
+
+
+def psnr(x: jax.Array, y: jax.Array) -> jax.Array:
+    """Peak signal-to-noise ratio in dB, a mean over images [B, H, W, 3] in [-1, 1]."""
+    mse = jnp.mean(jnp.square(jnp.clip(y, -1, 1) - x), axis=(1, 2, 3))
+    return jnp.mean(10.0 * jnp.log10(4.0 / jnp.maximum(mse, 1e-10)))
+
+
+def measure(model: AutoencoderKL, params: Params, images: Iterator[jax.Array]) -> Any:
+    """The model's config with `shift_factor` and `scaling_factor` measured on `images`.
+
+    They make the latents of these images zero in mean and one in variance, over all channels.
+    """
+    encode = jax.jit(lambda p, x: model.apply({"params": p}, x, method="encode")[0])
+    values = np.concatenate([np.asarray(encode(params, x)).ravel() for x in images])
+    return dataclasses.replace(
+        model.cfg,
+        shift_factor=float(values.mean()),
+        scaling_factor=float(1.0 / max(values.std(), 1e-6)),
+    )
+
+
+def _views(cfg: Any) -> list[tuple[int, int]]:
+    """(rendered size, crop or 0) of each entry of `data.views`: "256", or "256/128"."""
+    views = []
+    for text in cfg.data.views:
+        size, _, crop = str(text).partition("/")
+        if not size.isdigit() or (crop and not crop.isdigit()) or int(crop or 0) > int(size):
+            raise InputError(f"data.views: {text!r} is neither 'SIZE' nor 'SIZE/CROP'")
+        views.append((int(size), int(crop or 0)))
+    return views
+
+
+def make(cfg: Any, begin: Mapping[str, Component], folder: Path) -> Task:
+    """The task; it goes on from `begin["vae"]` where there is one, with that one's config.
+
+    Raises:
+        InputError: a view that is not a size, or does not divide by the network's factor.
+    """
+    del folder
+    held = begin.get("vae")
+    sizes = held.config if held else config.from_dict(cfg.model.vae.to_dict())
+    model = AutoencoderKL(sizes, compute_dtype(cfg.precision))
+    views = _views(cfg)
+    for size, crop in views:
+        if (crop or size) % sizes.factor:
+            raise InputError(f"data.views: {crop or size} is not a multiple of {sizes.factor}")
+    weights = cfg.loss.to_dict()
+
+    def init(key: jax.Array) -> Params:
+        if held:
+            return held.params
+        side = 2 * sizes.factor
+        return jax.jit(model.init)(key, jnp.zeros((1, side, side, 3)))["params"]
+
+    def loss(params: Params, frozen: Params, batch: Batch, key: jax.Array):
+        del frozen
+        x = batch["image"]
+        mean, logvar = model.apply({"params": params}, x, method="encode")
+        z = mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
+        y = model.apply({"params": params}, z, method="decode")
+        error = y - x
+        metrics: Metrics = {
+            "loss_l1": jnp.mean(jnp.abs(error)),
+            "loss_l2": jnp.mean(jnp.square(error)),
+            "loss_edge": edge_loss(error, weights["edge_scales"]),
+            "kl": kl_mean(mean, logvar),
+        }
+        total = (
+            weights["l1"] * metrics["loss_l1"]
+            + weights["l2"] * metrics["loss_l2"]
+            + weights["edge"] * metrics["loss_edge"]
+            + weights["kl"] * metrics["kl"]
+        )
+        return total, {**metrics, "psnr": psnr(x, y), "latent_std": jnp.std(mean)}
+
+    def batches(seed: int, start: int) -> Iterator[Batch]:
+        step = start
+        while True:
+            size, crop = views[step % len(views)]
+            key = worlds.step_key(seed, step)
+            # A crop has fewer pixels, so more of them make a batch of the same work.
+            count = cfg.batch * max(1, size * size // (crop * crop)) if crop else cfg.batch
+            yield {"image": worlds.stills(key, count, size, crop)}
+            step += 1
+
+    through = jax.jit(lambda p, x: model.apply({"params": p}, x))
+    largest = max(size for size, _ in views)
+
+    def sample(params: Params, frozen: Params, key: jax.Array) -> np.ndarray:
+        """Eight pictures over what became of them."""
+        del frozen
+        x = worlds.stills(key, 8, largest)
+        return grid(to_uint8(np.concatenate([x, np.asarray(through(params, x))])), columns=8)
+
+    def configs(params: Params) -> dict[str, Any]:
+        images = (worlds.stills(worlds.step_key(cfg.seed + 1, i), 32, largest) for i in range(8))
+        return {"vae": measure(model, params, images)}
+
+    return Task(
+        init=init,
+        frozen={},
+        loss=loss,
+        batches=batches,
+        components=lambda params: {"vae": params},
+        configs=configs,
+        sample=sample,
+    )
