@@ -214,9 +214,13 @@ def _last_time(path: str | os.PathLike[str]) -> float:
     """Seconds from the first frame to the last, from the packets alone."""
     with av.open(os.fspath(path)) as container:
         stream = _video_stream(path, container)
-        times = [packet.pts for packet in container.demux(stream) if packet.pts is not None]
-        if not times:
+        packets = [packet for packet in container.demux(stream) if packet.pts is not None]
+        if not packets:
             raise InputError(f"cannot read {path}: the video has no frames")
+        # `frames` is what the file says of itself, or 0 where its format does not say.
+        if len(packets) < stream.frames or any(packet.is_corrupt for packet in packets):
+            raise InputError(f"cannot read {path}: the video is damaged or cut short")
+        times = [packet.pts for packet in packets]
         return float((max(times) - min(times)) * stream.time_base)
 
 
