@@ -1,0 +1,54 @@
+"""Tokenizers: from prompts to fixed-length rows of token ids.
+
+Both kinds share one interface, so that a cascade names its tokenizer and nothing else changes:
+
+- `encode(texts) -> int32 [B, max_length]`, start and end tokens included;
+- `vocab_size`, `eos_token_id`, `max_length`, for the text encoder's config;
+- `unknown(text) -> [(word, nearest known word)]`, for a warning to the user;
+- `to_json() -> dict` of plain values and `from_json(dict)`, the form kept in a cascade folder.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+
+from mv2_jax.config import nearest
+from mv2_jax.text.bpe import CLIPTokenizer
+from mv2_jax.text.words import WordTokenizer
+
+__all__ = ["CLIPTokenizer", "Tokenizer", "WordTokenizer", "from_json"]
+
+
+class Tokenizer(Protocol):
+    """What every tokenizer of this package offers."""
+
+    max_length: int
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def eos_token_id(self) -> int: ...
+
+    def encode(self, texts: list[str]) -> np.ndarray: ...
+
+    def unknown(self, text: str) -> list[tuple[str, str]]: ...
+
+    def to_json(self) -> dict[str, Any]: ...
+
+
+_KINDS = {"CLIPTokenizer": CLIPTokenizer, "WordTokenizer": WordTokenizer}
+
+
+def from_json(data: dict[str, Any]) -> Tokenizer:
+    """The tokenizer that `to_json` described.
+
+    Raises:
+        ValueError: an unknown kind of tokenizer; the message names the nearest known one.
+    """
+    kind = data.get("class")
+    if kind not in _KINDS:
+        raise ValueError(f"unknown tokenizer {kind!r}{nearest(str(kind), _KINDS)}")
+    return _KINDS[kind].from_json(data)

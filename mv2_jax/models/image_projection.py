@@ -1,0 +1,171 @@
+"""From a vision encoder's answer to context tokens: IP-Adapter (arXiv 2308.06721) and its Plus.
+
+Parameters are named as in diffusers' ImageProjection and IPAdapterPlusImageProjection.
+Shape letters: B batch, L tokens, C width, N heads, D head width, Q learned queries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from mv2_jax.config import ImageProjectionConfig, nearest
+from mv2_jax.models.clip_vision import VisionOutput
+from mv2_jax.nn.attention import attend
+from mv2_jax.nn.layers import Dtype, LayerNorm, dense
+
+KINDS = ("linear", "resampler")
+
+
+def _check(kind: str) -> None:
+    if kind not in KINDS:
+        raise ValueError(f"unknown image projection {kind!r}{nearest(kind, KINDS)}")
+
+
+class ResamplerAttention(nn.Module):
+    """Queries [B, Q, C] look at image tokens and themselves [B, L + Q, C] -> [B, Q, C]."""
+
+    heads: int
+    head_width: int
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, queries: jax.Array, source: jax.Array) -> jax.Array:
+        def project(name: str, x: jax.Array) -> jax.Array:
+            x = dense(self.heads * self.head_width, name=name, dtype=self.dtype, bias=False)(x)
+            return x.reshape(*x.shape[:-1], self.heads, self.head_width)
+
+        out = attend(project("to_q", queries), project("to_k", source), project("to_v", source))
+        out = out.reshape(*out.shape[:-2], self.heads * self.head_width)
+        return dense(queries.shape[-1], name="to_out_0", dtype=self.dtype, bias=False)(out)
+
+
+class ResamplerMLP(nn.Module):
+    """Two linear layers without biases, exact gelu between: [B, Q, C] -> [B, Q, C]."""
+
+    width: int
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        # Named as diffusers' FeedForward, whose first step is a module that holds its linear.
+        hidden = _Inner(self.width, self.dtype, name="net_0")(x)
+        return dense(x.shape[-1], name="net_2", dtype=self.dtype, bias=False)(hidden)
+
+
+class _Inner(nn.Module):
+    width: int
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = dense(self.width, name="proj", dtype=self.dtype, bias=False)(x)
+        return nn.gelu(x, approximate=False)
+
+
+class ResamplerLayer(nn.Module):
+    """One step of the resampler: image tokens [B, L, C], queries [B, Q, C] -> queries."""
+
+    cfg: ImageProjectionConfig
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, queries: jax.Array) -> jax.Array:
+        cfg = self.cfg
+        normed = LayerNorm(name="ln1")(queries)
+        source = jnp.concatenate([LayerNorm(name="ln0")(x), normed], axis=1)
+        attention = ResamplerAttention(cfg.heads, cfg.head_width, self.dtype, name="attn")
+        queries = queries + attention(normed, source)
+        normed = LayerNorm(name="ff_0")(queries)
+        return queries + ResamplerMLP(cfg.mlp_ratio * cfg.width, self.dtype, name="ff_1")(normed)
+
+
+class ImageProjection(nn.Module):
+    """Image features -> context tokens [B, tokens, out_width].
+
+    kind "linear": `image_embeds` [B, in_width]; one linear layer, then a norm over each token.
+    kind "resampler": hidden states [B, L, in_width]; learned queries, `depth` layers.
+    `features` picks the right part of a vision encoder's answer.
+
+    Raises:
+        ValueError: an unknown kind, or features of the wrong rank.
+    """
+
+    cfg: ImageProjectionConfig
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, image: jax.Array) -> jax.Array:
+        cfg = self.cfg
+        _check(cfg.kind)
+        rank = 2 if cfg.kind == "linear" else 3
+        if image.ndim != rank or image.shape[-1] != cfg.in_width:
+            wanted = "[B, {}]" if rank == 2 else "[B, L, {}]"
+            raise ValueError(
+                f"the {cfg.kind} image projection takes {wanted.format(cfg.in_width)}, "
+                f"not {list(image.shape)}: see mv2_jax.models.image_projection.features"
+            )
+        image = image.astype(self.dtype)
+        return self._linear(image) if cfg.kind == "linear" else self._resample(image)
+
+    def _linear(self, image: jax.Array) -> jax.Array:
+        cfg = self.cfg
+        tokens = dense(cfg.tokens * cfg.out_width, name="image_embeds", dtype=self.dtype)(image)
+        return LayerNorm(name="norm")(tokens.reshape(-1, cfg.tokens, cfg.out_width))
+
+    def _resample(self, image: jax.Array) -> jax.Array:
+        cfg = self.cfg
+        shape = (1, cfg.tokens, cfg.width)
+        queries = self.param("latents", nn.initializers.normal(cfg.width**-0.5), shape)
+        queries = jnp.broadcast_to(queries.astype(self.dtype), (image.shape[0], *shape[1:]))
+        x = dense(cfg.width, name="proj_in", dtype=self.dtype)(image)
+        for i in range(cfg.depth):
+            queries = ResamplerLayer(cfg, self.dtype, name=f"layers_{i}")(x, queries)
+        out = dense(cfg.out_width, name="proj_out", dtype=self.dtype)(queries)
+        return LayerNorm(name="norm_out")(out)
+
+
+def features(kind: str, output: VisionOutput) -> jax.Array:
+    """The part of a vision encoder's answer that a projection of this kind reads.
+
+    "linear": the projected class token [B, P]; "resampler": the last states but one [B, L, C],
+    without the final norm.
+
+    Raises:
+        ValueError: an unknown kind, or "linear" on an encoder without a projection.
+    """
+    _check(kind)
+    if kind == "resampler":
+        return output.hidden_states[-2]
+    if output.image_embeds is None:
+        raise ValueError(
+            "a linear image projection reads image_embeds, but this vision encoder has no "
+            "projection: set VisionConfig.projection"
+        )
+    return output.image_embeds
+
+
+def null_features(
+    kind: str, encode: Callable[[jax.Array], VisionOutput], pixels: jax.Array
+) -> jax.Array:
+    """Features that stand for "no image", for guidance and for dropping the image in training.
+
+    IP-Adapter's rules: zeros for "linear"; for "resampler" what the encoder says to an image of
+    zeros (in CLIP's normalised space, so a grey-brown plane).
+
+    Args:
+        kind: of the projection.
+        encode: the vision encoder, from pixels to its output.
+        pixels: preprocessed [B, H, W, 3]; only their shape and type matter.
+
+    Returns:
+        Features of one image, [1, ...]; broadcast them over the batch.
+    """
+    blank = jnp.zeros_like(pixels[:1])
+    if kind == "linear":
+        shape = jax.eval_shape(lambda x: features(kind, encode(x)), blank)
+        return jnp.zeros(shape.shape, shape.dtype)
+    return features(kind, encode(blank))
