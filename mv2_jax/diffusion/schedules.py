@@ -117,7 +117,9 @@ def timesteps(cfg: ScheduleConfig, steps: int, *, fractional: bool = False) -> n
     elif cfg.spacing == "leading":
         t = np.arange(steps)[::-1] * float(total // steps) + cfg.steps_offset
     else:
-        t = np.round(total - np.arange(steps) * (total / steps)) - 1.0
+        # Cut: where the division leaves a rest, arange runs on to 0, which diffusers keeps and asks
+        # its network for timestep -1 (at 61 steps, for one).
+        t = np.round(np.arange(total, 0, -total / steps))[:steps] - 1.0
     if t[0] > total - 1:
         raise ValueError(
             f"{steps} 'leading' steps with steps_offset {cfg.steps_offset} start at timestep "

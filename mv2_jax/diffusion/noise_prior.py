@@ -1,0 +1,84 @@
+"""The latent noise prior of MagicVideo-V2 (arXiv 2401.04468, sec. 2.2): what a chain starts from.
+
+The paper shifts the mean of the initial noise towards the reference image's latent, and gives
+neither formula nor numbers. The forms here are this project's reading:
+
+- "signal" (default): x = lam * a * z + sqrt(1 - a^2) * eps, with a the signal at the first sampled
+  timestep. At lam = 1 this is z noised by the forward process: what the network has seen in
+  training for a clip that stands still at z. a is small (0.0397 at t = 999 and 0.0498 at t = 961
+  of AnimateDiff's linear schedule), and 0 where a schedule ends in zero SNR: there this form does
+  nothing.
+- "literal": x = lam * z + eps, the text taken at its word. A lam above a is more signal than the
+  network expects at that timestep.
+
+In sigma-space, y = x / alpha, "signal" reads y = lam * z + k * eps (`sigma_space`).
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from mv2_jax.config import nearest
+from mv2_jax.diffusion.prediction import expand
+from mv2_jax.diffusion.schedules import Grid
+
+FORMS = ("signal", "literal")
+
+
+def plain(grid: Grid, eps: jax.Array) -> jax.Array:
+    """The start of a chain without prior: noise at the scale of the sampler's grid."""
+    return grid.init_scale * eps
+
+
+def initial(
+    grid: Grid,
+    eps: jax.Array,
+    z: jax.Array,
+    lam: float | jax.Array = 1.0,
+    form: str = "signal",
+) -> jax.Array:
+    """The start x of a whole chain with the noise prior.
+
+    Args:
+        grid: the sampler's; its first step says what a is.
+        eps: standard normal noise `[B, T, H, W, C]`.
+        z: scaled latents of the reference, `[B, H, W, C]` for all frames or like `eps`.
+        lam: how strong the prior is, `[]` or `[B]`, traced. Where it is 0 the start is `plain`,
+            bit for bit. (So "signal" jumps there by the step between plain noise and noise of
+            sqrt(1 - a^2), under 0.2%, where a sampler starts plain chains at unit variance.)
+        form: "signal" or "literal" (static).
+
+    Raises:
+        ValueError: an unknown form, or shapes that do not fit.
+    """
+    if form not in FORMS:
+        known = ", ".join(FORMS)
+        raise ValueError(f"unknown noise prior {form!r} (known: {known}){nearest(form, FORMS)}")
+    z = _per_frame(z, eps)
+    strength = expand(jnp.asarray(lam, jnp.float32), eps.ndim)
+    if form == "signal":
+        shifted = strength * grid.alpha[0] * z + grid.sigma[0] * eps
+    else:
+        shifted = strength * z + plain(grid, eps)
+    return jnp.where(strength == 0, plain(grid, eps), shifted)
+
+
+def sigma_space(
+    eps: jax.Array, z: jax.Array, k: float | jax.Array, lam: float | jax.Array = 1.0
+) -> jax.Array:
+    """The "signal" form for a sampler that carries y = x0 + k * eps: y = lam * z + k * eps.
+
+    The samplers here carry x = alpha * y and take `initial`; this is for others.
+    """
+    strength = expand(jnp.asarray(lam, jnp.float32), eps.ndim)
+    return strength * _per_frame(z, eps) + expand(k, eps.ndim) * eps
+
+
+def _per_frame(z: jax.Array, eps: jax.Array) -> jax.Array:
+    """z like eps: one latent for all frames, or one a frame."""
+    one = z[:, None] if z.ndim == eps.ndim - 1 else z
+    fits = one.ndim == eps.ndim and all(a in (1, b) for a, b in zip(one.shape, eps.shape))
+    if not fits:
+        raise ValueError(f"a reference latent of {z.shape} does not fit noise of {eps.shape}")
+    return jnp.broadcast_to(one, eps.shape)

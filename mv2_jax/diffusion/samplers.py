@@ -1,0 +1,235 @@
+"""Samplers: from noise to a sample, as short functions over `denoise(x, point) -> x0`.
+
+**What is carried.** Every sampler carries the variance-preserving sample x = alpha * x0 + sigma *
+eps, which the network sees as it is: its variance is that of the data or 1 at every step, and it
+stays finite where the signal ends (zero terminal SNR), where sigma-space blows up. So `denoise`
+takes the pair (alpha, sigma) in a `Point`, not one sigma. A sampler that thinks in sigma-space
+("k" samples y = x / alpha = x0 + k * eps with k = sigma / alpha, as k-diffusion and diffusers'
+Euler) converts inside its step. Their scaling of the network's input, y / sqrt(k^2 + 1), is
+alpha * y = x: the network is given the same numbers.
+
+**The loop** is one `lax.scan` over `k` steps from a traced index. A chain may be run at once or in
+chunks, with the same result, and one compiled chunk serves every start (a strength):
+
+    sampler = samplers.get("ddim")()
+    grid = sampler.grid(schedule, 25)
+    state = samplers.start(sampler, grid, x, keys)
+    for _ in range(0, 25, 5):
+        state = chunk(params, state)  # jitted: sample(denoise, sampler, grid, state, 5)
+
+**A new sampler** is a function that returns a `Sampler`, and a line in `SAMPLERS`. What it
+remembers between steps is its `memory`, noise is drawn by `noise()`, and its grid says which
+points it visits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from mv2_jax.config import ScheduleConfig, nearest
+from mv2_jax.diffusion import keys as named
+from mv2_jax.diffusion import prediction, schedules
+from mv2_jax.diffusion.schedules import Grid
+
+
+class Point(NamedTuple):
+    """A level of noise: the timestep that the network is told, and x = alpha * x0 + sigma * eps.
+
+    Scalars, traced.
+    """
+
+    t: jax.Array
+    alpha: jax.Array
+    sigma: jax.Array
+
+    @property
+    def k(self) -> jax.Array:
+        """sigma / alpha, the noise of the sigma-space form; infinite at zero signal."""
+        return self.sigma / self.alpha
+
+
+Denoise = Callable[[jax.Array, Point], jax.Array]
+
+
+class Sampler(NamedTuple):
+    """A sampler's three functions.
+
+    grid: `(ScheduleConfig, steps) -> Grid`, the points that it visits.
+    init: `x -> memory`, what its first step remembers (a tree; `()` if it needs nothing).
+    step: `(x, x0, now, then, memory, noise) -> (x, memory)`: from the sample `x` `[B, ...]` at
+        the point `now`, its denoised `x0`, to the point `then`; `noise()` draws standard normal
+        noise like x, new at every step, the same however the chain is cut into chunks.
+    """
+
+    grid: Callable[[ScheduleConfig, int], Grid]
+    init: Callable[[jax.Array], Any]
+    step: Callable[..., tuple[jax.Array, Any]]
+
+
+class State(NamedTuple):
+    """Where a chain stands: samples x `[B, ...]` float32, the next step's index `[]` int32,
+    the sampler's memory, and the samples' keys `[B]` (None for a sampler without noise)."""
+
+    x: jax.Array
+    index: jax.Array
+    memory: Any
+    keys: jax.Array | None
+
+
+def ddim(eta: float | jax.Array = 0.0) -> Sampler:
+    """DDIM (arXiv 2010.02502, eq. 12 and 16), as diffusers' scheduler.
+
+    `eta` scales the noise of each step: 0 is the deterministic sampler, 1 is DDPM. A traced eta
+    changes without recompiling; Python's 0 leaves the noise out of the program.
+    """
+    deterministic = isinstance(eta, int | float) and eta == 0
+
+    def step(x, x0, now, then, memory, noise):
+        eps = prediction.eps_of(x, x0, now.alpha, now.sigma)
+        if deterministic:
+            return prediction.noised(x0, eps, then.alpha, then.sigma), memory
+        # The paper's sigma_t = eta sigma'/sigma sqrt(1 - alpha^2/alpha'^2) and what is left of
+        # sigma'^2, both in the ratio k'/k: so written they cancel at neither end of the schedule.
+        ratio = prediction.divide(now.alpha * then.sigma, now.sigma * then.alpha)
+        fresh = eta * then.sigma * jnp.sqrt(jnp.maximum((1.0 - ratio) * (1.0 + ratio), 0.0))
+        left = jnp.maximum((1.0 - eta) * (1.0 + eta) + (eta * ratio) ** 2, 0.0)
+        kept = prediction.noised(x0, eps, then.alpha, then.sigma * jnp.sqrt(left))
+        return kept + fresh * noise(), memory
+
+    return Sampler(schedules.ddim_grid, _nothing, step)
+
+
+def euler() -> Sampler:
+    """Euler's method on dy/dk = (y - x0) / k in sigma-space (arXiv 2206.00364, algorithm 2
+    without churn), as diffusers' EulerDiscreteScheduler."""
+
+    def step(x, x0, now, then, memory, noise):
+        # y + (k' - k) (y - x0) / k in another order: k may be 4096 and k' 12, and their difference
+        # would drown the sample.
+        y = x / now.alpha
+        return then.alpha * (x0 + (then.k / now.k) * (y - x0)), memory
+
+    return Sampler(schedules.euler_grid, _nothing, step)
+
+
+def _nothing(x: jax.Array) -> tuple[()]:
+    return ()
+
+
+SAMPLERS: dict[str, Callable[..., Sampler]] = {"ddim": ddim, "euler": euler}
+
+
+def get(name: str) -> Callable[..., Sampler]:
+    """The function that makes the sampler of this name: `get("ddim")(eta=0.5)`.
+
+    Raises:
+        ValueError: no such sampler; the message names the nearest.
+    """
+    if name not in SAMPLERS:
+        known = ", ".join(SAMPLERS)
+        raise ValueError(f"unknown sampler {name!r} (known: {known}){nearest(name, SAMPLERS)}")
+    return SAMPLERS[name]
+
+
+def denoiser(predict: Callable[[jax.Array, Point], jax.Array], kind: str) -> Denoise:
+    """`denoise(x, point) -> x0` from `predict(x, point) -> output` of the prediction type `kind`.
+
+    `guidance.guided` makes such a `predict` from a network.
+    """
+    prediction.check(kind)
+
+    def denoise(x: jax.Array, point: Point) -> jax.Array:
+        output = predict(x, point).astype(jnp.float32)
+        return prediction.to_x0(kind, output, x, point.alpha, point.sigma)
+
+    return denoise
+
+
+def start_index(steps: int, strength: float | jax.Array) -> jax.Array:
+    """The step `[]` int32 at which a chain of this strength begins (traced).
+
+    Strength 1 runs all `steps` from pure noise, 0 none of them; between, the last
+    floor(steps * strength), as diffusers' image-to-image.
+    """
+    # A little is added, so that 0.29 of 100 steps is 29 in any precision.
+    run = jnp.floor(jnp.asarray(strength, jnp.float32) * steps + 1e-3).astype(jnp.int32)
+    return steps - jnp.clip(run, 0, steps)
+
+
+def point_at(grid: Grid, index: int | jax.Array) -> Point:
+    """Where the step of this index starts (traced); past the last step, the clean end."""
+    ended = jnp.asarray(index) >= grid.steps
+    t, alpha, sigma = (jnp.asarray(column)[index] for column in (grid.t, grid.alpha, grid.sigma))
+    return Point(
+        jnp.where(ended, 0.0, t), jnp.where(ended, 1.0, alpha), jnp.where(ended, 0.0, sigma)
+    )
+
+
+def renoise(grid: Grid, index: int | jax.Array, x0: jax.Array, eps: jax.Array) -> jax.Array:
+    """Clean samples brought to the noise at which step `index` starts: x for a partial chain."""
+    point = point_at(grid, index)
+    return prediction.noised(x0, eps, point.alpha, point.sigma)
+
+
+def start(
+    sampler: Sampler,
+    grid: Grid,
+    x: jax.Array,
+    keys: jax.Array | None = None,
+    index: int | jax.Array = 0,
+) -> State:
+    """The state of a chain before its first step.
+
+    Args:
+        x: samples `[B, ...]` with the noise of step `index`: from `noise_prior.initial` (whole
+            chain) or `renoise` (partial one).
+        keys: typed keys `[B]`; only samplers with noise need them.
+        index: the first step to run, traced: see `start_index`.
+    """
+    x = x.astype(jnp.float32)
+    index = jnp.clip(jnp.asarray(index, jnp.int32), 0, grid.steps)
+    return State(x, index, sampler.init(x), keys)
+
+
+def sample(
+    denoise: Denoise, sampler: Sampler, grid: Grid, state: State, k: int | None = None
+) -> State:
+    """Runs the next `k` steps of a chain (all of the grid's where None).
+
+    `k` is static, where the chain stands is traced. What is asked for past the chain's end costs
+    nothing: the network is not evaluated. Not to be vmapped over states, for then it is.
+
+    Raises:
+        ValueError: the sampler draws noise and the state has no keys.
+    """
+    columns = jax.tree.map(jnp.asarray, grid)
+
+    def advance(carry: tuple[jax.Array, jax.Array, Any]) -> tuple[jax.Array, jax.Array, Any]:
+        x, index, memory = carry
+        now = Point(columns.t[index], columns.alpha[index], columns.sigma[index])
+        # No network is asked at `then`, so that its t is only that of the next visited point.
+        t_next = columns.t[jnp.minimum(index + 1, grid.steps - 1)]
+        then = Point(t_next, columns.alpha_next[index], columns.sigma_next[index])
+
+        def noise() -> jax.Array:
+            if state.keys is None:
+                raise ValueError(
+                    "this sampler draws noise: start its chain with keys, one a sample"
+                )
+            step_keys = named.fold(named.fold(state.keys, "sampler"), index)
+            return named.normal(step_keys, x.shape[1:])
+
+        x, memory = sampler.step(x, denoise(x, now), now, then, memory, noise)
+        return x, index + 1, memory
+
+    def body(carry, _):
+        return lax.cond(carry[1] < grid.steps, advance, lambda same: same, carry), None
+
+    carry = (state.x, state.index, state.memory)
+    (x, index, memory), _ = lax.scan(body, carry, length=grid.steps if k is None else k)
+    return State(x, index, memory, state.keys)
