@@ -10,3 +10,91 @@ if _FLAG not in os.environ.get("XLA_FLAGS", ""):
 import jax  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+from mv2_jax import bundle  # noqa: E402
+from mv2_jax.config import ScheduleConfig, StageConfig, UNetConfig, VAEConfig  # noqa: E402
+from mv2_jax.text import WordTokenizer  # noqa: E402
+
+
+class FakeCascade:
+    """Stands in for the networks: quick, and its pixels depend on every number it is given."""
+
+    def __init__(self, weights):
+        self.stages = weights.stages
+
+    def _level(self, prompts, keys, negative, numbers):
+        """One number in [-1, 1] a sample from everything but the other samples."""
+        chance = np.asarray(jax.vmap(jax.random.uniform)(keys), np.float32)
+        words = np.float32([sum(map(ord, prompt)) % 97 / 97 for prompt in prompts])
+        rest = np.float32(len(negative) / 50 + sum(numbers.values()) / 100)
+        return np.sin(5 * (chance + words + rest)).astype(np.float32)
+
+    def t2i(self, prompts, *, negative, keys, progress, **numbers):
+        progress("compiling t2i", 0, 1)
+        progress("compiling t2i", 1, 1)
+        for done in range(int(numbers["steps"])):
+            progress("t2i", done + 1, int(numbers["steps"]))
+        level = self._level(prompts, keys, negative, numbers)
+        ramp = np.linspace(-0.5, 0.5, self.stages["t2i"].size[1], dtype=np.float32)
+        image = 0.5 * level[:, None, None, None] + ramp[None, None, :, None]
+        return np.broadcast_to(image, (len(prompts), *self.stages["t2i"].size, 3))
+
+    def i2v(self, prompts, image, *, negative, keys, progress, **numbers):
+        stage = self.stages["i2v"]
+        progress("i2v", 1, 1)
+        level = self._level(prompts, keys, negative, numbers)[:, None, None, None, None]
+        time = np.linspace(-0.4, 0.4, stage.frames, dtype=np.float32)[None, :, None, None, None]
+        mean = image.mean(axis=(1, 2, 3))[:, None, None, None, None]
+        shape = (len(prompts), stage.frames, *stage.size, 3)
+        return np.broadcast_to(0.3 * mean + 0.3 * level + time, shape)
+
+    def v2v(self, prompts, image, keyframes, *, negative, keys, progress, **numbers):
+        stage = self.stages["v2v"]
+        progress("v2v", 1, 1)
+        level = self._level(prompts, keys, negative, numbers)[:, None, None, None, None]
+        mean = keyframes.mean(axis=(2, 3))[:, :, None, None]
+        shape = (len(prompts), stage.frames, *stage.size, 3)
+        return np.broadcast_to(0.7 * mean + 0.2 * level, shape)
+
+    def vfi(self, frames, times, *, progress):
+        progress("vfi", 1, 1)
+        made = []
+        for before, after in zip(np.moveaxis(frames, 1, 0), np.moveaxis(frames, 1, 0)[1:]):
+            made += [before + (after - before) * (k / times) for k in range(times)]
+        return np.stack([*made, frames[:, -1]], axis=1)
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(tmp_path_factory):
+    """A cascade folder in order, whose parameters mean nothing."""
+    folder = tmp_path_factory.mktemp("weights") / "tiny"
+    unet = UNetConfig(channels=(8,), transformers=(1,), heads=(1,))
+    schedule = ScheduleConfig()
+    stages = {
+        "t2i": StageConfig(unet=unet, schedule=schedule, size=(32, 32), steps=4),
+        "i2v": StageConfig(unet=unet, schedule=schedule, size=(24, 24), frames=4, steps=3),
+        "v2v": StageConfig(unet=unet, schedule=schedule, size=(32, 32), frames=4, steps=2),
+    }
+    tree = {"w": np.ones(64, np.float32)}
+    parts = {
+        "vae": bundle.Part(tree, VAEConfig(channels=(8, 8, 8, 8)), "Apache-2.0", "nowhere"),
+        "spatial": bundle.Part(tree, unet, "Apache-2.0", "nowhere"),
+    }
+    words = "a red ball cube bouncing over in the meadow snow".split()
+    tokenizer = WordTokenizer(words).to_json()
+    defaults = {"t2i": {"guidance": 3.0}, "vfi": {"fps": 8}}
+    bundle.write(folder, parts, stages, tokenizer, name="tiny", defaults=defaults)
+    return folder
+
+
+@pytest.fixture
+def fake_cascade(monkeypatch):
+    """Puts the fake in the place of the cascade that `mv2 generate` loads."""
+    from mv2_jax.infer import generate
+
+    made_with = {"jax": "0", "platform": "cpu", "device": "fake", "dtype": "float32"}
+    monkeypatch.setattr(generate, "load", lambda weights: (FakeCascade(weights), made_with))
+    return FakeCascade

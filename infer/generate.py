@@ -1,0 +1,270 @@
+"""From prompts to videos: the cascade run stage by stage, with files and bars around it.
+
+`command` is what `mv2 generate` does; `make` is the four stages alone, for use from Python:
+
+    from mv2_jax import bundle, cascade
+    from mv2_jax.infer import generate, settings
+
+    weights = bundle.read()
+    numbers = settings.resolve({"t2i_steps": 30}, {}, weights)
+    made = generate.make(cascade.load(weights), ["a red ball bouncing over a meadow"], numbers)
+    made.frames  # uint8 [1, T, H, W, 3]
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mv2_jax import bundle as bundles
+from mv2_jax.errors import InputError
+from mv2_jax.infer import cache, media, outputs, settings
+from mv2_jax.infer.progress import Bars
+from mv2_jax.infer.request import Request, sidecar, version
+
+if TYPE_CHECKING:
+    from mv2_jax.infer.settings import Numbers
+
+_LARGEST = 4096
+
+
+@dataclass(frozen=True)
+class Made:
+    """What the stages made, uint8: the picture [B, H, W, 3], and clips [B, T, H, W, 3].
+
+    `frames` is the video. `picture` and `keyframes` are the user's own where they gave them.
+    """
+
+    picture: np.ndarray
+    keyframes: np.ndarray
+    refined: np.ndarray
+    frames: np.ndarray
+
+
+def make(
+    cascade: Any,
+    prompts: Sequence[str],
+    numbers: Numbers,
+    *,
+    negative: str = "",
+    seed: int = 0,
+    picture: np.ndarray | None = None,
+    clip: np.ndarray | None = None,
+    progress: Any = None,
+) -> Made:
+    """Runs the stages for B prompts, each from the same seed, so that each is as if made alone.
+
+    Args:
+        numbers: of every stage (`settings.resolve`).
+        picture: [H, W, 3] uint8 of T2I's size, to start at I2V from.
+        clip: [T, H, W, 3] uint8, keyframes to start at V2V from; its first frame is the
+            picture where none is given.
+        progress: callback (stage, done, total), see `mv2_jax.programs.Progress`.
+    """
+    from mv2_jax.diffusion import keys as random
+    from mv2_jax.programs import silent
+
+    prompts, batch = list(prompts), len(prompts)
+    keys = random.seeds([seed] * batch)
+    common = {"negative": negative, "keys": keys, "progress": progress or silent}
+
+    def each(x: np.ndarray) -> np.ndarray:
+        return np.repeat(media.to_float(x)[None], batch, axis=0)
+
+    if picture is None and clip is not None:
+        picture = clip[0]
+    image = cascade.t2i(prompts, **common, **numbers["t2i"]) if picture is None else each(picture)
+    if clip is None:
+        keyframes = cascade.i2v(prompts, image, **common, **numbers["i2v"])
+    else:
+        keyframes = each(clip)
+    refined = cascade.v2v(prompts, image, keyframes, **common, **numbers["v2v"])
+    between = int(numbers["vfi"]["between"])
+    frames = refined
+    if between:
+        frames = cascade.vfi(refined, between + 1, progress=progress or silent)
+    return Made(*(media.to_uint8(x) for x in (image, keyframes, refined, frames)))
+
+
+def command(request: Request, out: str | Path, stages: bool = False, batch: int = 1) -> None:
+    """Makes and writes the videos of a request.
+
+    Everything that can be wrong is found before the first stage runs, and before JAX is loaded.
+
+    Args:
+        out: the MP4's name.
+        stages: keep what every stage made.
+        batch: prompts made at a time. At 1 each video is bit for bit the one made alone; with
+            more, equal but for rounding, and faster on an accelerator.
+
+    Raises:
+        InputError: anything wrong with the request, the files it names, or the weights.
+        OSError: the disk failed while writing.
+    """
+    inputs = [source.path for source in (request.image, request.video) if source]
+    planned = outputs.plan(out, len(request.prompts), stages, inputs)
+    bundle = bundles.read(request.weights)
+    sized = with_size(bundle, request.size)
+    numbers = settings.resolve(request.given, request.base, bundle)
+    picture, clip = _starts(request, sized, numbers)
+    bundle.verify()
+    for line in warnings(request, bundle):
+        print(f"mv2: warning: {line}", file=sys.stderr)
+
+    started = time.monotonic()
+    cascade, made_with = load(sized)
+    fps = numbers["vfi"]["fps"]
+    with Bars() as bars:
+        for first in range(0, len(planned), batch):
+            chosen = request.prompts[first : first + batch]
+            # The last group is filled up, so that it runs the program that the others ran.
+            filled = [*chosen, *[chosen[-1]] * (min(batch, len(planned)) - len(chosen))]
+            made = make(
+                cascade,
+                filled,
+                numbers,
+                negative=request.negative,
+                seed=request.seed,
+                picture=picture,
+                clip=clip,
+                progress=bars,
+            )
+            for index, one in enumerate(_singly(made, len(chosen)), start=first):
+                result = {"fps": fps, **describe(one.frames)}
+                side = sidecar(request, index, numbers, bundle, made_with, result)
+                parts = {
+                    "reference": one.picture,
+                    "keyframes": one.keyframes,
+                    "refined": one.refined,
+                }
+                pace = fps / (int(numbers["vfi"]["between"]) + 1)
+                outputs.write(planned[index], one.frames, fps, side, parts, pace)
+                seconds = time.monotonic() - started
+                print(summary(planned[index].video, one.frames, fps, seconds))
+                if request.before is not None:
+                    print(compare(request.before, side))
+
+
+def load(bundle: Any) -> tuple[Any, dict[str, str]]:
+    """The cascade, and what it runs on (for the sidecar). This is where JAX is loaded."""
+    import jax
+    import jax.numpy as jnp
+
+    cache.enable()
+    from mv2_jax import cascade
+
+    device = jax.devices()[0]
+    dtype = jnp.float32 if device.platform == "cpu" else jnp.bfloat16
+    made_with = {
+        "jax": jax.__version__,
+        "platform": device.platform,
+        "device": device.device_kind,
+        "dtype": jnp.dtype(dtype).name,
+    }
+    return cascade.load(bundle, dtype), made_with
+
+
+def with_size(bundle: Any, size: tuple[int, int] | None) -> Any:
+    """The bundle with its stages set to make videos of (height, width).
+
+    T2I and I2V keep their share of the video's size, to the nearest size they can make.
+
+    Raises:
+        InputError: the weights lack a stage, or the size is not one that V2V can make.
+    """
+    for stage in ("t2i", "i2v", "v2v"):
+        if stage not in bundle.stages:
+            raise InputError(f"{bundle.folder} says nothing of the stage {stage}")
+    own = bundle.stages["v2v"].size
+    if size is None or size == own:
+        return bundle
+    factor = bundle.config("vae").factor
+    for side in size:
+        if side % factor or not 2 * factor <= side <= _LARGEST:
+            raise InputError(
+                f"--size {size[1]}x{size[0]} is impossible with these weights: each side is a "
+                f"multiple of {factor} from {2 * factor} to {_LARGEST}"
+            )
+    stages = dict(bundle.stages)
+    for name in ("t2i", "i2v", "v2v"):
+        shares = [part * new / old for part, new, old in zip(stages[name].size, size, own)]
+        cells = tuple(max(1, round(share / factor)) * factor for share in shares)
+        stages[name] = dataclasses.replace(stages[name], size=cells)
+    return dataclasses.replace(bundle, stages=stages)
+
+
+def warnings(request: Request, bundle: Any) -> Iterator[str]:
+    """Lines for things that are not wrong, but that the user will want to know."""
+    from mv2_jax import text
+
+    tokenizer = text.from_json(bundle.tokenizer)
+    unknown = {}
+    for prompt in (*request.prompts, request.negative):
+        unknown.update(tokenizer.unknown(prompt))
+    if unknown:
+        words = ", ".join(f'"{word}" (nearest: "{near}")' for word, near in unknown.items())
+        yield f"these weights do not know {words}"
+    if request.before is not None:
+        then = request.before
+        if then["weights"].get("sha256") != bundle.digest:
+            yield "these are not the weights the video was made with; the frames will differ"
+        for source, key in ((request.image, "from_image"), (request.video, "from_video")):
+            if source and then[key]["sha256"] != source.sha256:
+                yield f"{source.path} has changed since; the frames will differ"
+
+
+def describe(frames: np.ndarray) -> dict[str, Any]:
+    """Size and checksum of a video's frames [T, H, W, 3], for the sidecar."""
+    count, height, width = frames.shape[:3]
+    digest = hashlib.sha256(np.ascontiguousarray(frames).tobytes()).hexdigest()
+    return {"frames": count, "height": height, "width": width, "frames_sha256": digest}
+
+
+def summary(path: Path, frames: np.ndarray, fps: float, seconds: float) -> str:
+    """The line a user reads when a video is done."""
+    count, height, width = frames.shape[:3]
+    return (
+        f"{path}: {count} frames of {width}x{height}, {count / fps:.1f} s at {fps:g} a second; "
+        f"done after {seconds:.0f} s"
+    )
+
+
+def compare(before: Any, now: dict[str, Any]) -> str:
+    """Whether a video made from a sidecar has the frames that the sidecar recorded."""
+    if before["result"].get("frames_sha256") == now["result"]["frames_sha256"]:
+        return "the frames are the same as before"
+    changed = [
+        f"{key} {before['made_with'].get(key)} then, {value} now"
+        for key, value in now["made_with"].items()
+        if before["made_with"].get(key) != value
+    ]
+    if before.get("mv2") != version():
+        changed.append(f"mv2 {before.get('mv2')} then, {version()} now")
+    return f"the frames differ from before ({'; '.join(changed) or 'in rounding, or in inputs'})"
+
+
+def _starts(
+    request: Request, bundle: Any, numbers: Numbers
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """The user's own picture and clip, as the stages want them."""
+    picture = clip = None
+    if request.image:
+        picture = media.read_image(request.image.path, bundle.stages["t2i"].size)
+    if request.video:
+        stage = bundle.stages["v2v"]
+        interval = (numbers["vfi"]["between"] + 1) / numbers["vfi"]["fps"]
+        clip = media.read_video(request.video.path, stage.size, stage.frames, interval)
+    return picture, clip
+
+
+def _singly(made: Made, count: int) -> Iterator[Made]:
+    for k in range(count):
+        yield Made(*(getattr(made, f.name)[k] for f in dataclasses.fields(made)))

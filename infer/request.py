@@ -1,0 +1,234 @@
+"""What a user asks for, and the sidecar that says it all again.
+
+A `Request` is made from the command line, from a sidecar (`--from out.json`), or from both, the
+command line first. Nothing here imports JAX: whatever is wrong is said at once.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from mv2_jax import files
+from mv2_jax.config import nearest
+from mv2_jax.errors import InputError
+from mv2_jax.infer.settings import SETTINGS, Numbers, idle
+
+SCHEMA = 1
+_KEYS = (
+    "schema", "mv2", "prompt", "negative", "seed", "from_image", "from_video", "size", "settings",
+    "weights", "made_with", "result",
+)  # fmt: skip
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_source(value: Any) -> bool:
+    named = isinstance(value, Mapping) and {"file", "sha256"} <= value.keys()
+    return value is None or (named and all(map(_is_text, value.values())))
+
+
+def _is_size(value: Any) -> bool:
+    return value is None or (
+        isinstance(value, list) and len(value) == 2 and all(isinstance(side, int) for side in value)
+    )
+
+
+def _is_settings(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(v, Mapping) for v in value.values())
+
+
+def _is_weights(value: Any) -> bool:
+    return isinstance(value, Mapping) and isinstance(value.get("folder"), str | None)
+
+
+_SOUND = {
+    "prompt": _is_text,
+    "negative": _is_text,
+    "seed": lambda value: isinstance(value, int),
+    "from_image": _is_source,
+    "from_video": _is_source,
+    "size": _is_size,
+    "settings": _is_settings,
+    "weights": _is_weights,
+    "made_with": lambda value: isinstance(value, Mapping),
+    "result": lambda value: isinstance(value, Mapping),
+}
+"""What has to hold of a sidecar's entries before they are used."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file of the user's that a video starts from; `sha256` is of its bytes."""
+
+    path: Path
+    sha256: str
+
+    @classmethod
+    def of(cls, path: str | Path) -> Source:
+        """Raises InputError where the file cannot be read."""
+        path = Path(path).absolute()
+        try:
+            return cls(path, files.sha256(path))
+        except OSError as error:
+            raise InputError(f"cannot read {path}: {(error.strerror or 'error').lower()}") from None
+
+
+@dataclass(frozen=True)
+class Request:
+    """One call of `mv2 generate`.
+
+    `size` is the video's (height, width), None for the weights' own. `given` holds the numbers
+    that the user set, by `Setting.dest`; `base` those of the sidecar. `before` is the sidecar
+    itself, if nothing was asked for beside it, so that the new frames must equal the old.
+    """
+
+    prompts: tuple[str, ...]
+    negative: str = ""
+    seed: int = 0
+    image: Source | None = None
+    video: Source | None = None
+    size: tuple[int, int] | None = None
+    weights: Path | None = None
+    given: Mapping[str, Any] = field(default_factory=dict)
+    base: Numbers = field(default_factory=dict)
+    before: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.prompts:
+            raise InputError('no prompt; try: mv2 generate "a red ball bouncing over a meadow"')
+        if not all(prompt.strip() for prompt in self.prompts):
+            raise InputError("the prompt is empty; say in words what the video is to show")
+        if not 0 <= self.seed < 2**32:
+            raise InputError(f"--seed is {self.seed}; it goes from 0 to {2**32 - 1}")
+        unused = idle(self.given, self.start)
+        if unused:
+            raise InputError(f"{unused[0]} has no effect: this video starts at {self.start}")
+
+    @property
+    def start(self) -> str:
+        """The first stage to run."""
+        return "v2v" if self.video else "i2v" if self.image else "t2i"
+
+
+def from_args(args: Any) -> Request:
+    """The request of parsed command-line arguments (see `mv2_jax.cli`).
+
+    Raises:
+        InputError: whatever is wrong with them, or with the sidecar they name.
+    """
+    given = {s.dest: getattr(args, s.dest) for s in SETTINGS}
+    given = {s.dest: s.parse(given[s.dest]) for s in SETTINGS if given[s.dest] is not None}
+    old = read_sidecar(args.from_) if args.from_ else {}
+    # Where the earlier video started from is replaced as a whole by a new --image or --video.
+    sources = {"image": old.get("from_image"), "video": old.get("from_video")}
+    if args.image or args.video:
+        sources = {"image": args.image, "video": args.video}
+    said = [*args.prompt, args.negative, args.seed, args.image, args.video, args.size, args.weights]
+    same = bool(old) and not given and all(value is None for value in said)
+    weights = args.weights or old.get("weights", {}).get("folder")
+    return Request(
+        prompts=tuple(args.prompt) or tuple(filter(None, [old.get("prompt")])),
+        negative=_first(args.negative, old.get("negative"), ""),
+        seed=_first(_seed(args.seed), old.get("seed"), 0),
+        image=_source(sources["image"]),
+        video=_source(sources["video"]),
+        size=_first(parse_size(args.size), _pair(old.get("size"))),
+        weights=Path(weights) if weights else None,
+        given=given,
+        base=old.get("settings", {}),
+        before=old if same else None,
+    )
+
+
+def parse_size(text: str | None) -> tuple[int, int] | None:
+    """(height, width) of "WIDTHxHEIGHT". Raises InputError where it is not that."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text.strip().lower())
+    if not match:
+        raise InputError(f"--size takes WIDTHxHEIGHT, such as 256x256, not {text!r}")
+    return int(match[2]), int(match[1])
+
+
+def sidecar(
+    request: Request, index: int, numbers: Numbers, bundle: Any, made_with: Any, result: Any
+) -> dict[str, Any]:
+    """All that is needed to make video `index` of a request again, as JSON's plain values."""
+    return {
+        "schema": SCHEMA,
+        "mv2": version(),
+        "prompt": request.prompts[index],
+        "negative": request.negative,
+        "seed": request.seed,
+        "from_image": _plain(request.image),
+        "from_video": _plain(request.video),
+        "size": list(request.size) if request.size else None,
+        "settings": numbers,
+        "weights": {
+            "name": bundle.name,
+            "folder": str(request.weights.absolute()) if request.weights else None,
+            "sha256": bundle.digest,
+        },
+        "made_with": made_with,
+        "result": result,
+    }
+
+
+def read_sidecar(path: str | Path) -> dict[str, Any]:
+    """A sidecar's content. Raises InputError where it cannot be read or is no sidecar."""
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {(error.strerror or 'error').lower()}") from None
+    except ValueError:
+        raise InputError(f"cannot read {path}: it is not a JSON file") from None
+    if not isinstance(data, dict) or data.get("schema") != SCHEMA:
+        raise InputError(f"{path} was not written by mv2 generate, or by another version of it")
+    for key in data:
+        if key not in _KEYS:
+            raise InputError(f"{path}: unknown key {key!r}{nearest(key, _KEYS)}")
+    for key, sound in _SOUND.items():
+        if key not in data or not sound(data[key]):
+            raise InputError(f"{path}: {key!r} is missing or of the wrong kind")
+    return data
+
+
+def version() -> str:
+    """This package's version."""
+    return metadata.version("mv2-jax")
+
+
+def _source(value: Any) -> Source | None:
+    """A source from a path, or from a sidecar's record of one."""
+    if not value:
+        return None
+    return Source.of(value["file"] if isinstance(value, Mapping) else value)
+
+
+def _plain(source: Source | None) -> dict[str, str] | None:
+    return {"file": str(source.path), "sha256": source.sha256} if source else None
+
+
+def _seed(text: str | None) -> int | None:
+    if text is None:
+        return None
+    if not re.fullmatch(r"\d{1,10}", text.strip()):
+        raise InputError(f"--seed takes a whole number from 0 to {2**32 - 1}, not {text!r}")
+    return int(text)
+
+
+def _pair(value: Any) -> tuple[int, int] | None:
+    return (value[0], value[1]) if value else None
+
+
+def _first(*values: Any) -> Any:
+    """The first value that is not None, or None."""
+    return next((value for value in values if value is not None), None)

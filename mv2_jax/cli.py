@@ -1,0 +1,167 @@
+"""The `mv2` command. Light by design: JAX is loaded only where a network is about to run.
+
+Exit codes: 0 done; 1 the disk failed; 2 bad input, with one line that says what and where;
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from mv2_jax.config import nearest
+from mv2_jax.errors import InputError
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse that says what is wrong in one line and names the nearest flag."""
+
+    def error(self, message: str) -> NoReturn:
+        prefix = "unrecognized arguments: "
+        if message.startswith(prefix):
+            flag = message.removeprefix(prefix).split()[0]
+            known = [option for action in self._actions for option in action.option_strings]
+            message = f"unknown argument {flag}{nearest(flag.partition('=')[0], known)}"
+        raise InputError(f"{message} (see {self.prog} --help)")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit code."""
+    try:
+        arguments = list(sys.argv[1:] if argv is None else argv)
+        args = _parse(arguments)
+        return args.run(args) or 0
+    except InputError as error:
+        return _fail(error, 2)
+    except OSError as error:
+        # Input files raise InputError, so what is left is the disk, or a pipe that was closed.
+        return _fail(error, 1)
+    except KeyboardInterrupt:
+        return _fail("stopped", 130)
+
+
+def _fail(error: object, code: int) -> int:
+    line = " ".join(str(error).split())
+    print(f"mv2: error: {line}", file=sys.stderr)
+    return code
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = _Parser(prog="mv2", description="Text to video, in JAX.", allow_abbrev=False)
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    subparsers = {
+        "generate": _generate_parser(commands),
+        "train": _train_parser(commands),
+        "info": _info_parser(commands),
+    }
+    parser.set_defaults(run=lambda args: _top(parser, args))
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in subparsers:
+        raise InputError(f"unknown command {arguments[0]!r}{nearest(arguments[0], subparsers)}")
+    # argparse hands a subcommand's unknown flags to the parent, which knows none of its flags.
+    args, rest = parser.parse_known_args(arguments)
+    # Nor does it see that prompts after a flag belong to those before it.
+    if hasattr(args, "prompt") and not any(word.startswith("-") for word in rest):
+        args.prompt, rest = [*args.prompt, *rest], []
+    if rest:
+        subparsers.get(arguments[0], parser).error(f"unrecognized arguments: {' '.join(rest)}")
+    return args
+
+
+def _top(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
+    if args.version:
+        from mv2_jax.infer.request import version
+
+        print(f"mv2 {version()}")
+    else:
+        parser.print_help()
+    return 0
+
+
+def _generate_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
+    from mv2_jax.infer.settings import SETTINGS
+
+    parser = commands.add_parser(
+        "generate",
+        help="make a video from a prompt",
+        description="Makes an MP4 from each prompt, and beside it a contact sheet (PNG) and a "
+        "sidecar (JSON) from which `mv2 generate --from` makes the same video again.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("prompt", nargs="*", metavar="PROMPT", help="what the video is to show, in words")
+    add("-o", "--out", metavar="FILE", help="the video's name (out.mp4); out-1.mp4 ... for several")
+    add("--seed", metavar="N", help="another seed, another video (0)")
+    add("--negative", metavar="TEXT", help="what to steer away from")
+    add("--image", metavar="FILE", help="start at I2V, from your own picture")
+    add("--video", metavar="FILE", help="start at V2V, from your own clip")
+    add("--from", dest="from_", metavar="JSON", help="make an earlier video again; flags override")
+    add("--size", metavar="WxH", help="size of the video in pixels (the weights' own)")
+    add("--stages", action="store_true", help="keep what every stage made")
+    add("--batch", type=_positive, default=1, metavar="N", help="prompts made at a time (1)")
+    add("--weights", metavar="DIR", help="a cascade folder (the one that ships)")
+    numbers = parser.add_argument_group("numbers, by stage; the weights know good ones")
+    for setting in SETTINGS:
+        stages = ", ".join(stage.upper() for stage in setting.stages)
+        numbers.add_argument(
+            setting.flag, dest=setting.dest, metavar="N", help=f"{stages}: {setting.help}"
+        )
+    parser.set_defaults(run=_generate)
+    return parser
+
+
+def _train_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        "train",
+        help="train a recipe, such as toybox/vae",
+        description="Trains a recipe, phase after phase. Run it again to go on where it stopped.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("recipe", metavar="RECIPE", help="toybox/..., or a Python file with get_config()")
+    add("--set", action="append", default=[], metavar="A.B=V", help="change a leaf of the config")
+    add("--phase", metavar="NAME", help="only this phase")
+    add("--out", metavar="DIR", help="the folder of all runs (runs)")
+    add("--fresh", action="store_true", help="forget what earlier runs left")
+    parser.set_defaults(run=_train)
+    return parser
+
+
+def _info_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        "info", help="versions, devices, caches and weights", allow_abbrev=False
+    )
+    parser.add_argument("--weights", metavar="DIR", help="a cascade folder (the one that ships)")
+    parser.set_defaults(run=_info)
+    return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 1024:
+        raise argparse.ArgumentTypeError(f"takes a whole number from 1 to 1024, not {text!r}")
+    return int(text)
+
+
+def _generate(args: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from mv2_jax.infer import generate, request
+
+    # Without -o, a video made again does not replace the one it repeats.
+    again = f"{Path(args.from_).stem}-again.mp4" if args.from_ else None
+    asked = request.from_args(args)
+    generate.command(asked, args.out or again or "out.mp4", stages=args.stages, batch=args.batch)
+
+
+def _train(args: argparse.Namespace) -> int:
+    from mv2_jax.train import cli
+
+    return cli.main(args.recipe, args.set, phase=args.phase, out=args.out, resume=not args.fresh)
+
+
+def _info(args: argparse.Namespace) -> None:
+    from mv2_jax.infer import info
+
+    info.command(args.weights)

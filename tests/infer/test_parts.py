@@ -1,0 +1,123 @@
+import io
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from mv2_jax.errors import InputError
+from mv2_jax.infer import cache, progress, settings
+
+
+def weights(**defaults):
+    steps = {stage: SimpleNamespace(steps=20) for stage in ("t2i", "i2v", "v2v")}
+    return SimpleNamespace(stages=steps, defaults=defaults, folder="somewhere")
+
+
+def test_numbers_come_from_the_user_then_the_sidecar_then_the_weights_then_the_table():
+    given = {"t2i_guidance": 1.0, "image_scale": 0.25}
+    base = {"t2i": {"guidance": 2.0}, "i2v": {"guidance": 2.5}}
+    ours = weights(t2i={"guidance": 3.0}, i2v={"guidance": 3.5}, v2v={"guidance": 4.5, "steps": 9})
+    numbers = settings.resolve(given, base, ours)
+    assert [numbers[stage]["guidance"] for stage in ("t2i", "i2v", "v2v")] == [1.0, 2.5, 4.5]
+    assert [numbers[stage]["steps"] for stage in ("t2i", "i2v", "v2v")] == [20, 20, 9]
+    assert numbers["i2v"]["image_scale"] == numbers["v2v"]["image_scale"] == 0.25
+    assert numbers["vfi"] == {"between": 2, "fps": 12}
+
+
+def test_resolved_numbers_resolve_to_themselves():
+    numbers = settings.resolve({"v2v_strength": 0.3}, {}, weights())
+    assert settings.resolve({}, numbers, weights(v2v={"strength": 0.9})) == numbers
+
+
+def test_wrong_defaults_of_the_weights_are_named():
+    with pytest.raises(InputError, match="defaults of somewhere: t2i has no setting 'guidence'"):
+        settings.resolve({}, {}, weights(t2i={"guidence": 1.0}))
+    with pytest.raises(InputError, match="--t2i-guidance is 1000; it goes from 0 to 100"):
+        settings.resolve({}, {}, weights(t2i={"guidance": 1000}))
+
+
+def test_flags_of_skipped_stages_are_idle():
+    given = {"t2i_steps": 3, "noise_prior": 0.1, "image_scale": 1.0, "fps": None}
+    assert settings.idle(given, "t2i") == []
+    assert settings.idle(given, "i2v") == ["--t2i-steps"]
+    assert settings.idle(given, "v2v") == ["--t2i-steps", "--noise-prior"]
+
+
+def test_cache_folder_is_where_the_platform_has_it(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert cache.user_cache() == tmp_path / "xdg" / "mv2_jax"
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative/is/ignored")
+    assert cache.user_cache() == tmp_path / ".cache" / "mv2_jax"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache.user_cache() == tmp_path / ".cache" / "mv2_jax"
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert cache.user_cache() == tmp_path / "Library" / "Caches" / "mv2_jax"
+
+
+@pytest.fixture
+def jax_cache():
+    """Leaves JAX's cache settings as they were."""
+    import jax
+
+    names = [
+        "jax_compilation_cache_dir",
+        "jax_persistent_cache_min_compile_time_secs",
+        "jax_persistent_cache_min_entry_size_bytes",
+    ]
+    before = {name: getattr(jax.config, name) for name in names}
+    jax.config.update(names[0], None)
+    yield jax.config
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+def test_cache_is_made_and_used(monkeypatch, tmp_path, jax_cache):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(sys, "platform", "linux")
+    path = cache.enable()
+    assert path.is_dir() and path.parent == tmp_path / "mv2_jax"
+    assert jax_cache.jax_compilation_cache_dir == str(path)
+    (path / "x").write_bytes(b"12345")
+    assert cache.size(path) == 5
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(monkeypatch, tmp_path, jax_cache):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert cache.enable() is None
+    assert jax_cache.jax_compilation_cache_dir is None
+    assert cache.size(tmp_path / "none") == 0
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_bars_name_stages_and_compilation():
+    stream = io.StringIO()
+    with progress.Bars(stream) as bars:
+        bars("compiling i2v", 0, 1)
+        bars("compiling i2v", 1, 1)
+        for done in (0, 5, 10):
+            bars("i2v", done, 10)
+        bars("vfi", 1, 1)
+    last = [line.split("\r")[-1] for line in stream.getvalue().split("\n")[:-1]]
+    assert last[0].startswith("compiling I2V") and "/" not in last[0]
+    assert last[1].startswith("I2V keyframes") and "100%" in last[1] and "10/10" in last[1]
+    assert last[2].startswith("VFI in-between") and len(last) == 3
+
+
+def test_bars_keep_moving_between_calls():
+    stream = Terminal()
+    with progress.Bars(stream, tick=0.01) as bars:
+        bars("compiling t2i", 0, 1)
+        before = len(stream.getvalue())
+        for _ in range(200):
+            if len(stream.getvalue()) > before:
+                break
+            bars._stop.wait(0.01)
+        assert len(stream.getvalue()) > before

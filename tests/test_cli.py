@@ -1,0 +1,312 @@
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from mv2_jax import bundle, cli
+from mv2_jax.errors import InputError
+from mv2_jax.infer import media
+
+PROMPT = "a red ball bouncing over the meadow"
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty folder to work in."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def generate(here, tiny_weights, fake_cascade):
+    return lambda *args: cli.main(["generate", "--weights", str(tiny_weights), *map(str, args)])
+
+
+def files(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def one_line(capsys):
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1 and captured.err.startswith("mv2: error: ")
+    return captured.err.strip()
+
+
+def test_help_is_quick_and_loads_no_jax():
+    code = (
+        "import sys\nfrom mv2_jax import cli\n"
+        "try: cli.main(sys.argv[1:])\nexcept SystemExit: pass\n"
+        "print([m for m in ('jax', 'numpy', 'av', 'flax') if m in sys.modules])"
+    )
+    for arguments in (["--help"], ["generate", "--help"], ["train", "--help"]):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
+        )
+        assert done.stdout.startswith("usage: mv2") and done.stdout.endswith("[]\n")
+        assert done.stderr == ""
+
+
+def test_bad_input_is_told_before_jax_is_loaded(here):
+    code = (
+        "import sys\nfrom mv2_jax import cli\n"
+        "code = cli.main(['generate', 'a ball', '--weights', 'nowhere'])\n"
+        "print(code, 'jax' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "2 False\n"
+    assert done.stderr == "mv2: error: no weights at nowhere: there is no cascade.json in it\n"
+
+
+def test_generate_leaves_video_sheet_and_sidecar(generate, here, capsys):
+    assert generate(PROMPT) == 0
+    assert files(here) == ["out.json", "out.mp4", "out.png"]
+    captured = capsys.readouterr()
+    assert captured.out.startswith("out.mp4: 10 frames of 32x32, 1.2 s at 8 a second")
+    assert "warning" not in captured.err and "compiling T2I" in captured.err
+    side = json.loads((here / "out.json").read_text())
+    assert (side["prompt"], side["seed"], side["settings"]["t2i"]["guidance"]) == (PROMPT, 0, 3.0)
+    assert side["settings"]["i2v"]["steps"] == 3
+    assert media.read_image(here / "out.png").shape[2] == 3
+    assert media.read_video(here / "out.mp4", (32, 32), 10, 1 / 8).shape == (10, 32, 32, 3)
+
+
+def test_stages_are_kept_when_asked_for(generate, here):
+    assert generate(PROMPT, "--stages", "-o", "v.mp4") == 0
+    kept = ["v.keyframes.mp4", "v.keyframes.png", "v.reference.png", "v.refined.mp4"]
+    assert files(here) == ["v.json", *kept[:2], "v.mp4", "v.png", *kept[2:], "v.refined.png"]
+    clip = media.read_video(here / "v.keyframes.mp4", (24, 24), 4, 3 / 8)
+    assert clip[0].mean() < clip[-1].mean()
+
+
+def test_sidecar_makes_the_same_video_again(generate, here, capsys):
+    changes = ("--seed", 7, "--t2i-guidance", 5, "--between", 1, "--negative", "snow")
+    assert generate(PROMPT, *changes) == 0
+    capsys.readouterr()
+    assert cli.main(["generate", "--from", "out.json"]) == 0
+    assert "the frames are the same as before" in capsys.readouterr().out
+    assert (here / "out.mp4").read_bytes() == (here / "out-again.mp4").read_bytes()
+    assert (here / "out.json").read_text() == (here / "out-again.json").read_text()
+    # A flag beside it overrides, and then no comparison is made.
+    assert cli.main(["generate", "--from", "out.json", "--seed", "8", "-o", "other.mp4"]) == 0
+    assert "before" not in capsys.readouterr().out
+    old, new = (json.loads((here / name).read_text()) for name in ("out.json", "other.json"))
+    assert new["seed"] == 8 and new["settings"] == old["settings"]
+    assert new["result"]["frames_sha256"] != old["result"]["frames_sha256"]
+
+
+def test_seed_decides_the_frames(generate, here):
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        assert generate(PROMPT, "--seed", seed, "-o", f"{name}.mp4") == 0
+    a, b, c = ((here / f"{name}.mp4").read_bytes() for name in "abc")
+    assert a == b != c
+
+
+@pytest.mark.parametrize("batch", [1, 2, 8])
+def test_prompts_in_a_batch_equal_those_made_alone(generate, here, batch):
+    prompts = [PROMPT, "the red cube", "a ball in the snow"]
+    assert generate(prompts[0], "--seed", 5, "--batch", batch, *prompts[1:]) == 0
+    assert files(here) == [f"out-{k}.{s}" for k in (1, 2, 3) for s in ("json", "mp4", "png")]
+    assert generate(prompts[1], "--seed", 5, "-o", "alone.mp4") == 0
+    assert (here / "alone.mp4").read_bytes() == (here / "out-2.mp4").read_bytes()
+    assert (here / "alone.json").read_bytes() == (here / "out-2.json").read_bytes()
+
+
+def test_own_picture_starts_at_i2v(generate, here, capsys):
+    media.write_image(here / "own.png", np.full((40, 64, 3), 200, np.uint8))
+    assert generate(PROMPT, "--image", "own.png", "--stages") == 0
+    err = capsys.readouterr().err
+    assert "I2V" in err and "T2I" not in err
+    assert (media.read_image(here / "out.reference.png") == 200).all()
+    (here / "out.json").rename(here / "first.json")
+    assert cli.main(["generate", "--from", "first.json"]) == 0
+    assert "same as before" in capsys.readouterr().out
+    media.write_image(here / "own.png", np.full((40, 64, 3), 100, np.uint8))
+    assert cli.main(["generate", "--from", "first.json"]) == 0
+    captured = capsys.readouterr()
+    assert "own.png has changed since" in captured.err and "frames differ" in captured.out
+
+
+def test_own_clip_starts_at_v2v(generate, here, capsys):
+    clip = np.full((12, 40, 64, 3), 0, np.uint8)
+    clip[:] = np.arange(12)[:, None, None, None] * 20
+    media.write_video(here / "own.mp4", clip, 8)
+    assert generate(PROMPT, "--video", "own.mp4", "--stages") == 0
+    err = capsys.readouterr().err
+    assert "V2V" in err and "T2I" not in err and "I2V" not in err
+    kept = media.read_video(here / "out.keyframes.mp4", (32, 32), 4, 3 / 8)
+    levels = kept.mean(axis=(1, 2, 3)) / 20
+    np.testing.assert_allclose(levels, [0, 3, 6, 9], atol=0.2)  # in real time: every third frame
+
+
+def test_size_is_passed_on(generate, here):
+    assert generate(PROMPT, "--size", "64x48", "--stages") == 0
+    assert json.loads((here / "out.json").read_text())["size"] == [48, 64]
+    assert media.read_video(here / "out.mp4", (48, 64), 1, 1).shape == (1, 48, 64, 3)
+    assert media.read_image(here / "out.reference.png").shape == (48, 64, 3)
+
+
+def test_unknown_words_are_named_with_the_nearest(generate, capsys):
+    assert generate("a red bell over the medow") == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert lines == [
+        'mv2: warning: these weights do not know "bell" (nearest: "ball"), '
+        '"medow" (nearest: "meadow")'
+    ]
+
+
+def test_existing_outputs_are_replaced_whole(generate, here):
+    (here / "out.mp4").write_bytes(b"old")
+    assert generate(PROMPT) == 0
+    assert (here / "out.mp4").stat().st_size > 500
+
+
+@pytest.fixture
+def broken(here):
+    media.write_image(here / "good.png", np.zeros((40, 40, 3), np.uint8))
+    (here / "bad.png").write_bytes((here / "good.png").read_bytes()[:60])
+    (here / "bad.mp4").write_bytes(b"nothing of the kind")
+    (here / "bad.json").write_text("{}")
+    media.write_image(here / "thin.png", np.zeros((2, 400, 3), np.uint8))
+    (here / "folder.mp4").mkdir()
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ([], "no prompt"),
+        ([""], "the prompt is empty"),
+        ([PROMPT, "  "], "the prompt is empty"),
+        ([PROMPT, "--image", "none.png"], "none.png: no such file"),
+        ([PROMPT, "--image", "bad.png"], "the picture is damaged"),
+        ([PROMPT, "--image", "bad.mp4"], "not a picture"),
+        ([PROMPT, "--image", "thin.png"], "400x2 pixels is too small"),
+        ([PROMPT, "--video", "bad.mp4"], "it is no video"),
+        ([PROMPT, "--video", "none.mp4"], "no such file"),
+        ([PROMPT, "-o", "nowhere/out.mp4"], "nowhere/out.mp4: no such folder"),
+        ([PROMPT, "-o", "folder.mp4"], "folder.mp4: is a directory"),
+        ([PROMPT, "-o", "out.avi"], "must end in .mp4"),
+        ([PROMPT, "-o", "/proc/out.mp4"], "cannot write /proc/out.mp4"),
+        ([PROMPT, "-o", "good.mp4", "--image", "good.png"], "good.png is an input"),
+        ([PROMPT, "--size", "33x32"], "33x32 is impossible"),
+        ([PROMPT, "--size", "0x0"], "0x0 is impossible"),
+        ([PROMPT, "--size", "99999x32"], "99999x32 is impossible"),
+        ([PROMPT, "--size", "big"], "WIDTHxHEIGHT"),
+        ([PROMPT, "--t2i-steps", "0"], "--t2i-steps is 0; it goes from 1 to 1000"),
+        ([PROMPT, "--t2i-steps", "2.5"], "--t2i-steps takes a whole number, not '2.5'"),
+        ([PROMPT, "--v2v-strength", "nan"], "--v2v-strength takes a number"),
+        ([PROMPT, "--noise-prior", "-1"], "--noise-prior is -1; it goes from 0 to 1"),
+        ([PROMPT, "--fps", "0"], "--fps is 0"),
+        ([PROMPT, "--seed", "-1"], "--seed takes a whole number"),
+        ([PROMPT, "--seed", "9999999999"], "--seed is 9999999999"),
+        ([PROMPT, "--batch", "0"], "--batch"),
+        ([PROMPT, "--sede", "3"], "did you mean '--seed'?"),
+        ([PROMPT, "--seed"], "expected one argument"),
+        ([PROMPT, "--image", "good.png", "--t2i-steps", "3"], "--t2i-steps has no effect"),
+        (["--from", "none.json"], "no such file"),
+        (["--from", "bad.json"], "was not written by mv2 generate"),
+        (["--from", "bad.mp4"], "not a JSON file"),
+    ],
+)
+def test_bad_input_gets_one_line_and_code_2(generate, here, broken, capsys, arguments, message):
+    before = files(here)
+    assert generate(*arguments) == 2
+    assert message in one_line(capsys)
+    assert files(here) == before
+
+
+def test_damaged_weights_get_one_line_and_code_2(generate, here, tiny_weights, tmp_path, capsys):
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_weights, copy)
+    content = bytearray((copy / "vae.safetensors").read_bytes())
+    content[-1] ^= 1
+    (copy / "vae.safetensors").write_bytes(content)
+    assert generate(PROMPT, "--weights", copy) == 2
+    assert "vae.safetensors is damaged" in one_line(capsys)
+    (copy / bundle.INDEX).unlink()
+    assert generate(PROMPT, "--weights", copy) == 2
+    assert "there is no cascade.json" in one_line(capsys)
+    assert files(here) == []
+
+
+def test_wrong_sidecars_get_one_line(generate, here, capsys):
+    assert generate(PROMPT) == 0
+    side = json.loads((here / "out.json").read_text())
+    capsys.readouterr()
+    for change, message in (
+        ({"promt": "x"}, "unknown key 'promt'; did you mean 'prompt'?"),
+        ({"seed": "x"}, "'seed' is missing or of the wrong kind"),
+        ({"settings": {"t2i": {"stepz": 3}}}, "t2i has no setting 'stepz'; did you mean 'steps'?"),
+        ({"settings": {"t2i": {"steps": -3}}}, "--t2i-steps is -3"),
+        ({"size": [1]}, "'size'"),
+        ({"from_image": {"file": "gone.png"}}, "'from_image'"),
+        ({"from_image": {"file": "gone.png", "sha256": ""}}, "gone.png: no such file"),
+        ({"weights": {"folder": "gone"}}, "no weights at gone"),
+    ):
+        (here / "bad.json").write_text(json.dumps({**side, **change}))
+        assert cli.main(["generate", "--from", "bad.json"]) == 2
+        assert message in one_line(capsys)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [(["generat"], "did you mean 'generate'?"), (["--wat"], "unknown argument --wat")],
+)
+def test_wrong_commands_get_one_line(capsys, arguments, message):
+    assert cli.main(arguments) == 2
+    assert message in one_line(capsys)
+
+
+def test_an_interrupt_leaves_nothing(generate, here, capsys, fake_cascade, monkeypatch):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fake_cascade, "vfi", interrupted)
+    assert generate(PROMPT) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "mv2: error: stopped"
+    assert files(here) == []
+
+
+def test_a_full_disk_leaves_nothing(generate, here, capsys, monkeypatch):
+    def full(path, image):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(media, "write_image", full)
+    assert generate(PROMPT) == 1
+    assert "No space left" in capsys.readouterr().err.splitlines()[-1]
+    assert files(here) == []
+
+
+def test_info_lists_the_weights(tiny_weights, capsys):
+    assert cli.main(["info", "--weights", str(tiny_weights)]) == 0
+    out = capsys.readouterr().out
+    assert "weights: tiny" in out and "Apache-2.0; nowhere" in out
+    assert "i2v  4 of 24x24, 3 steps of ddim" in out
+
+
+def test_train_hands_over_to_the_trainer(capsys, monkeypatch):
+    from mv2_jax.train import cli as train
+
+    asked = {}
+
+    def main(recipe, overrides, **kwargs):
+        asked.update(recipe=recipe, overrides=overrides, **kwargs)
+        raise InputError("no such recipe")
+
+    monkeypatch.setattr(train, "main", main)
+    arguments = ["train", "toybox/vae", "--set", "optim.lr=1e-4", "--set", "a.b=2", "--phase", "x"]
+    assert cli.main(arguments) == 2
+    assert one_line(capsys) == "mv2: error: no such recipe"
+    assert asked == {
+        "recipe": "toybox/vae",
+        "overrides": ["optim.lr=1e-4", "a.b=2"],
+        "phase": "x",
+        "out": None,
+        "resume": True,
+    }
