@@ -1,0 +1,137 @@
+"""The last stage: frames between the frames (VFI).
+
+The paper's stage makes 94 frames of 32 with a GAN-trained interpolator steadied by a light
+pretrained one (arXiv 2401.04468, section 2.4). This is the light one, RIFE 4.25, alone; which
+light interpolator to use is this project's choice, the paper names none in detail.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from mv2_jax import params as parameters
+from mv2_jax.config import RIFEConfig
+from mv2_jax.models.rife import RIFE
+
+SHIPPED = Path(__file__).parents[1] / "weights" / "rife" / "rife.safetensors"
+# New pixels made at once: enough to fill the machine, few enough that memory stays near 300 MB.
+PIXELS_AT_ONCE = 2**19
+
+
+def shipped() -> tuple[dict[str, Any], RIFEConfig]:
+    """The parameters (half precision) and config of the public RIFE 4.25 inside the package.
+
+    Raises:
+        FileNotFoundError, ValueError: the installation lacks the file, or it is damaged.
+    """
+    return parameters.load(SHIPPED), RIFEConfig()
+
+
+def interpolate(
+    params: Mapping[str, Any],
+    cfg: RIFEConfig,
+    frames: Array,
+    times: int,
+    *,
+    dtype: Any = jnp.float32,
+) -> Array:
+    """`times` frames for every one: `times - 1` new ones, evenly spaced, in every gap.
+
+    The given frames come out as they went in, and between two identical ones come copies of them.
+    Clips of a batch pass one after the other, and a clip's gaps a few at a time, so memory grows
+    by the result alone.
+
+    Args:
+        params: RIFE's tree, in any floating-point type.
+        frames: [B, T, H, W, 3] in [-1, 1], any H, W and T >= 1.
+        times: 1 changes nothing; 3 is the paper's (32 frames become 94).
+        dtype: the convolutions' type.
+
+    Returns:
+        [B, (T - 1) * times + 1, H, W, 3] in [-1, 1], of the frames' type.
+
+    Raises:
+        ValueError: another shape, integer frames, or `times` below 1.
+    """
+    frames = jnp.asarray(frames)
+    if frames.ndim != 5 or frames.shape[-1] != 3 or frames.shape[1] < 1:
+        raise ValueError(f"interpolate needs frames [B, T, H, W, 3]; got {frames.shape}")
+    if not jnp.issubdtype(frames.dtype, jnp.floating):
+        raise ValueError(f"interpolate needs frames in [-1, 1], floating point; got {frames.dtype}")
+    if int(times) != times or times < 1:
+        raise ValueError(f"times must be a whole number of at least 1; got {times}")
+    if times == 1 or frames.shape[1] == 1:
+        return frames
+    return _interpolate(params, cfg, frames, int(times), dtype)
+
+
+@functools.partial(jax.jit, static_argnames=("cfg", "dtype"))
+def between(
+    params: Mapping[str, Any],
+    cfg: RIFEConfig,
+    first: Array,
+    second: Array,
+    times: Array,
+    *,
+    dtype: Any = jnp.float32,
+) -> Array:
+    """Frames at chosen times between pairs: [P, H, W, 3] twice, times [P, K] -> [P, K, H, W, 3].
+
+    Frames are in [-1, 1]; time 0 is the first's, 1 the second's. Identical pairs give copies.
+    """
+    tree = parameters.cast(params, dtype)
+    new = RIFE(cfg, dtype).apply({"params": tree}, _unit(first), _unit(second), times)
+    return _keep_stills(first, second, new)
+
+
+@functools.partial(jax.jit, static_argnames=("cfg", "times", "dtype"))
+def _interpolate(params: Any, cfg: RIFEConfig, frames: Array, times: int, dtype: Any) -> Array:
+    model = RIFE(cfg, dtype)
+    variables = {"params": parameters.cast(params, dtype)}
+    clock = jnp.arange(1, times, dtype=jnp.float32)[None] / times
+
+    def clip(frames: Array) -> Array:
+        count, height, width, _ = frames.shape
+        gaps = count - 1
+        padded = math.prod(-(-side // cfg.pad_to) * cfg.pad_to for side in (height, width))
+        steps = -(-gaps // max(1, PIXELS_AT_ONCE // (padded * (times - 1))))
+        each = -(-gaps // steps)
+        # The last step may want more frames than there are: it repeats the last one.
+        later = jnp.concatenate((frames[1:], jnp.repeat(frames[-1:], steps * each - gaps, axis=0)))
+        later = later.reshape(steps, each, *frames.shape[1:])
+
+        def step(last: Array, seconds: Array) -> tuple[Array, Array]:
+            # A frame's features are made once: the last ones travel to the next step.
+            second = model.apply(variables, _unit(seconds), method="features")
+            first = jnp.concatenate((last, second[:-1]))
+            at = jnp.broadcast_to(clock, (each, times - 1))
+            new = model.apply(variables, first, second, at, method="between")
+            return second[-1:], new[:, :, :height, :width]
+
+        start = model.apply(variables, _unit(frames[:1]), method="features")
+        _, new = lax.scan(step, start, later)
+        new = new.reshape(-1, times - 1, *frames.shape[1:])[:gaps]
+        new = _keep_stills(frames[:-1], frames[1:], new)
+        filled = jnp.concatenate((frames[:-1, None], new), axis=1)
+        return jnp.concatenate((filled.reshape(-1, *frames.shape[1:]), frames[-1:]))
+
+    return lax.map(clip, frames)
+
+
+def _unit(frames: Array) -> Array:
+    return frames.astype(jnp.float32) * 0.5 + 0.5
+
+
+def _keep_stills(first: Array, second: Array, new: Array) -> Array:
+    """New frames [P, K, H, W, 3] from [0, 1] to [-1, 1]; where the pair is identical, copies."""
+    still = jnp.all(first == second, axis=(1, 2, 3))[:, None, None, None, None]
+    new = (new * 2 - 1).astype(first.dtype)
+    return jnp.where(still, jnp.broadcast_to(first[:, None], new.shape), new)
