@@ -255,7 +255,7 @@ def masks(world, time, x, y, pixel) -> Masks:
         upper=jnp.clip(up * 2 - 1, 0.0, 1.0),
         disc=_disc(scene, shifted, y - horizon, pixel),
         blobs=_sum_spots(jnp.asarray(_BLOBS)[scene], shifted, y),
-        marks=_sum_spots(jnp.asarray(_MARKS)[scene], x + camera * _PARALLAX[2], y),
+        marks=ground * _sum_spots(jnp.asarray(_MARKS)[scene], x + camera * _PARALLAX[2], y),
         edges=edges,
         ground=ground,
     )
@@ -316,7 +316,7 @@ def paint(colours: Palette, masks: Masks, y, pixel):
             colours.deeps[i] - colours.edges[i]
         )
         plane = plane + jnp.clip(below / pixel + 0.5, 0.0, 1.0) * (fill - plane)
-    return plane + masks.marks * masks.ground * (colours.mark - plane)
+    return plane + masks.marks * (colours.mark - plane)
 
 
 def _sum_spots(spots, x, y):

@@ -8,6 +8,7 @@ with flat faces (cube, pyramid) are drawn as seen from a little above, each face
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import NamedTuple
 
@@ -107,7 +108,7 @@ def _line(x, y, start, end):
 def _pyramid(x, y):
     corners = (_APEX, _LEFT, _FRONT, _RIGHT, _APEX)
     distance = _line(x, y, corners[0], corners[1])
-    for start, end in zip(corners[1:-1], corners[2:]):
+    for start, end in itertools.pairwise(corners[1:]):
         distance = jnp.maximum(distance, _line(x, y, start, end))
     return distance
 
@@ -137,7 +138,7 @@ def _faces(thing, x, y, light):
         return jnp.clip(v * sharp + 0.5, 0.0, 1.0)
 
     def lit(nx, ny):
-        return 0.86 + 0.26 * (nx * lx + ny * ly)
+        return 0.88 + 0.24 * (nx * lx + ny * ly)
 
     slope = math.sqrt(1 / 3)
     upper, right = step(y - jnp.abs(x) * slope), step(x)
