@@ -47,6 +47,9 @@ class Programs:
 
 
 def _signature(args: Any) -> Any:
-    """What jit would tell two calls apart by: structure, shapes, types, weak types, placement."""
+    """What jit would tell two calls apart by: structure, shapes, types, and chosen devices."""
     leaves, structure = jax.tree.flatten(args)
-    return structure, tuple((jax.typeof(leaf), getattr(leaf, "sharding", None)) for leaf in leaves)
+    return structure, tuple(
+        (jax.typeof(leaf), leaf.sharding if getattr(leaf, "committed", False) else None)
+        for leaf in leaves
+    )

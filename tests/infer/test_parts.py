@@ -1,4 +1,6 @@
 import io
+import os
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -121,3 +123,24 @@ def test_bars_keep_moving_between_calls():
                 break
             bars._stop.wait(0.01)
         assert len(stream.getvalue()) > before
+
+
+def test_a_second_process_takes_programs_from_the_cache_and_says_nothing(tmp_path):
+    code = (
+        "from mv2_jax.infer import cache\n"
+        "path = cache.enable()\n"
+        "import jax, jax.numpy as jnp\n"
+        "from mv2_jax.programs import Programs\n"
+        "program = jax.jit(lambda x: jnp.tanh(x @ x).sum())\n"
+        "print(float(Programs()('t2i', program, jnp.full((64, 64), 0.01))))\n"
+        "print(sorted(file.name for file in path.iterdir() if 'lambda' in file.name))"
+    )
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    runs = [
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, env=environment
+        )
+        for _ in range(2)
+    ]
+    assert runs[0].stdout == runs[1].stdout and "jit__lambda" in runs[0].stdout
+    assert [run.stderr for run in runs] == ["", ""]
