@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import gzip
 import importlib.resources
+import itertools
 import unicodedata
 from typing import Any
 
@@ -82,7 +83,7 @@ def _word_ids(word: str) -> tuple[int, ...]:
     symbols[-1] += WORD_END
     ranks = _ranks()
     while len(symbols) > 1:
-        best = min(zip(symbols, symbols[1:]), key=lambda pair: ranks.get(pair, _MERGES))
+        best = min(itertools.pairwise(symbols), key=lambda pair: ranks.get(pair, _MERGES))
         if best not in ranks:
             break
         symbols = _join(symbols, best)
