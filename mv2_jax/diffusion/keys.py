@@ -54,8 +54,9 @@ def fold(keys: jax.Array, purpose: str | int | jax.Array) -> jax.Array:
     `purpose` is a name, or a number such as a step's index (it may be traced). Names are hashed
     to 32 bits, numbers are used as they are: fold a name first, then the number.
     """
-    number = np.uint32(word(purpose)) if isinstance(purpose, str) else purpose
-    number = jnp.asarray(number).astype(jnp.uint32)
+    number = word(purpose) if isinstance(purpose, str) else purpose
+    # Python's numbers go through numpy, for JAX takes those above 2^31 for an overflow.
+    number = np.uint32(number) if isinstance(number, int) else number.astype(jnp.uint32)
     if keys.ndim == 0:
         return jax.random.fold_in(keys, number)
     return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, number)

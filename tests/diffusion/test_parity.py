@@ -165,7 +165,7 @@ def test_partial_chains_equal_diffusers(name, strength):
     if name == "euler":
         scheduler.set_begin_index(first)
     t = scheduler.timesteps[first : first + 1].repeat(SHAPE[0])
-    x = scheduler.add_noise(torch.from_numpy(clean), torch.tensor(EPS), t)
+    x = scheduler.add_noise(torch.tensor(clean), torch.tensor(EPS), t)
     theirs = their_trajectory(scheduler, x, first)
 
     sampler = samplers.get(name)()
