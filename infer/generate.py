@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -126,6 +127,8 @@ def command(request: Request, out: str | Path, stages: bool = False, batch: int 
         for first in range(0, len(planned), batch):
             chosen = request.prompts[first : first + batch]
             # The last group is filled up, so that it runs the program that the others ran.
+            if len(planned) > 1:
+                bars.prefix = f"{first + len(chosen)}/{len(planned)} "
             filled = [*chosen, *[chosen[-1]] * (min(batch, len(planned)) - len(chosen))]
             made = make(
                 cascade,
@@ -212,6 +215,9 @@ def warnings(request: Request, bundle: Any) -> Iterator[str]:
     if unknown:
         words = ", ".join(f'"{word}" (nearest: "{near}")' for word, near in unknown.items())
         yield f"these weights do not know {words}"
+    for prompt in request.prompts:
+        if _is_cut(tokenizer, prompt):
+            yield f'these weights read less than the whole of "{prompt}"; its end is ignored'
     if request.before is not None:
         then = request.before
         if then["weights"].get("sha256") != bundle.digest:
@@ -219,6 +225,13 @@ def warnings(request: Request, bundle: Any) -> Iterator[str]:
         for source, key in ((request.image, "from_image"), (request.video, "from_video")):
             if source and then[key]["sha256"] != source.sha256:
                 yield f"{source.path} has changed since; the frames will differ"
+
+
+def _is_cut(tokenizer: Any, prompt: str) -> bool:
+    """Whether the tokenizer drops the end of a prompt: the row is full without its last word."""
+    rows = tokenizer.encode([prompt, re.sub(r"\w+\W*$", "", prompt)])
+    full = np.argmax(rows[0] == tokenizer.eos_token_id) == rows.shape[1] - 1
+    return bool(full and np.array_equal(*rows))
 
 
 def describe(frames: np.ndarray) -> dict[str, Any]:

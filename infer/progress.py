@@ -19,13 +19,15 @@ class Bars:
 
     `stage` is "t2i", "i2v", "v2v" or "vfi", or one of these after "compiling ". A bar opens at a
     stage's first call and closes when it is done. Between calls a clock keeps it moving, since a
-    compilation may take a minute without a word.
+    compilation may take a minute without a word. `prefix` goes before every name, such as "2/3 "
+    for the second of three videos.
     """
 
     def __init__(self, stream: TextIO | None = None, tick: float = 0.5):
         self._stream = stream or sys.stderr
         self._bar: tqdm | None = None
         self._stage = ""
+        self.prefix = ""
         self._lock = threading.Lock()
         self._stop = threading.Event()
         # On a terminal only: a log file would get a line a tick.
@@ -67,7 +69,7 @@ class Bars:
         )
         self._stage = stage
         self._bar = tqdm(
-            desc=f"{text:<{_WIDTH}}",
+            desc=f"{self.prefix}{text:<{_WIDTH}}",
             total=total,
             file=self._stream,
             bar_format=form,

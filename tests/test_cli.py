@@ -108,10 +108,11 @@ def test_seed_decides_the_frames(generate, here):
 
 
 @pytest.mark.parametrize("batch", [1, 2, 8])
-def test_prompts_in_a_batch_equal_those_made_alone(generate, here, batch):
+def test_prompts_in_a_batch_equal_those_made_alone(generate, here, capsys, batch):
     prompts = [PROMPT, "the red cube", "a ball in the snow"]
     assert generate(prompts[0], "--seed", 5, "--batch", batch, *prompts[1:]) == 0
     assert files(here) == [f"out-{k}.{s}" for k in (1, 2, 3) for s in ("json", "mp4", "png")]
+    assert f"{min(batch, 3)}/3 T2I picture" in capsys.readouterr().err
     assert generate(prompts[1], "--seed", 5, "-o", "alone.mp4") == 0
     assert (here / "alone.mp4").read_bytes() == (here / "out-2.mp4").read_bytes()
     assert (here / "alone.json").read_bytes() == (here / "out-2.json").read_bytes()
@@ -158,6 +159,12 @@ def test_unknown_words_are_named_with_the_nearest(generate, capsys):
         'mv2: warning: these weights do not know "bell" (nearest: "ball"), '
         '"medow" (nearest: "meadow")'
     ]
+
+
+def test_a_prompt_that_is_too_long_is_told(generate, capsys):
+    for words, cut in ((18, False), (19, True)):
+        assert generate("ball " * words + " ...") == 0
+        assert ("its end is ignored" in capsys.readouterr().err) == cut
 
 
 def test_existing_outputs_are_replaced_whole(generate, here):

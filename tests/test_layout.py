@@ -11,7 +11,8 @@ ROOT = Path(__file__).parent.parent
 # Each row may import the rows above it. Within a row, a package or module imports itself only.
 ORDER = (
     ("config", "errors", "files"),
-    ("params", "sharding", "programs"),
+    ("params", "programs"),
+    ("sharding",),
     ("nn", "diffusion", "text"),
     ("models",),
     ("toybox",),
