@@ -37,6 +37,7 @@ __all__ = [
     "Ignore",
     "Rule",
     "Table",
+    "check",
     "conv",
     "convert",
     "dense",
@@ -89,24 +90,30 @@ def stream(
     wrong: list[str] = []
     unfinite: list[str] = []
     for key, rule, names in steps:
-        array = as_numpy(source[key])
-        try:
-            parts = rule.operation.forward(array)
-        except ValueError as error:
-            wrong.append(f"{key} {array.shape}: {error}")
-            continue
-        for name, part in zip(names, parts, strict=True):
-            if part.shape != tuple(leaves[name].shape):
-                expected = tuple(leaves[name].shape)
-                wrong.append(f"{key} {array.shape} gives {part.shape}, {name} wants {expected}")
-                continue
-            floating = np.issubdtype(part.dtype, np.inexact) or part.dtype.kind == "V"
+        for name, part in _laid_out(key, as_numpy(source[key]), rule, names, leaves, wrong):
+            # Half-precision types that NumPy lacks have the kind "V".
+            floating = part.dtype.kind in "fV"
             if floating and not np.isfinite(part).all():
                 unfinite.append(key)
             if dtype is not None and floating:
                 part = part.astype(dtype)
             yield name, np.ascontiguousarray(part)
     _raise({"wrong shape": wrong, "not finite (NaN or infinity inside)": unfinite})
+
+
+def check(shapes: Mapping[str, tuple[int, ...]], table: Table, target: Mapping[str, Any]) -> None:
+    """Says whether tensors of these shapes would convert, without any of them.
+
+    Raises:
+        ConversionError: as `convert`, but for values.
+    """
+    leaves, table = flatten(target), list(table)
+    wrong: list[str] = []
+    for key, rule, names in _plan(shapes, table, leaves, _made(table, leaves)):
+        hollow = np.broadcast_to(np.float32(0), shapes[key])
+        for _ in _laid_out(key, hollow, rule, names, leaves, wrong):
+            pass
+    _raise({"wrong shape": wrong})
 
 
 def export(tree: Mapping[str, Any], table: Table) -> dict[str, np.ndarray]:
@@ -210,6 +217,28 @@ def _plan(
         }
     )
     return steps
+
+
+def _laid_out(
+    key: str,
+    array: np.ndarray,
+    rule: Rule,
+    names: tuple[str, ...],
+    leaves: Mapping[str, Any],
+    wrong: list[str],
+) -> Iterator[tuple[str, np.ndarray]]:
+    """One source tensor as its leaves; what does not fit is told in `wrong` instead."""
+    try:
+        parts = rule.operation.forward(array)
+    except ValueError as error:
+        wrong.append(f"{key} {array.shape}: {error}")
+        return
+    for name, part in zip(names, parts, strict=True):
+        expected = tuple(leaves[name].shape)
+        if part.shape == expected:
+            yield name, part
+        else:
+            wrong.append(f"{key} {array.shape} gives {part.shape}, {name} wants {expected}")
 
 
 def _writers(name: str, rules: list[Rule]) -> Iterator[tuple[str, Rule, tuple[str, ...]]]:

@@ -33,9 +33,12 @@ def original(*, stored_positions: bool = True) -> list[Rule | Ignore | Fill]:
             block = f"{layer[0]}.attention_blocks.{n}", f"{layer[1]}/attn{n + 1}"
             table += attention(block[0], f"{block[1]}/attn")
             table += norm(f"{layer[0]}.norms.{n}", f"{layer[1]}/norm{n + 1}")
-            table += _positions(*block, stored_positions)
+            if stored_positions:
+                table.append(Rule(f"{block[0]}.pos_encoder.pe", f"{block[1]}/pe", "unbatch"))
         table += norm(f"{layer[0]}.ff_norm", f"{layer[1]}/norm3")
         table += feed_forward(f"{layer[0]}.ff", f"{layer[1]}/ff")
+    if not stored_positions:
+        table.append(Fill("{layer:**}/attn{n:1|2}/pe", lambda shape: sinusoid_table(*shape)))
     return table
 
 
@@ -59,9 +62,3 @@ def _shell(source: str, target: str) -> list[Rule]:
         *norm(f"{source}.norm", f"{target}/norm"),
         *dense(f"{source}.proj_{{end:in|out}}", f"{target}/proj_{{end}}"),
     ]
-
-
-def _positions(source: str, target: str, stored: bool) -> list[Rule | Fill]:
-    if stored:
-        return [Rule(f"{source}.pos_encoder.pe", f"{target}/pe", "unbatch")]
-    return [Fill(f"{target}/pe", lambda shape: sinusoid_table(*shape))]

@@ -1,0 +1,87 @@
+"""What every comparison with torch needs: random weights, conversion, and the measure of error."""
+
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+
+from mv2_jax.convert.engine import convert
+from mv2_jax.convert.ops import as_numpy
+
+
+def randomise(module, seed=0):
+    """Random values for every parameter and buffer of a torch module, zero-initialised ones too.
+
+    Matrices keep activations near unit scale; norms stay near one, so that nothing vanishes.
+    """
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    with torch.no_grad():
+        for name, tensor in tensors:
+            if not tensor.is_floating_point():
+                continue
+            noise = torch.randn(tensor.shape, generator=generator)
+            if name.endswith(".pe"):
+                tensor.add_(0.3 * noise)
+            elif tensor.ndim > 1:
+                tensor.copy_(noise / tensor[0].numel() ** 0.5)
+            else:
+                is_scale = "norm" in name and name.endswith("weight")
+                tensor.copy_(0.2 * noise + (1.0 if is_scale else 0.0))
+    return module.eval()
+
+
+def jit(function):
+    """`jax.jit` without LLVM's optimiser: these programs run once, and compile twice as fast."""
+    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
+
+
+def shapes(module, *args, method=None, **kwargs):
+    """The abstract parameter tree of a Flax module, for example arguments."""
+    init = lambda: module.init(jax.random.key(0), *args, method=method, **kwargs)  # noqa: E731
+    return jax.eval_shape(init)["params"]
+
+
+def error(ours, theirs):
+    """Largest absolute difference over the largest magnitude; NaN and dead outputs fail."""
+    ours, theirs = np.asarray(ours, np.float64), as_numpy(theirs).astype(np.float64)
+    assert ours.shape == theirs.shape
+    assert theirs.std() > 0.01, "an output that is all but constant proves nothing"
+    worst = np.abs(ours - theirs).max() / np.abs(theirs).max()
+    assert np.isfinite(worst)
+    print(f"relative error {worst:.1e}")  # pytest -s shows what the bounds were chosen from
+    return worst
+
+
+def same_state(exported, state):
+    """The export of a tree is the torch state dict that it came from, bit for bit."""
+    assert exported.keys() == state.keys()
+    for name, array in exported.items():
+        np.testing.assert_array_equal(array, as_numpy(state[name]), err_msg=name)
+
+
+def channels_last(tensor):
+    """[..., C, H, W] in torch -> [..., H, W, C] in NumPy."""
+    return np.moveaxis(as_numpy(tensor), -3, -1)
+
+
+@pytest.fixture(scope="session")
+def parity():
+    """The functions of this file, `convert`, and `noise` for inputs."""
+
+    def noise(*shape, seed=1):
+        return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+    return SimpleNamespace(
+        randomise=randomise,
+        jit=jit,
+        shapes=shapes,
+        error=error,
+        channels_last=channels_last,
+        same_state=same_state,
+        convert=convert,
+        noise=noise,
+    )
