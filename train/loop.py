@@ -58,6 +58,8 @@ class Programs:
             cost = lowered.cost_analysis() or {}
             flops = float(cost.get("flops", 0.0)) * self.repeats
             self.compiled[shapes] = (lowered.compile(), flops)
+            sizes = ", ".join(f"{name} {list(shape)}" for name, shape, _ in shapes)
+            print(f"compiled for {sizes}: about {flops / 1e9:.3g} GFLOP a step", flush=True)
         program, flops = self.compiled[shapes]
         state, metrics = program(*args)
         return state, metrics, flops

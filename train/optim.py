@@ -66,8 +66,8 @@ def transformation(cfg: Any) -> optax.GradientTransformation:
     """Gradients -> the step taken at a learning rate of one (clipping by global norm included).
 
     "adamw": decoupled weight decay (arXiv 1711.05101). "muon": orthogonalised momentum for
-    matrices and convolution kernels, scaled to AdamW's step size (arXiv 2502.16982), Adam for the
-    rest; so both take the same learning rates.
+    matrices and convolution kernels, scaled to AdamW's step size (arXiv 2502.16982), Adam
+    (with Nesterov's momentum) for the rest; so both take the same learning rates.
     """
     if cfg.name == "muon":
         core = muon(

@@ -148,21 +148,36 @@ def begin_from(root: Path, short: str, recipe: ConfigDict, phase: str) -> dict[s
     return begin
 
 
+def known_tasks() -> list[str]:
+    """Names of the modules in mv2_jax.train.tasks that make tasks."""
+    here = Path(__file__).parent / "tasks"
+    return sorted(path.stem for path in here.glob("*.py") if not path.stem.startswith("_"))
+
+
 def make_task(cfg: ConfigDict, begin: Mapping[str, Component], folder: Path) -> Task:
     """The task of a phase; `folder` is the phase's own, for what it precomputes.
 
     Raises:
         InputError: an unknown task; the message names the nearest.
     """
-    here = Path(__file__).parent / "tasks"
-    names = [path.stem for path in here.glob("*.py") if not path.stem.startswith("_")]
+    names = known_tasks()
     if cfg.task not in names:
         raise InputError(f"unknown task {cfg.task!r}{config.nearest(cfg.task, names)}")
     return importlib.import_module(f"mv2_jax.train.tasks.{cfg.task}").make(cfg, begin, folder)
 
 
-def write_weights(folder: Path, task: Task, outcome: loop.Outcome, cfg: ConfigDict) -> None:
-    """The averaged weights of a phase in fp16, one file per component, and the index last."""
+def write_weights(
+    folder: Path,
+    task: Task,
+    outcome: loop.Outcome,
+    cfg: ConfigDict,
+    begin: Mapping[str, Component],
+) -> None:
+    """The averaged weights of a phase in fp16, one file per component, and the index last.
+
+    The index's `began` names the weights the phase began from by their digests, so that packing
+    can prove that parts trained over one another belong together.
+    """
     averaged = loop.ema_params(outcome)
     configs = task.configs(averaged)
     with files.whole(folder) as scratch:
@@ -181,6 +196,7 @@ def write_weights(folder: Path, task: Task, outcome: loop.Outcome, cfg: ConfigDi
             "steps": int(outcome.state.step),
             "minutes": round(outcome.minutes, 2),
             "tflop": round(outcome.tflop, 2),
+            "began": {name: params.digest(part.params) for name, part in begin.items()},
             "components": listed,
         }
         (scratch / INDEX).write_text(json.dumps(index, indent=1) + "\n")
@@ -206,7 +222,8 @@ def run_phase(root: Path, short: str, recipe: ConfigDict, phase: str, resume: bo
     if resume and index.is_file():
         kept = json.loads(index.read_text())
         return Summary(phase, "kept", kept["minutes"], kept["tflop"])
-    task = make_task(cfg, begin_from(root, short, recipe, phase), folder)
+    begin = begin_from(root, short, recipe, phase)
+    task = make_task(cfg, begin, folder)
     if not resume:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         shutil.rmtree(folder / "weights", ignore_errors=True)
@@ -214,6 +231,6 @@ def run_phase(root: Path, short: str, recipe: ConfigDict, phase: str, resume: bo
     (folder / "config.json").write_text(cfg.to_json(indent=1) + "\n")
     outcome = loop.run(task, cfg, folder, resume=resume)
     if outcome.finished:
-        write_weights(folder / "weights", task, outcome, cfg)
+        write_weights(folder / "weights", task, outcome, cfg, begin)
     state = "finished" if outcome.finished else "interrupted"
     return Summary(phase, state, outcome.minutes, outcome.tflop)

@@ -122,10 +122,7 @@ def make(cfg: Any, begin: Mapping[str, Component], folder: Path) -> Task:
         step = start
         while True:
             size, crop = views[step % len(views)]
-            key = worlds.step_key(seed, step)
-            # A crop has fewer pixels, so more of them make a batch of the same work.
-            count = cfg.batch * max(1, size * size // (crop * crop)) if crop else cfg.batch
-            yield {"image": worlds.stills(key, count, size, crop)}
+            yield {"image": worlds.stills(worlds.step_key(seed, step), cfg.batch, size, crop)}
             step += 1
 
     through = jax.jit(lambda p, x: model.apply({"params": p}, x))

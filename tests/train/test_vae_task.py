@@ -1,0 +1,91 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mv2_jax.config import VAEConfig, to_dict
+from mv2_jax.errors import InputError
+from mv2_jax.models.vae import AutoencoderKL, scale_latents
+from mv2_jax.train import loop, recipe, worlds
+from mv2_jax.train.phase import phase
+from mv2_jax.train.tasks import vae
+
+TINY = VAEConfig(
+    latent_channels=8,
+    channels=(16, 32),
+    layers_per_block=1,
+    norm_groups=4,
+    mid_attention=False,
+    patch_size=4,
+)
+
+
+def config(**settings):
+    base = {
+        "name": "test/vae",
+        "steps": 60,
+        "batch": 4,
+        "log_every": 20,
+        "model": {"vae": to_dict(TINY)},
+        "data": {"views": ("32/16", "32")},
+        "loss": {"l1": 1.0, "l2": 1.0, "edge": 1.0, "edge_scales": 2, "kl": 1e-4},
+        "optim": {"lr": 4e-3, "warmup": 5},
+    }
+    return phase("vae", **{**base, **settings})
+
+
+def test_batches_alternate_views_and_depend_on_the_step_alone():
+    task = vae.make(config(), {}, None)
+    first = task.batches(0, 0)
+    images = [np.asarray(next(first)["image"]) for _ in range(3)]
+    assert [x.shape for x in images] == [(16, 16, 16, 3), (4, 32, 32, 3), (16, 16, 16, 3)]
+    later = np.asarray(next(task.batches(0, 2))["image"])
+    assert np.array_equal(later, images[2]) and not np.array_equal(later, images[0])
+    assert not np.array_equal(later, np.asarray(next(task.batches(1, 2))["image"]))
+    assert max(np.abs(x).max() for x in images) <= 1.0
+
+
+def test_it_overfits_one_batch_and_its_weights_come_with_a_measured_scale(tmp_path):
+    cfg = config()
+    batch = {"image": worlds.stills(worlds.step_key(0, 0), 4, 32, 0)}
+
+    def fixed(seed, start):
+        while True:
+            yield batch
+
+    made = vae.make(cfg, {}, tmp_path)
+    task = type(made)(**{**vars(made), "batches": fixed, "sample": None})
+    outcome = loop.run(task, cfg, tmp_path)
+    rows = loop.Report(tmp_path, "", 10**9).rows
+    assert rows[-1]["psnr"] > rows[0]["psnr"] + 8
+    recipe.write_weights(tmp_path / "weights", task, outcome, cfg, {})
+    held = recipe.components_in(tmp_path / "weights")["vae"]
+    x = worlds.stills(worlds.step_key(5, 0), 64, 32, 0)
+    mean, _ = AutoencoderKL(held.config).apply({"params": held.params}, x, method="encode")
+    z = scale_latents(mean, held.config)
+    assert abs(float(z.mean())) < 0.1 and abs(float(z.std()) - 1) < 0.1
+    assert held.config.factor == TINY.factor
+
+
+def test_loss_terms():
+    mean, logvar = jnp.full((1, 2, 2, 3), 2.0), jnp.zeros((1, 2, 2, 3))
+    assert float(vae.kl_mean(mean, logvar)) == pytest.approx(2.0)
+    assert float(vae.kl_mean(0 * mean, logvar)) == 0.0
+    flat, step = jnp.ones((1, 8, 8, 3)), jnp.zeros((1, 8, 8, 3)).at[:, :, 4:].set(1.0)
+    assert float(vae.edge_loss(flat, 3)) == 0.0
+    # One jump of 1 among 7, 3 and 1 neighbouring columns at the three scales.
+    assert float(vae.edge_loss(step, 3)) == pytest.approx((1 / 7 + 1 / 3 + 1) / 3)
+    x = jnp.zeros((1, 4, 4, 3))
+    assert float(vae.psnr(x, x + 0.2)) == pytest.approx(20.0, abs=1e-4)
+
+
+@pytest.mark.parametrize("view", ["33", "32/9", "32/64", "big"])
+def test_views_that_do_not_fit(view):
+    with pytest.raises(InputError, match=r"data\.views"):
+        vae.make(config(data={"views": (view,)}), {}, None)
+
+
+def test_frozen_things_do_not_touch_the_key_of_a_step():
+    assert not jnp.array_equal(
+        jax.random.key_data(worlds.step_key(0, 1)), jax.random.key_data(worlds.step_key(0, 2))
+    )
