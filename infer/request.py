@@ -170,7 +170,7 @@ def sidecar(
         "seed": request.seed,
         "from_image": _plain(request.image),
         "from_video": _plain(request.video),
-        "size": list(request.size) if request.size else None,
+        "size": list(request.size or bundle.stages["v2v"].size),
         "settings": numbers,
         "weights": {
             "name": bundle.name,
