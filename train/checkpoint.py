@@ -39,6 +39,7 @@ class Checkpoints:
         if self.newest() == step:
             return
         args = self._ocp.args
+        notes = {**notes, "layout": _layout(state)}
         self._manager.save(
             step, args=args.Composite(state=args.StandardSave(state), notes=args.JsonSave(notes))
         )
@@ -50,21 +51,28 @@ class Checkpoints:
         Raises:
             ValueError: the checkpoint is of another network than `like`.
         """
-        args = self._ocp.args
-        shapes = jax.tree.map(self._ocp.utils.to_shape_dtype_struct, like)
-        step = self.newest()
-        try:
-            kept = self._manager.restore(
-                step,
-                args=args.Composite(state=args.StandardRestore(shapes), notes=args.JsonRestore()),
-            )
-        except (ValueError, KeyError, TypeError) as error:
-            reason = (str(error).splitlines() or ["no reason given"])[0]
+        args, step = self._ocp.args, self.newest()
+        notes = self._manager.restore(step, args=args.Composite(notes=args.JsonRestore()))["notes"]
+        wanted = _layout(like)
+        stored = notes.get("layout", wanted)
+        odd = [name for name in {**wanted, **stored} if stored.get(name) != wanted.get(name)]
+        if odd:
             raise ValueError(
                 f"the checkpoint of step {step} in {self._manager.directory} does not fit this "
-                f"configuration ({reason}); start afresh with --no-resume"
-            ) from error
-        return kept["state"], kept["notes"]
+                f"configuration: {odd[0]} is {stored.get(odd[0], 'absent')} there and "
+                f"{wanted.get(odd[0], 'absent')} here; start afresh with --no-resume"
+            )
+        shapes = jax.tree.map(self._ocp.utils.to_shape_dtype_struct, like)
+        kept = self._manager.restore(step, args=args.Composite(state=args.StandardRestore(shapes)))
+        return kept["state"], notes
 
     def close(self) -> None:
         self._manager.close()
+
+
+def _layout(state: State) -> dict[str, str]:
+    """{where a leaf is: its type and shape}."""
+    return {
+        jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+    }

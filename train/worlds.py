@@ -26,6 +26,13 @@ def draw(key: jax.Array, count: int) -> World:
     return jax.vmap(split.sample_train_world)(keys.per_sample(key, count))
 
 
+def numbered(seed: int, numbers: jax.Array) -> World:
+    """The worlds [B] with these numbers [B]: a fixed list of training worlds, made as needed."""
+    key = keys.fold(keys.seed(seed % 2**32), "numbered world")
+    each = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.asarray(numbers, jnp.uint32))
+    return jax.vmap(split.sample_train_world)(each)
+
+
 @partial(jax.jit, static_argnums=(1, 2, 3))
 def stills(key: jax.Array, count: int, size: int, crop: int = 0) -> jax.Array:
     """Frames [B, H, W, 3] in [-1, 1] at random times of random worlds, `size` pixels square.

@@ -96,7 +96,7 @@ def test_a_checkpoint_of_another_network_is_refused(whole, tmp_path):
 
     cfg = config(steps=2)
     loop.run(task(), cfg, tmp_path)
-    with pytest.raises(ValueError, match="does not fit this configuration"):
+    with pytest.raises(ValueError, match=r"float32\[4, 1\] there and float32\[5, 1\] here"):
         loop.run(task(init=wider), config(steps=4), tmp_path)
 
 

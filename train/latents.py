@@ -1,0 +1,90 @@
+"""Latents that are made once, kept in shards, and read in every later epoch.
+
+Rendering and encoding a clip costs about as much as a network's step on it, so a phase that comes
+back to the same clips saves that from the second epoch on. A shard is made when a step first needs
+it: training starts at once, and a cut run keeps the shards it made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mv2_jax import files
+
+Arrays = dict[str, np.ndarray]
+
+
+def fingerprint(facts: Mapping[str, Any]) -> str:
+    """Sixteen letters that change with anything the latents depend on; `facts` is JSON-ready."""
+    return hashlib.sha256(json.dumps(dict(facts), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def position(seed: int, step: int, batch: int, count: int) -> np.ndarray:
+    """Which of `count` samples the batch of a step holds: [batch] int64.
+
+    The first epoch goes through them in order, so shards are made one after the other; each later
+    one in an order of its own. Depends on nothing else, so a resumed run reads what it would have.
+    """
+    places = np.arange(step * batch, (step + 1) * batch)
+    epochs, within = places // count, places % count
+    orders = {
+        epoch: np.random.default_rng([seed, int(epoch)]).permutation(count)
+        if epoch
+        else np.arange(count)
+        for epoch in np.unique(epochs)
+    }
+    return np.array([orders[epoch][i] for epoch, i in zip(epochs, within)])
+
+
+class Shards:
+    """`count` samples in .npz shards of `size` under `<root>/<fingerprint>/`.
+
+    Args:
+        root: where sets of latents lie; each set has a folder of its own.
+        facts: what the samples depend on (digest of the encoder, sizes, seed ...).
+        make: sample numbers [n] -> arrays whose first axis is n; called for one shard at a time.
+        count: how many samples there are; a multiple of `size`.
+        size: samples a shard.
+
+    Raises:
+        ValueError: `count` is not a multiple of `size`.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        facts: Mapping[str, Any],
+        make: Callable[[np.ndarray], Mapping[str, Any]],
+        count: int,
+        size: int,
+    ) -> None:
+        if count <= 0 or size <= 0 or count % size:
+            raise ValueError(f"{count} samples do not divide into shards of {size}")
+        self.folder = root / fingerprint({**facts, "size": size})
+        self.count, self.size = count, size
+        self._make = make
+        self._held: dict[int, Arrays] = {}
+
+    def shard(self, number: int) -> Arrays:
+        """The arrays of a shard: from memory, from disk, or made and written now."""
+        if number not in self._held:
+            path = self.folder / f"{number:05d}.npz"
+            if not path.is_file():
+                self.folder.mkdir(parents=True, exist_ok=True)
+                made = self._make(np.arange(number * self.size, (number + 1) * self.size))
+                with files.whole(path) as scratch:
+                    np.savez(scratch, **{name: np.asarray(x) for name, x in made.items()})
+            with np.load(path) as stored:
+                self._held[number] = {name: stored[name] for name in stored.files}
+        return self._held[number]
+
+    def take(self, numbers: np.ndarray) -> Arrays:
+        """The samples of these numbers, [n, ...] per array."""
+        rows = [(self.shard(int(n) // self.size), int(n) % self.size) for n in numbers]
+        return {name: np.stack([shard[name][i] for shard, i in rows]) for name in rows[0][0]}
