@@ -1,0 +1,221 @@
+"""Sharding, said once: the mesh, and the one table from parameter paths to its axes.
+
+The mesh has four axes:
+
+- `data`: samples of a batch; parameters whole on each device.
+- `fsdp`: samples too, with parameters split over it and gathered where they are used.
+- `context`: frames, or tokens where a batch has too few rows to split (`nn.attention`).
+- `tensor`: attention heads and the inner widths of layers.
+
+Everything here is partitioned by XLA from these annotations (automatic axes); the attention alone
+is written per device, because its kernels are opaque to XLA. A program runs under
+`with jax.set_mesh(mesh)`; with no mesh set `constrain` does nothing.
+
+One fallback, everywhere: an axis whose size does not divide its dimension is left out, and the
+array is whole along that axis. It costs memory or work, never correctness.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from mv2_jax import params
+from mv2_jax.config import nearest
+
+AXES = ("data", "fsdp", "context", "tensor")
+
+Axes = str | tuple[str, ...] | None
+"""What one dimension is split over."""
+
+SAMPLES: Axes = ("data", "fsdp")
+FRAMES: Axes = ("data", "fsdp", "context")  # of samples and frames merged into one dimension
+
+_WIDEN: tuple[Axes, ...] = ("fsdp", "tensor")  # [in, out] of a pair's first layer
+_NARROW: tuple[Axes, ...] = ("tensor", "fsdp")  # [in, out] of its second
+_WHOLE: tuple[Axes, ...] = ()
+
+# Patterns are searched for in '/'-joined paths. Each parameter matches exactly one of them.
+# A pair of layers (into heads or an inner width, and back out) splits its inner width over
+# `tensor`, so that it costs one sum over devices (Megatron-LM, arXiv 1909.08053).
+RULES: tuple[tuple[str, tuple[Axes, ...]], ...] = (
+    # attention: UNet, VAE, resampler, then CLIP
+    (r"/to_(q|k|v|k_ip|v_ip)/kernel$", _WIDEN),
+    (r"/to_out_0/kernel$", _NARROW),
+    (r"/(q|k|v)_proj/kernel$", _WIDEN),
+    (r"/out_proj/kernel$", _NARROW),
+    # feed-forward: UNet and resampler, then CLIP
+    (r"/net_0/proj/kernel$", _WIDEN),
+    (r"/net_2/kernel$", _NARROW),
+    (r"/fc1/kernel$", _WIDEN),
+    (r"/fc2/kernel$", _NARROW),
+    # resnets
+    (r"/resnets_\d+/conv1/kernel$", (None, None, *_WIDEN)),
+    (r"/resnets_\d+/conv2/kernel$", (None, None, *_NARROW)),
+    (r"/resnets_\d+/time_emb_proj/kernel$", _WIDEN),
+    # biases of layers whose outputs are split
+    (r"/(to_[qkv]|[qkv]_proj|fc1|net_0/proj|conv1|time_emb_proj)/bias$", ("tensor",)),
+    # convolutions and linear layers outside pairs
+    (r"/(conv_shortcut|(down|up)samplers_0/conv)/kernel$", (None, None, None, "fsdp")),
+    (r"(^|/)(conv_in|conv_out|quant_conv|post_quant_conv)/kernel$", (None, None, None, "fsdp")),
+    (r"(^|/)controlnet_(mid_block|down_blocks_\d+)/kernel$", (None, None, None, "fsdp")),
+    (r"(^|/)controlnet_cond_embedding/blocks_\d+/kernel$", (None, None, None, "fsdp")),
+    (r"/patch_embedding/kernel$", (None, None, None, "fsdp")),
+    (r"(^|/)(proj_in|proj_out|image_embeds|\w+_projection)/kernel$", (None, "fsdp")),
+    # embeddings
+    (r"/token_embedding/embedding$", (None, "fsdp")),
+    (r"(^|/)(time_embedding|add_embedding)/linear_1/kernel$", _WIDEN),
+    (r"(^|/)(time_embedding|add_embedding)/linear_2/kernel$", _NARROW),
+    (r"(^|/)(time_embedding|add_embedding)/linear_1/bias$", ("tensor",)),
+    # whole: norms, the other biases, positions and learned tokens
+    (r"/scale$", _WHOLE),
+    (r"(^|/)(\w*norm\w*|pre_layrnorm|ln\d|ff_\d+)/bias$", _WHOLE),
+    (
+        r"/(to_out_0|out_proj|fc2|net_2|linear_2|conv2|conv_shortcut|(down|up)samplers_0/conv)/bias$",
+        _WHOLE,
+    ),
+    (r"(^|/)(conv_in|conv_out|quant_conv|post_quant_conv|blocks_\d+)/bias$", _WHOLE),
+    (r"(^|/)(proj_in|proj_out|image_embeds)/bias$", _WHOLE),
+    (r"(^|/)controlnet_(mid_block|down_blocks_\d+)/bias$", _WHOLE),
+    (r"/(pe|position_embedding/embedding|class_embedding)$|(^|/)latents$", _WHOLE),
+    # whole: RIFE, 6 million parameters in all
+    (r"(^|/)(block\d+|encode)/", _WHOLE),
+)
+
+
+def make_mesh(
+    data: int = 1,
+    fsdp: int = 1,
+    context: int = 1,
+    tensor: int = 1,
+    devices: Sequence[jax.Device] | None = None,
+) -> Mesh:
+    """The mesh of these axis sizes over `devices` (default: all). Use it by `jax.set_mesh`.
+
+    Raises:
+        ValueError: the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = (data, fsdp, context, tensor)
+    if min(sizes) < 1 or math.prod(sizes) != len(devices):
+        named = ", ".join(f"{name} {size}" for name, size in zip(AXES, sizes))
+        raise ValueError(
+            f"a mesh of {named} needs {math.prod(sizes)} devices; there are {len(devices)}"
+        )
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def matching(path: str) -> list[int]:
+    """Indices of the rules that match a '/'-joined parameter path; one, for every known one."""
+    return [i for i, (pattern, _) in enumerate(RULES) if re.search(pattern, path)]
+
+
+def fit(axes: Axes, size: int, mesh: Mesh | AbstractMesh) -> Axes:
+    """`axes` for a dimension of `size`, less those that the mesh lacks or that do not divide it."""
+    kept: list[str] = []
+    for axis in (axes,) if isinstance(axes, str) else axes or ():
+        count = mesh.shape.get(axis, 1)
+        if count > 1 and size % (count * math.prod(mesh.shape[a] for a in kept)) == 0:
+            kept.append(axis)
+    if len(kept) < 2:
+        return kept[0] if kept else None
+    return tuple(kept)
+
+
+def spec_for(path: str, shape: Sequence[int], mesh: Mesh | AbstractMesh | None = None) -> P:
+    """How the parameter at a '/'-joined path is split.
+
+    Paths may carry a prefix, such as an optimiser's. Scalars are whole. With a `mesh`, axes that
+    do not divide the shape are left out.
+
+    Raises:
+        ValueError: no rule matches, or the rule is for another number of dimensions.
+    """
+    if not shape:
+        return P()
+    found = matching(path)
+    if not found:
+        raise ValueError(f"no sharding rule matches parameter {path!r} of shape {tuple(shape)}")
+    pattern, axes = RULES[found[0]]
+    if axes and len(axes) != len(shape):
+        raise ValueError(
+            f"parameter {path!r} has shape {tuple(shape)}, but its sharding rule {pattern!r} is "
+            f"for {len(axes)} dimensions"
+        )
+    if mesh is None:
+        return P(*axes)
+    return P(*(fit(a, size, mesh) for a, size in zip(axes, shape)))
+
+
+def shardings(tree: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
+    """A tree of `NamedSharding` for a tree of parameters, arrays or abstract.
+
+    Raises:
+        ValueError: parameters that no rule fits; the message lists all of them.
+    """
+    out, wrong = {}, []
+    for path, leaf in params.flatten(tree).items():
+        try:
+            out[path] = NamedSharding(mesh, spec_for(path, leaf.shape, mesh))
+        except ValueError as error:
+            wrong.append(str(error))
+    if wrong:
+        raise ValueError(
+            f"{len(wrong)} parameters fit no rule of sharding.RULES:\n  " + "\n  ".join(wrong)
+        )
+    return params.unflatten(out)
+
+
+def shard_params(tree: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
+    """The parameters laid out over the mesh by `RULES`. Raises as `shardings` does."""
+    return jax.device_put(params.unflatten(params.flatten(tree)), shardings(tree, mesh))
+
+
+def shard_batch(batch: Any, mesh: Mesh) -> Any:
+    """A tree of arrays with samples first, laid out with the samples split over data and fsdp."""
+
+    def put(x: Any) -> jax.Array:
+        spec = P(fit(SAMPLES, x.shape[0], mesh)) if getattr(x, "ndim", 0) else P()
+        return jax.device_put(x, NamedSharding(mesh, spec))
+
+    return jax.tree.map(put, batch)
+
+
+def current_mesh() -> AbstractMesh | None:
+    """The mesh set by `jax.set_mesh`, where it has several devices for XLA to partition over.
+
+    None without one, and within `jax.shard_map`, where the program is one device's already.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1 or mesh.manual_axes:
+        return None
+    return mesh
+
+
+def constrain(x: jax.Array, *axes: Axes) -> jax.Array:
+    """Splits an activation: `axes` says over what, dimension by dimension, the rest whole.
+
+    `constrain(x, FRAMES)` splits merged samples and frames. No-op where no mesh is set.
+
+    Raises:
+        ValueError: an unknown axis, or more axes than dimensions.
+    """
+    named: Iterable[str] = (
+        a for axis in axes for a in ((axis,) if isinstance(axis, str) else axis or ())
+    )
+    for axis in named:
+        if axis not in AXES:
+            raise ValueError(f"unknown mesh axis {axis!r}{nearest(axis, AXES)}; known: {AXES}")
+    if len(axes) > x.ndim:
+        raise ValueError(f"{len(axes)} axes for an array of shape {x.shape}")
+    mesh = current_mesh()
+    if mesh is None:
+        return x
+    spec = P(*(fit(axis, size, mesh) for axis, size in zip(axes, x.shape)))
+    return jax.lax.with_sharding_constraint(x, spec)
