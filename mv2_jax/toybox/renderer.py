@@ -52,7 +52,8 @@ def _frame(world: World, time, size):
     def channel(palettes):
         of_scene, of_thing = palettes
         behind = scenes.paint(of_scene, scene, y, pixel) * dark
-        return 2.0 * (behind + cover * (things.paint(of_thing, thing) - behind)) - 1.0
+        both = behind + cover * (things.paint(of_thing, thing) - behind)
+        return jnp.clip(2.0 * both - 1.0, -1.0, 1.0)
 
     # A loop over channels, because XLA fuses across everything but a loop: written straight on,
     # each pixel would compute the masks anew for each channel, without vector instructions.

@@ -322,5 +322,5 @@ def paint(colours: Palette, masks: Masks, y, pixel):
 def _sum_spots(spots, x, y):
     """Sum of soft spots [K, 5], each a product of a curve along x and one along y, at most 1."""
     across = jnp.exp(-jnp.square((x - spots[:, 0:1]) / spots[:, 2:3]))  # [K, W]
-    down = spots[:, 4] * jnp.exp(-jnp.square((y - spots[:, 1]) / spots[:, 3]))  # [H, K]
+    down = spots.T[4:] * jnp.exp(-jnp.square((y - spots.T[1:2]) / spots.T[3:4]))  # [H, K]
     return jnp.minimum(down @ across, 1.0)

@@ -43,7 +43,8 @@ def in_quads(thing, colour, scene, motion):
 def is_train(thing, colour, scene, motion):
     """True where training may use the four-tuple."""
     words = (thing, colour, scene, motion)
-    return ~(in_triples(*words) | in_quads(*words))
+    # Not "~": of Python's own bools that is -2 or -1, both true.
+    return (in_triples(*words) | in_quads(*words)) ^ True
 
 
 def _tuples(keep) -> np.ndarray:
