@@ -60,9 +60,9 @@ class Level(nn.Module):
 
     def unit(self, x: jax.Array, temb: jax.Array, context: Context, j: int) -> jax.Array:
         cfg, i = self.cfg, self.index
-        x = ResnetBlock(
-            cfg.channels[i], cfg.norm_groups, 1e-5, self.dtype, name=f"resnets_{j}"
-        )(x, temb)
+        x = ResnetBlock(cfg.channels[i], cfg.norm_groups, 1e-5, self.dtype, name=f"resnets_{j}")(
+            x, temb
+        )
         if cfg.transformers[i]:
             x = SpatialTransformer(
                 cfg.heads[i],

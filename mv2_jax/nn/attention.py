@@ -1,17 +1,24 @@
-"""The one attention function under every network, and its implementations.
+"""The one attention function under every network.
 
 Letters: B batch, L tokens (Lq queries, Lk keys), N heads, D head width.
 
-Four implementations of the same formula, softmax(q k^T / sqrt(D)) v with the softmax in float32:
+Four implementations of one formula, softmax(q k^T / sqrt(D)) v with the softmax in fp32:
 
 - "xla": the formula as it stands. Holds all scores, B * N * Lq * Lk * 4 bytes.
-- "chunked": the same block by block (running maximum and sum; FlashAttention, arXiv 2205.14135),
-  forwards and backwards, in plain JAX. Runs anywhere.
+- "chunked": block by block in plain JAX, forwards and backwards (`nn.flash`). Runs anywhere.
 - "pallas": JAX's TPU flash attention kernel.
 - "cudnn": cuDNN's fused attention, for half precision on NVIDIA GPUs.
 
-Left to itself `attend` takes "xla" while the scores are small and the platform's blockwise
-implementation beyond.
+Left to itself `attend` takes "xla" while the scores are small, and beyond that the platform's
+blockwise implementation. The platform is that of the mesh set by `jax.set_mesh`, which may be of
+absent devices, and else the default backend.
+
+Under a mesh the work is split by `jax.shard_map`, the only place of the library that does: XLA
+cannot partition the kernels, and would rather gather whole tensors than split a loop over blocks.
+Rows are split over data, fsdp and context, heads over tensor. Temporal attention whose frames lay
+split over context is so laid out anew, each device getting all frames of its share of positions:
+an all-to-all of q, k, v and the result, which moves less than gathering keys and values would.
+Where there are too few rows for context, queries are split over it and keys and values gathered.
 """
 
 from __future__ import annotations
@@ -19,14 +26,20 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.sharding import PartitionSpec as P
 
+from mv2_jax import sharding
 from mv2_jax.config import nearest
-from mv2_jax.nn import flash
+from mv2_jax.nn import flash, kernels
 
 IMPLEMENTATIONS = ("xla", "chunked", "pallas", "cudnn")
 
-# Scores beyond this many bytes go blockwise.
-_SCORE_BYTES = 32 * 2**20
+# Beyond these many bytes of scores on a device, attention goes blockwise. On CPU the plain form
+# is faster up to about 4 MiB and slower from 16 MiB on, as its scores leave the cache.
+_SCORE_BYTES = {"cpu": 16 * 2**20}
+_SCORE_BYTES_ELSEWHERE = 64 * 2**20
+# Fewer tokens than this would mostly be padding in a TPU or GPU kernel's blocks.
+_KERNEL_TOKENS = 64
 
 
 def attend(
@@ -51,14 +64,14 @@ def attend(
         [B, Lq, N, D].
 
     Raises:
-        ValueError: shapes or types that do not fit together, or an unknown `impl`.
+        ValueError: shapes or types that do not fit together, an unknown `impl`, or one that
+            cannot do this (cuDNN with fp32, say).
     """
     _check(q, k, v, lengths, impl)
-    impl = impl or _choose(q, k)
     if lengths is None:
-        return _RUN[impl](q, k, v, None, causal)
+        return _partitioned(q, k, v, None, causal, impl)
     # No implementation has to face a row without keys: it attends to one, and is blanked here.
-    out = _RUN[impl](q, k, v, jnp.clip(lengths, 1, k.shape[1]), causal)
+    out = _partitioned(q, k, v, jnp.clip(lengths, 1, k.shape[1]), causal, impl)
     return jnp.where((lengths > 0)[:, None, None, None], out, jnp.zeros((), out.dtype))
 
 
@@ -79,22 +92,65 @@ def _check(q: Array, k: Array, v: Array, lengths: Array | None, impl: str | None
         )
 
 
-def _choose(q: Array, k: Array) -> str:
-    scores = 4 * q.shape[0] * q.shape[1] * q.shape[2] * k.shape[1]
-    return "xla" if scores <= _SCORE_BYTES else "chunked"
+def _partitioned(q, k, v, lengths, causal, impl):
+    """`_local` on every device's share, where there are several."""
+    platform = sharding.platform()
+
+    def local(q, k, v, *lengths):
+        chosen = impl or choose(q, k, platform)
+        return _RUN[chosen](q, k, v, lengths[0] if lengths else None, causal, platform)
+
+    args = (q, k, v) if lengths is None else (q, k, v, lengths)
+    mesh = sharding.current_mesh()
+    if mesh is None:
+        return local(*args)
+    rows = sharding.fit(sharding.FRAMES, q.shape[0], mesh)
+    heads = sharding.fit("tensor", q.shape[2], mesh)
+    # A causal row stays whole: a device with a part of it would have to know which part.
+    tokens = None
+    if not causal and "context" not in (rows or ()):
+        tokens = sharding.fit("context", q.shape[1], mesh)
+    whole = P(rows, None, heads, None)
+    split = P(rows, tokens, heads, None)
+    specs = (split, whole, whole, P(rows))[: len(args)]
+    # Kernels carry no types of what varies over which axis, so those are not checked.
+    run = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False)
+    return run(*args)
 
 
-def _xla(q: Array, k: Array, v: Array, lengths: Array | None, causal: bool) -> Array:
-    # XLA:CPU's batched matrix products are fastest with the two batch dimensions leading.
-    q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
-    scores = jnp.einsum("bnqd,bnkd->bnqk", q, k, preferred_element_type=jnp.float32)
-    scores = scores * q.shape[-1] ** -0.5
-    mask = flash.mask(q.shape[2], k.shape[2], lengths, causal)
-    if mask is not None:
-        scores = jnp.where(mask, scores, flash.MASKED)
+def choose(q: Array, k: Array, platform: str) -> str:
+    """The implementation for q [B, Lq, N, D] and k [B, Lk, N, D] of one device of `platform`."""
+    b, lq, n, _ = q.shape
+    lk = k.shape[1]
+    if 4 * b * n * lq * lk <= _SCORE_BYTES.get(platform, _SCORE_BYTES_ELSEWHERE):
+        return "xla"
+    if min(lq, lk) < _KERNEL_TOKENS:
+        return "chunked"
+    if platform == "tpu":
+        return "pallas"
+    return "cudnn" if platform == "gpu" and kernels.cudnn_can(q) else "chunked"
+
+
+def _xla(q, k, v, lengths, causal, platform):
+    # One leading batch dimension: XLA:CPU's fastest form of many small matrix products.
+    shape = q.shape
+    lq, lk = q.shape[1], k.shape[1]
+    q, k, v = (flash.fold(x) for x in (q, k, v))
+    scores = jnp.einsum("bqd,bkd->bqk", q, k, preferred_element_type=jnp.float32)
+    scores = scores * shape[-1] ** -0.5
+    if causal or lengths is not None:
+        keys = jnp.arange(lk)[None, None]
+        seen = keys <= jnp.arange(lq)[None, :, None] if causal else True
+        if lengths is not None:
+            seen = seen & (keys < jnp.repeat(lengths, shape[2])[:, None, None])
+        scores = jnp.where(seen, scores, flash.MASKED)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    out = jnp.einsum("bnqk,bnkd->bnqd", weights, v)
-    return jnp.swapaxes(out, 1, 2)
+    return flash.unfold(jnp.einsum("bqk,bkd->bqd", weights, v), shape)
 
 
-_RUN = {"xla": _xla, "chunked": flash.chunked}
+_RUN = {
+    "xla": _xla,
+    "chunked": flash.chunked,
+    "pallas": kernels.pallas,
+    "cudnn": kernels.cudnn,
+}

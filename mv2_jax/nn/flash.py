@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,64 +20,86 @@ from jax import Array, lax
 # Stands for minus infinity: finite, so that a fully masked block gives 0 and not NaN.
 MASKED = -1e30
 
-_BLOCK = 512  # most queries, and most keys, of one block
-_GROUP_BYTES = 16 * 2**20  # scores that exist at any one time
+# Most queries, and most keys, of one block; bytes of scores that exist at any one time. Those for
+# CPU keep a block's scores in the cache.
+_BLOCK, _BLOCK_CPU = 512, 256
+_GROUP_BYTES, _GROUP_BYTES_CPU = 128 * 2**20, 4 * 2**20
 
 
-def mask(lq: int, lk: int, lengths: Array | None, causal: bool) -> Array | None:
-    """Which keys each query sees: bool, [B, 1, Lq, Lk] or with ones; None where all are seen."""
-    keys = jnp.arange(lk)[None, None, None, :]
-    out = None
-    if causal:
-        out = keys <= jnp.arange(lq)[None, None, :, None]
-    if lengths is not None:
-        seen = keys < lengths[:, None, None, None]
-        out = seen if out is None else out & seen
-    return out
+def fold(x: Array) -> Array:
+    """[B, L, N, D] -> [B * N, L, D]."""
+    b, length, n, d = x.shape
+    return jnp.swapaxes(x, 1, 2).reshape(b * n, length, d)
+
+
+def unfold(x: Array, shape: tuple[int, ...]) -> Array:
+    """Inverse of `fold`, for the original `shape`."""
+    b, length, n, d = shape
+    return jnp.swapaxes(x.reshape(b, n, length, d), 1, 2)
 
 
 def chunked(
-    q: Array, k: Array, v: Array, lengths: Array | None, causal: bool, block: int = _BLOCK
+    q: Array,
+    k: Array,
+    v: Array,
+    lengths: Array | None,
+    causal: bool,
+    platform: str = "cpu",
+    block: int | None = None,
 ) -> Array:
-    """Attention by blocks of at most `block` queries and keys; see `attention.attend`."""
-    if lengths is None:
+    """Attention by blocks of at most `block` queries and keys; the rest as `attention.attend`."""
+    cpu = platform == "cpu"
+    masked = lengths is not None
+    if not masked:
         lengths = jnp.full(q.shape[:1], k.shape[1], jnp.int32)
-        masked = False
-    else:
-        masked = True
-    return _chunked(q, k, v, lengths, (causal, masked, block))
+    plan = _Plan(
+        causal,
+        masked,
+        block or (_BLOCK_CPU if cpu else _BLOCK),
+        _GROUP_BYTES_CPU if cpu else _GROUP_BYTES,
+    )
+    return _chunked(q, k, v, lengths, plan)
+
+
+class _Plan(NamedTuple):
+    """What is static: masks, block size, and how many bytes of scores may exist at once."""
+
+    causal: bool
+    masked: bool
+    block: int
+    bytes: int
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _chunked(q, k, v, lengths, static):
-    return _forward(q, k, v, lengths, static)[0]
+def _chunked(q, k, v, lengths, plan):
+    return _forward(q, k, v, lengths, plan)[0]
 
 
-def _chunked_fwd(q, k, v, lengths, static):
-    out, lse = _forward(q, k, v, lengths, static)
+def _chunked_fwd(q, k, v, lengths, plan):
+    out, lse = _forward(q, k, v, lengths, plan)
     return out, (q, k, v, lengths, out, lse)
 
 
-def _chunked_bwd(static, saved, d_out):
+def _chunked_bwd(plan, saved, d_out):
     q, k, v, lengths, out, lse = saved
-    row = functools.partial(_row_backward, static=static)
-    dq, dk, dv = _map_rows(row, q, k, static)((q, k, v, lengths, out, lse, d_out))
+    row = functools.partial(_row_backward, plan=plan)
+    dq, dk, dv = _map_rows(row, q, k, plan)((q, k, v, lengths, out, lse, d_out))
     return dq, dk, dv, None
 
 
 _chunked.defvjp(_chunked_fwd, _chunked_bwd)
 
 
-def _forward(q, k, v, lengths, static):
-    row = functools.partial(_row_forward, static=static)
-    return _map_rows(row, q, k, static)((q, k, v, lengths))
+def _forward(q, k, v, lengths, plan):
+    row = functools.partial(_row_forward, plan=plan)
+    return _map_rows(row, q, k, plan)((q, k, v, lengths))
 
 
-def _map_rows(row, q, k, static):
-    """`row`, mapped over the batch with as many rows at once as `_GROUP_BYTES` allows."""
-    block = static[-1]
+def _map_rows(row, q, k, plan):
+    """`row`, mapped over the batch with as many rows at once as `plan.bytes` allows."""
+    block = plan.block
     bytes_of_row = 4 * q.shape[2] * min(q.shape[1], block) * min(k.shape[1], block)
-    rows = max(1, _GROUP_BYTES // bytes_of_row)
+    rows = max(1, plan.bytes // bytes_of_row)
     if rows >= q.shape[0]:
         return jax.vmap(lambda args: row(*args))
     return lambda args: lax.map(lambda x: row(*x), args, batch_size=rows)
@@ -104,26 +127,25 @@ def _join(x: Array, length: int) -> Array:
     return x.reshape(-1, *x.shape[2:])[:length]
 
 
-def _scores(q, k, i, j, length, lk, causal, masked):
+def _scores(q, k, i, j, length, lk, plan):
     """Scaled and masked scores of query block i and key block j: [N, bq, bk] float32."""
     bq, bk = q.shape[1], k.shape[1]
     s = jnp.einsum("nqd,nkd->nqk", q, k, preferred_element_type=jnp.float32)
     s = s * q.shape[-1] ** -0.5
-    if causal or masked or lk % bk:
+    if plan.causal or plan.masked or lk % bk:
         keys = j * bk + jnp.arange(bk)[None, None, :]
-        seen = keys < (length if masked else lk)
-        if causal:
+        seen = keys < (length if plan.masked else lk)
+        if plan.causal:
             seen = seen & (keys <= i * bq + jnp.arange(bq)[None, :, None])
         s = jnp.where(seen, s, MASKED)
     return s
 
 
-def _row_forward(q, k, v, length, static):
+def _row_forward(q, k, v, length, plan):
     """One row. q [Lq, N, D], k, v [Lk, N, D] -> out [Lq, N, D], log-sum-exp [Lq, N] float32."""
-    causal, masked, block = static
     lq, n, d = q.shape
     lk = k.shape[0]
-    (cq, bq), (ck, bk) = _blocks(lq, block), _blocks(lk, block)
+    (cq, bq), (ck, bk) = _blocks(lq, plan.block), _blocks(lk, plan.block)
     qs, ks, vs = _split(q, cq, bq), _split(k, ck, bk), _split(v, ck, bk)
 
     def query_block(args):
@@ -132,7 +154,7 @@ def _row_forward(q, k, v, length, static):
         def key_block(carry, args):
             top, total, acc = carry
             j, k_j, v_j = args
-            s = _scores(q_i, k_j, i, j, length, lk, causal, masked)
+            s = _scores(q_i, k_j, i, j, length, lk, plan)
             new_top = jnp.maximum(top, s.max(-1))
             p = jnp.exp(s - new_top[..., None])
             decay = jnp.exp(top - new_top)
@@ -154,12 +176,11 @@ def _row_forward(q, k, v, length, static):
     return _join(out, lq), _join(lse, lq)
 
 
-def _row_backward(q, k, v, length, out, lse, d_out, static):
+def _row_backward(q, k, v, length, out, lse, d_out, plan):
     """Gradients of one row: dq [Lq, N, D], dk, dv [Lk, N, D] in their types."""
-    causal, masked, block = static
     lq, n, d = q.shape
     lk = k.shape[0]
-    (cq, bq), (ck, bk) = _blocks(lq, block), _blocks(lk, block)
+    (cq, bq), (ck, bk) = _blocks(lq, plan.block), _blocks(lk, plan.block)
     f32 = jnp.float32
     # The softmax's own gradient needs only this row sum (FlashAttention, eq. 4).
     delta = jnp.sum(out.astype(f32) * d_out.astype(f32), axis=-1)
@@ -173,7 +194,7 @@ def _row_backward(q, k, v, length, out, lse, d_out, static):
         def query_block(carry, args):
             dk, dv = carry
             i, q_i, do_i, lse_i, delta_i, dq_i = args
-            s = _scores(q_i, k_j, i, j, length, lk, causal, masked)
+            s = _scores(q_i, k_j, i, j, length, lk, plan)
             p = jnp.exp(s - lse_i[..., None])
             dv = dv + jnp.einsum(
                 "nqk,nqd->nkd", p.astype(do_i.dtype), do_i, preferred_element_type=f32

@@ -63,9 +63,10 @@ def sample(image: Array, points: Array, *, impl: str | None = None) -> Array:
     top_left, top_right, bottom_left, bottom_right = gather(image, row, column)
 
     right, down = right[..., None].astype(image.dtype), down[..., None].astype(image.dtype)
-    top = top_left + (top_right - top_left) * right
-    bottom = bottom_left + (bottom_right - bottom_left) * right
-    return (top + (bottom - top) * down).reshape(*points.shape[:-1], channels)
+    # Weighted sums rather than a + (b - a) * f: exact at both ends, so no flow changes nothing.
+    top = top_left * (1 - right) + top_right * right
+    bottom = bottom_left * (1 - right) + bottom_right * right
+    return (top * (1 - down) + bottom * down).reshape(*points.shape[:-1], channels)
 
 
 def _cell(coordinate: Array, size: int) -> tuple[Array, Array]:

@@ -1,0 +1,55 @@
+"""I2V: keyframes from a reference picture and a prompt (arXiv 2401.04468, section 2.2).
+
+The network and its conditions are `video`'s. A chain starts from noise whose mean is shifted
+towards the reference's latent (the latent noise prior, `diffusion.noise_prior`).
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+
+from mv2_jax.diffusion import keys as named
+from mv2_jax.diffusion import noise_prior, samplers
+from mv2_jax.diffusion.guidance import Guidance
+from mv2_jax.diffusion.samplers import State
+from mv2_jax.stages import chain
+from mv2_jax.stages.video import Config, Params, advance, condition, init, loss
+
+__all__ = ["Config", "advance", "condition", "init", "loss", "sample", "start"]
+
+
+@partial(jax.jit, static_argnames=("cfg", "steps"))
+def start(
+    keys: jax.Array, reference: jax.Array, strength: jax.Array, *, cfg: Config, steps: int
+) -> State:
+    """The chain's first state.
+
+    Args:
+        keys: [B], one a clip.
+        reference: scaled latents [B, h, w, C] of the reference picture at the stage's size.
+        strength: lambda of the noise prior, []; at 0 the start is plain noise, bit for bit.
+    """
+    sampler, grid = chain.program(cfg.stage, steps)
+    eps = named.normal(named.fold(keys, "i2v noise"), cfg.latent_shape)
+    x = noise_prior.initial(grid, eps, reference, strength)
+    return samplers.start(sampler, grid, x, named.fold(keys, "i2v sampler"))
+
+
+def sample(
+    params: Params,
+    cfg: Config,
+    given: Any,
+    reference: jax.Array,
+    keys: jax.Array,
+    guidance: Guidance,
+    *,
+    noise_prior: float = 1.0,
+    steps: int | None = None,
+) -> jax.Array:
+    """Conditions (`condition`) and a reference latent -> clip latents [B, T, h, w, C], one scan."""
+    steps = steps or cfg.stage.steps
+    state = start(keys, reference, noise_prior, cfg=cfg, steps=steps)
+    return advance(params, given, guidance, state, cfg=cfg, steps=steps).x

@@ -1,0 +1,58 @@
+"""Between pixels and the diffusion networks' latents, for pictures and clips alike."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mv2_jax.config import VAEConfig
+from mv2_jax.models.vae import AutoencoderKL, scale_latents, unscale_latents
+
+# Pixels that go through the autoencoder at once: memory is bound by this, not by a clip's length.
+PIXELS_AT_ONCE = 2**19
+
+
+def _few_at_a_time(function: Any, x: jax.Array, pixels: int) -> jax.Array:
+    """`function` over x [B, ..., H, W, C] as frames [n, H, W, C], n bound by `pixels` a frame."""
+    lead = x.shape[:-3]
+    flat = x.reshape(-1, *x.shape[-3:])
+    out = jax.lax.map(
+        lambda one: function(one[None])[0],
+        flat,
+        batch_size=min(flat.shape[0], max(1, PIXELS_AT_ONCE // pixels)),
+    )
+    return out.reshape(*lead, *out.shape[1:])
+
+
+def encode(params: Any, cfg: VAEConfig, pixels: jax.Array, dtype: Any = jnp.float32) -> jax.Array:
+    """Pixels [B, (T,) H, W, 3] in [-1, 1] -> scaled latents [B, (T,) h, w, C] in fp32.
+
+    The latent is the posterior's mean: a reference picture has one latent, not a random one.
+    """
+    vae = AutoencoderKL(cfg, dtype)
+
+    def one(x: jax.Array) -> jax.Array:
+        return scale_latents(vae.apply({"params": params}, x, method="encode")[0], cfg)
+
+    return _few_at_a_time(one, pixels, pixels.shape[-3] * pixels.shape[-2])
+
+
+def decode(params: Any, cfg: VAEConfig, latents: jax.Array, dtype: Any = jnp.float32) -> jax.Array:
+    """Scaled latents [B, (T,) h, w, C] -> pixels [B, (T,) H, W, 3] in [-1, 1], fp32."""
+    vae = AutoencoderKL(cfg, dtype)
+
+    def one(z: jax.Array) -> jax.Array:
+        pixels = vae.apply({"params": params}, unscale_latents(z, cfg), method="decode")
+        return jnp.clip(pixels, -1.0, 1.0)
+
+    return _few_at_a_time(one, latents, latents.shape[-3] * latents.shape[-2] * cfg.factor**2)
+
+
+def resize(pixels: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """Pixels [B, (T,) H, W, 3] -> the same at `size`, bicubic, antialiased, kept in [-1, 1]."""
+    if pixels.shape[-3:-1] == tuple(size):
+        return pixels
+    shape = (*pixels.shape[:-3], *size, pixels.shape[-1])
+    return jnp.clip(jax.image.resize(pixels, shape, "cubic"), -1.0, 1.0)

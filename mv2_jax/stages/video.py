@@ -1,0 +1,262 @@
+"""What I2V and V2V see: text, the reference picture's tokens, and its pixels through ControlNet.
+
+MagicVideo-V2, arXiv 2401.04468, sections 2.2 and 2.3. The two stages run one network over the same
+spatial weights; each has its own motion modules, and says in its own file what its chains start
+from. The paper names the mechanisms and gives no equations; their forms here are the published
+ones: IP-Adapter's decoupled attention (arXiv 2308.06721) for the appearance encoder, ControlNet
+(arXiv 2302.05543) on the RGB reference, AnimateDiff (arXiv 2307.04725) for motion.
+
+Parameters: {"text_encoder", "spatial", "motion", "image_encoder", "image_attn", "control"}, where
+"image_attn" is {"projection": the resampler, "unet": the UNet's to_k_ip and to_v_ip}.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from mv2_jax import params as trees
+from mv2_jax.config import (
+    ControlNetConfig,
+    ImageProjectionConfig,
+    StageConfig,
+    TextConfig,
+    VisionConfig,
+)
+from mv2_jax.diffusion import guidance as guides
+from mv2_jax.diffusion import keys as named
+from mv2_jax.diffusion.guidance import Guidance
+from mv2_jax.diffusion.losses import LossConfig, diffusion_loss
+from mv2_jax.diffusion.samplers import State
+from mv2_jax.models import clip_text, clip_vision, image_projection
+from mv2_jax.models.controlnet import ControlNet
+from mv2_jax.models.unet import UNet
+from mv2_jax.nn.transformer import Context
+from mv2_jax.stages import chain
+from mv2_jax.stages.latents import resize
+
+Params = dict[str, Any]
+WAYS = 3  # guidance: nothing, the image, the image and the text
+
+
+@dataclass(frozen=True)
+class Config:
+    """The stage's networks. `factor`: pixels along a latent cell; `dtype`: of computation."""
+
+    stage: StageConfig
+    text: TextConfig
+    vision: VisionConfig
+    projection: ImageProjectionConfig
+    control: ControlNetConfig
+    factor: int
+    dtype: Any = jnp.float32
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int, int]:
+        """[T, h, w, C] of one clip."""
+        stage = self.stage
+        height, width = stage.size
+        cells = (height // self.factor, width // self.factor)
+        return stage.frames, *cells, stage.unet.in_channels
+
+
+@flax.struct.dataclass
+class Condition:
+    """What the network is told, leading axis B (or ways * B).
+
+    text [B, L, C]; image tokens [B, Li, C] and their scale [B]; the reference's pixels
+    [B, H, W, 3] in [0, 1] and the ControlNet's scale [B], 0 where there is no reference.
+    """
+
+    text: jax.Array
+    tokens: jax.Array
+    image_scale: jax.Array
+    pixels: jax.Array
+    control_scale: jax.Array
+
+
+def init(cfg: Config, key: jax.Array, spatial: Params | None = None) -> Params:
+    """Fresh parameters of every tree. With `spatial`, the ControlNet's body starts as its copy."""
+    text = jnp.zeros((1, cfg.text.max_length, cfg.text.width))
+    tokens = jnp.zeros((1, cfg.projection.tokens, cfg.projection.out_width))
+    x, t = jnp.zeros((1, 1, *cfg.latent_shape[1:])), jnp.zeros(1)
+    pixels = jnp.zeros((1, *cfg.stage.size, 3))
+
+    def make(name: str, module: Any, *args: Any) -> Params:
+        return jax.jit(module.init)(named.fold(key, name), *args)["params"]
+
+    unet = make("unet", UNet(cfg.stage.unet), x, t, Context(text, tokens))
+    control = make("control", ControlNet(cfg.control), x, t, Context(text), pixels)
+    side = cfg.vision.image_size
+    vision = make("vision", clip_vision.VisionEncoder(cfg.vision), jnp.zeros((1, side, side, 3)))
+    patches = (side // cfg.vision.patch_size) ** 2 + 1
+    shape = (1, cfg.projection.in_width)
+    if cfg.projection.kind == "resampler":
+        shape = (1, patches, cfg.projection.in_width)
+    projection = make(
+        "projection", image_projection.ImageProjection(cfg.projection), jnp.zeros(shape)
+    )
+    ids = jnp.zeros((1, cfg.text.max_length), jnp.int32)
+    parts = split_unet(unet)
+    return {
+        "text_encoder": make("text", clip_text.TextEncoder(cfg.text), ids),
+        "spatial": parts["spatial"] if spatial is None else spatial,
+        "motion": parts["motion"],
+        "image_encoder": vision,
+        "image_attn": {"projection": projection, "unet": parts["image_attn"]},
+        "control": control if spatial is None else copy_body(control, spatial),
+    }
+
+
+def split_unet(tree: Params) -> dict[str, Params]:
+    """A whole UNet's tree as {"spatial", "motion", "image_attn"}; `params.merge` undoes it."""
+    motion, rest = trees.split(tree, lambda path: "motion_modules_" in path)
+    image, spatial = trees.split(rest, lambda path: re.search(r"/to_[kv]_ip/", path) is not None)
+    return {"spatial": spatial, "motion": motion, "image_attn": image}
+
+
+def copy_body(control: Params, spatial: Params) -> Params:
+    """A ControlNet's tree with what it shares with the UNet (names and shapes) copied from it."""
+    source = trees.flatten(spatial)
+    own = trees.flatten(control)
+    return trees.unflatten(
+        {
+            path: source[path] if path in source and source[path].shape == leaf.shape else leaf
+            for path, leaf in own.items()
+        }
+    )
+
+
+def encode_text(params: Params, cfg: Config, ids: jax.Array) -> jax.Array:
+    """Token ids [B, L] -> text states [B, L, C] that cross-attention reads."""
+    encoder = clip_text.TextEncoder(cfg.text, cfg.dtype)
+    output = encoder.apply({"params": params["text_encoder"]}, ids)
+    return clip_text.context(params["text_encoder"], cfg.text, output)
+
+
+def encode_image(params: Params, cfg: Config, image: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Pictures [B, H, W, 3] in [-1, 1] -> tokens [B, Li, C], and those of no picture [1, Li, C]."""
+    vision = clip_vision.VisionEncoder(cfg.vision, cfg.dtype)
+    kind = cfg.projection.kind
+
+    def encode(pixels: jax.Array) -> clip_vision.VisionOutput:
+        return vision.apply({"params": params["image_encoder"]}, pixels)
+
+    pixels = clip_vision.preprocess(image, cfg.vision.image_size)
+    features = image_projection.features(kind, encode(pixels))
+    none = image_projection.null_features(kind, encode, pixels)
+    project = image_projection.ImageProjection(cfg.projection, cfg.dtype)
+    tokens = project.apply(
+        {"params": params["image_attn"]["projection"]}, jnp.concatenate([features, none])
+    )
+    return tokens[:-1], tokens[-1:]
+
+
+def predict(
+    params: Params, cfg: Config, x: jax.Array, t: jax.Array, condition: Condition
+) -> jax.Array:
+    """The network's output at noisy latents x [B, T, h, w, C] and timesteps t [B]."""
+    given = condition
+    unet = trees.merge(params["spatial"], params["motion"], params["image_attn"]["unet"])
+    residuals = ControlNet(cfg.control, cfg.dtype).apply(
+        {"params": params["control"]}, x, t, Context(given.text), given.pixels, given.control_scale
+    )
+    context = Context(given.text, given.tokens, given.image_scale)
+    network = UNet(cfg.stage.unet, cfg.dtype)
+    return network.apply({"params": unet}, x, t, context, residuals=residuals)
+
+
+def loss(
+    params: Params,
+    cfg: Config,
+    batch: dict[str, jax.Array],
+    key: jax.Array,
+    *,
+    drop_text: float = 0.1,
+    drop_image: float = 0.1,
+    shape: LossConfig = LossConfig(),
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The denoising loss of a batch of clips, or of pictures as one-frame clips.
+
+    Text and image are dropped independently, so that guidance over each has learnt its base.
+
+    Args:
+        batch: "latent" [B, T, h, w, C] scaled; "image" [B, H, W, 3] the reference in [-1, 1],
+            of the latents' size in pixels; "ids" [B, L]; "null_ids" [L] of the empty prompt.
+    """
+    latent, image = batch["latent"], batch["image"]
+    keys = named.per_sample(key, latent.shape[0])
+    no_text = named.bernoulli(named.fold(keys, "drop_text"), drop_text)
+    no_image = named.bernoulli(named.fold(keys, "drop_image"), drop_image)
+    ids = jnp.where(no_text[:, None], batch["null_ids"][None], batch["ids"])
+    tokens, none = encode_image(params, cfg, image)
+    given = Condition(
+        text=encode_text(params, cfg, ids),
+        tokens=jnp.where(no_image[:, None, None], none, tokens),
+        image_scale=jnp.ones(latent.shape[:1]),
+        pixels=image * 0.5 + 0.5,
+        control_scale=1.0 - no_image.astype(jnp.float32),
+    )
+    return diffusion_loss(
+        lambda x, t: predict(params, cfg, x, t, given), latent, keys, cfg.stage.schedule, shape
+    )
+
+
+@partial(jax.jit, static_argnames=("cfg",))
+def condition(
+    params: Params,
+    ids: jax.Array,
+    negative: jax.Array,
+    image: jax.Array,
+    image_scale: jax.Array,
+    control_scale: jax.Array,
+    *,
+    cfg: Config,
+) -> Condition:
+    """The conditions of a chain, stacked for three ways of guidance.
+
+    Args:
+        ids, negative: token ids [B, L] of the prompt, and of what to steer away from.
+        image: the reference [B, H, W, 3] in [-1, 1], of any size.
+        image_scale, control_scale: numbers [] that weigh its tokens and its ControlNet.
+    """
+    batch = ids.shape[0]
+    text = encode_text(params, cfg, jnp.concatenate([negative, ids]))
+    tokens, none = encode_image(params, cfg, image)
+    ones = jnp.ones((batch,), jnp.float32)
+    with_image = Condition(
+        text=text[:batch],
+        tokens=tokens,
+        image_scale=ones * image_scale,
+        pixels=resize(image, cfg.stage.size) * 0.5 + 0.5,
+        control_scale=ones * control_scale,
+    )
+    nothing = with_image.replace(
+        tokens=jnp.broadcast_to(none, tokens.shape), control_scale=0.0 * ones
+    )
+    return guides.stack(nothing, with_image, with_image.replace(text=text[batch:]))
+
+
+@partial(jax.jit, static_argnames=("cfg", "steps", "k"))
+def advance(
+    params: Params,
+    given: Condition,
+    guidance: Guidance,
+    state: State,
+    *,
+    cfg: Config,
+    steps: int,
+    k: int | None = None,
+) -> State:
+    """The next `k` of `steps` steps. `given` is `condition`'s; the last state's x is the latent."""
+
+    def model(x: jax.Array, t: jax.Array, given: Condition) -> jax.Array:
+        return predict(params, cfg, x, t, given)
+
+    return chain.further(model, cfg.stage, given, guidance, state, ways=WAYS, steps=steps, k=k)
