@@ -198,6 +198,17 @@ def current_mesh() -> AbstractMesh | None:
     return mesh
 
 
+def platform() -> str:
+    """ "cpu", "gpu" or "tpu": what a program traced here will run on.
+
+    That is the platform of the mesh's devices, which may be absent ones (`mv2 plan`), or the
+    default backend.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    name = jax.default_backend() if device is None else device.platform
+    return "gpu" if name in ("cuda", "rocm") else name
+
+
 def constrain(x: jax.Array, *axes: Axes) -> jax.Array:
     """Splits an activation: `axes` says over what, dimension by dimension, the rest whole.
 

@@ -1,0 +1,106 @@
+"""Fused attention kernels that others wrote: JAX's Pallas kernel for TPU, and cuDNN's.
+
+Letters: B batch, L tokens (Lq queries, Lk keys), N heads, D head width. Arguments are as in
+`attention.attend`.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+_LANES = 128  # the TPU kernel's tiles
+_BLOCK = 512
+
+
+def pallas(
+    q: Array, k: Array, v: Array, lengths: Array | None, causal: bool, platform: str
+) -> Array:
+    """JAX's TPU flash attention, forwards and backwards, with padding to its tiles.
+
+    Tokens are padded to a multiple of the block and masked by segment; head widths above 128 are
+    padded to a multiple of it (zeros add nothing to a product), smaller ones are taken as they are.
+    """
+    from jax.experimental.pallas.ops.tpu import flash_attention as tpu
+
+    b, lq, _, d = q.shape
+    lk = k.shape[1]
+    block_q, block_k = _block(lq), _block(lk)
+    width = d if d <= _LANES else _up(d, _LANES)
+    q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
+    q = _pad(q, _up(lq, block_q), width)
+    k, v = (_pad(x, _up(lk, block_k), width) for x in (k, v))
+    segments = None
+    if lengths is not None or k.shape[2] != lk:
+        valid = jnp.full((b,), lk, jnp.int32) if lengths is None else lengths
+        keys = jnp.arange(k.shape[2], dtype=jnp.int32)[None]
+        segments = tpu.SegmentIds(
+            q=jnp.ones((b, q.shape[2]), jnp.int32),
+            kv=(keys < valid[:, None]).astype(jnp.int32),
+        )
+    sizes = tpu.BlockSizes(
+        block_q=block_q,
+        block_k_major=block_k,
+        block_k=block_k,
+        block_b=1,
+        block_q_major_dkv=block_q,
+        block_k_major_dkv=block_k,
+        block_k_dkv=block_k,
+        block_q_dkv=block_q,
+        block_k_major_dq=block_k,
+        block_k_dq=block_k,
+        block_q_dq=block_q,
+    )
+    out = tpu.flash_attention(
+        q, k, v, segment_ids=segments, causal=causal, sm_scale=d**-0.5, block_sizes=sizes
+    )
+    return jnp.swapaxes(out[:, :, :lq, :d], 1, 2)
+
+
+def cudnn_can(q: Array) -> bool:
+    """Whether cuDNN's fused attention takes q [B, L, N, D]: half precision, D a multiple of 8.
+
+    D may reach 256 on Hopper and later, 128 before; the machine at hand decides.
+    """
+    if q.dtype not in (jnp.float16, jnp.bfloat16) or q.shape[-1] % 8:
+        return False
+    return q.shape[-1] <= 128 or (q.shape[-1] <= 256 and _capability() >= 9.0)
+
+
+def cudnn(
+    q: Array, k: Array, v: Array, lengths: Array | None, causal: bool, platform: str
+) -> Array:
+    """cuDNN's fused attention.
+
+    Raises:
+        ValueError: a type or head width that it does not take.
+    """
+    if not cudnn_can(q):
+        raise ValueError(
+            f"cuDNN's attention takes fp16 and bf16 and head widths that are multiples of 8, up "
+            f"to 128 (256 on Hopper); got {q.dtype} and {q.shape[-1]}; use impl='chunked'"
+        )
+    return jax.nn.dot_product_attention(
+        q, k, v, is_causal=causal, key_value_seq_lengths=lengths, implementation="cudnn"
+    )
+
+
+def _capability() -> float:
+    device = jax.devices()[0]
+    return float(getattr(device, "compute_capability", 0.0))
+
+
+def _up(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple
+
+
+def _block(length: int) -> int:
+    """Tokens of one block: as few even blocks as `_BLOCK` allows, in multiples of the tile."""
+    count = -(-length // _BLOCK)
+    return _up(-(-length // count), _LANES)
+
+
+def _pad(x: Array, length: int, width: int) -> Array:
+    """[B, N, L, D] -> [B, N, length, width], with zeros."""
+    return jnp.pad(x, ((0, 0), (0, 0), (0, length - x.shape[2]), (0, width - x.shape[3])))
