@@ -193,7 +193,7 @@ def tiny_unet():
 
 
 def forward(tree, inputs):
-    return UNet(TINY).apply({"params": tree}, *inputs.values())
+    return UNet(TINY).apply({"params": tree}, inputs["x"], inputs["t"], inputs["context"])
 
 
 def gradients(tree, inputs):
