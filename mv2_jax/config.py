@@ -203,6 +203,21 @@ class StageConfig:
     sampler: str = "ddim"
 
 
+@dataclass(frozen=True)
+class JudgeConfig:
+    """The toybox's judge: classifiers of single frames and of whole clips.
+
+    Frames are brought to `size` x `size`, clips to `frames` frames; `frame_channels` and
+    `motion_channels` are widths at 1/4, 1/8 and 1/16 of that size.
+    """
+
+    size: int = 64
+    frames: int = 8
+    frame_channels: tuple[int, int, int] = (48, 96, 128)
+    motion_channels: tuple[int, int, int] = (64, 96, 96)
+    hidden: int = 96
+
+
 CLASSES: dict[str, type] = {
     cls.__name__: cls
     for cls in (
@@ -216,6 +231,7 @@ CLASSES: dict[str, type] = {
         RIFEConfig,
         ScheduleConfig,
         StageConfig,
+        JudgeConfig,
     )
 }
 
