@@ -198,6 +198,7 @@ def write_weights(
             "tflop": round(outcome.tflop, 2),
             "began": {name: params.digest(part.params) for name, part in begin.items()},
             "components": listed,
+            **task.notes,
         }
         (scratch / INDEX).write_text(json.dumps(index, indent=1) + "\n")
         # A folder cannot replace one that is not empty.

@@ -8,12 +8,14 @@ whose `make(cfg, begin)` builds the task.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from mv2_jax.errors import InputError
 
 Params = dict[str, Any]
 Batch = dict[str, Any]
@@ -44,6 +46,7 @@ class Task:
         configs: params -> {component name: config dataclass}, for the same names; called once at
             the end, so it may measure (the VAE measures its scaling factor here).
         sample: (params, frozen, key) -> a sheet of samples, uint8 [H, W, 3]; None: no sheets.
+        notes: JSON-ready facts that packing needs: "stages" {name: config}, "tokenizer".
     """
 
     init: Callable[[jax.Array], Params]
@@ -53,6 +56,22 @@ class Task:
     components: Callable[[Params], dict[str, Params]]
     configs: Callable[[Params], Mapping[str, Any]]
     sample: Callable[[Params, Params, jax.Array], np.ndarray] | None = None
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+
+def require(begin: Mapping[str, Component], *names: str) -> list[Component]:
+    """The named components a phase begins from.
+
+    Raises:
+        InputError: one is missing; the message says how to name its source.
+    """
+    for name in names:
+        if name not in begin:
+            raise InputError(
+                f"this phase needs the component {name!r} to begin from: name its source with "
+                f"--set \"begin={{'{name}': 'toybox/{name}'}}\""
+            )
+    return [begin[name] for name in names]
 
 
 def compute_dtype(precision: str) -> Any:

@@ -6,7 +6,7 @@ from mv2_jax.config import VAEConfig, to_dict
 from mv2_jax.train.phase import phase, recipe
 
 VAE = VAEConfig(
-    latent_channels=24,
+    latent_channels=64,
     channels=(64, 64, 128),
     layers_per_block=1,
     norm_groups=16,

@@ -1,0 +1,125 @@
+"""Training the text encoder and the spatial UNet on first frames with their captions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mv2_jax import config
+from mv2_jax import params as trees
+from mv2_jax.diffusion import guidance, keys
+from mv2_jax.diffusion.losses import LossConfig
+from mv2_jax.errors import InputError
+from mv2_jax.stages import latents as codec
+from mv2_jax.stages import t2i
+from mv2_jax.toybox import captions
+from mv2_jax.train import prompts, worlds
+from mv2_jax.train.latents import Shards, position
+from mv2_jax.train.report import grid, to_uint8
+from mv2_jax.train.task import Batch, Component, Params, Task, compute_dtype, require
+
+CHUNK = 32  # pictures encoded at once
+
+
+def full(tree: Params) -> Params:
+    """Stored half-precision weights as fp32, in which training computes and updates."""
+    return trees.cast(tree, np.float32)
+
+
+def stills(vae: Component, size: int, cfg: Any, root: Path) -> Shards:
+    """First frames of numbered worlds as latents: "latent" [h, w, C] fp16, "label" [4] int8."""
+
+    @jax.jit
+    def encode(params: Params, numbers: jax.Array) -> tuple[jax.Array, jax.Array]:
+        drawn = worlds.numbered(cfg.seed, numbers)
+        pixels = worlds.first_frames(drawn, (size, size))
+        z = codec.encode(params, vae.config, pixels)
+        return z.astype(jnp.float16), worlds.labels(drawn).astype(jnp.int8)
+
+    weights = jax.device_put(full(vae.params))
+
+    def make(numbers: np.ndarray) -> dict[str, np.ndarray]:
+        chunk = min(CHUNK, len(numbers))
+        parts = [encode(weights, part) for part in numbers.reshape(-1, chunk)]
+        latent, label = (np.concatenate([np.asarray(p[i]) for p in parts]) for i in range(2))
+        return {"latent": latent, "label": label}
+
+    facts = {
+        "vae": trees.digest(vae.params),
+        "config": config.to_dict(vae.config),
+        "what": "first frames",
+        "size": size,
+        "seed": cfg.seed,
+    }
+    return Shards(root, facts, make, cfg.data.count, cfg.data.shard)
+
+
+def make(cfg: Any, begin: Mapping[str, Component], folder: Path) -> Task:
+    """The task, over the autoencoder of `begin`; it goes on from text_encoder and spatial there.
+
+    `data.sizes` are the sides of the pictures, taken in turns: the same spatial weights serve I2V
+    at its smaller size.
+
+    Raises:
+        InputError: no autoencoder to begin from, or a size that is no multiple of its factor.
+    """
+    (vae,) = require(begin, "vae")
+    for size in cfg.data.sizes:
+        if size % vae.config.factor:
+            raise InputError(f"data.sizes: {size} is not a multiple of {vae.config.factor}")
+    text = prompts.fit(config.from_dict(cfg.model.text.to_dict()))
+    stage = config.from_dict(cfg.model.t2i.to_dict())
+    net = t2i.Config(stage, text, vae.config.factor, compute_dtype(cfg.precision))
+    words = prompts.tokenizer(text)
+    shape = LossConfig(**cfg.loss.shape.to_dict())
+    null = jnp.asarray(words.encode([""])[0])
+
+    def init(key: jax.Array) -> Params:
+        fresh = jax.jit(t2i.init, static_argnums=0)(net, key)
+        return {name: full(begin[name].params) if name in begin else fresh[name] for name in fresh}
+
+    def loss(params: Params, frozen: Params, batch: Batch, key: jax.Array):
+        del frozen
+        batch = {**batch, "latent": batch["latent"].astype(jnp.float32), "null_ids": null}
+        return t2i.loss(params, net, batch, key, drop_text=cfg.loss.drop_text, shape=shape)
+
+    def batches(seed: int, start: int) -> Iterator[Batch]:
+        sets = [stills(vae, size, cfg, folder.parent / "latents") for size in cfg.data.sizes]
+        step = start
+        while True:
+            turn, which = divmod(step, len(sets))
+            found = sets[which].take(position(seed, turn, cfg.batch, cfg.data.count))
+            ids = words.encode(prompts.draw(found["label"], seed, step))
+            yield {"latent": found["latent"], "ids": ids}
+            step += 1
+
+    return Task(
+        init=init,
+        frozen={"vae": full(vae.params)},
+        loss=loss,
+        batches=batches,
+        components=lambda params: params,
+        configs=lambda params: {"text_encoder": text, "spatial": stage.unet},
+        sample=sampler(cfg, net, vae, words),
+        notes={"stages": {"t2i": config.to_dict(stage)}, "tokenizer": words.to_json()},
+    )
+
+
+def sampler(cfg: Any, net: t2i.Config, vae: Component, words: Any) -> Any:
+    """Sheets of sixteen pictures from fixed captions of the training split."""
+    ids = words.encode([captions.canonical(*words) for words in prompts.examples(16)])
+    negative = np.repeat(words.encode([""]), len(ids), axis=0)
+    decode = jax.jit(lambda params, z: codec.decode(params, vae.config, z))
+
+    def sample(params: Params, frozen: Params, key: jax.Array) -> np.ndarray:
+        each = keys.per_sample(key, len(ids))
+        scales = guidance.make(cfg.sample.guidance)
+        z = t2i.sample(params, net, ids, negative, each, scales, cfg.sample.steps)
+        return grid(to_uint8(decode(frozen["vae"], z)), columns=8)
+
+    return sample

@@ -1,0 +1,204 @@
+"""Training I2V and V2V: motion, appearance encoder and ControlNet over given spatial weights.
+
+Both stages learn from clips and, every few steps, from pictures as one-frame clips (MagicVideo-V2,
+arXiv 2401.04468, section 2.2). The task modules of the two say what they begin from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mv2_jax import config
+from mv2_jax import params as trees
+from mv2_jax.config import nearest
+from mv2_jax.diffusion import guidance, keys
+from mv2_jax.diffusion.losses import LossConfig
+from mv2_jax.errors import InputError
+from mv2_jax.stages import i2v, v2v, video
+from mv2_jax.stages import latents as codec
+from mv2_jax.toybox import captions
+from mv2_jax.train import prompts, worlds
+from mv2_jax.train.latents import Shards, position
+from mv2_jax.train.report import grid, to_uint8
+from mv2_jax.train.task import Batch, Component, Params, Task, compute_dtype
+
+CHUNK = 4  # clips encoded at once
+TREES = ("text_encoder", "spatial", "motion", "image_encoder", "image_attn", "control")
+
+
+class VideoTask:
+    """One of the two stages as a task. `stage` is "i2v" or "v2v".
+
+    Raises:
+        InputError: a tree to train that is none, or a size that is no multiple of the factor.
+    """
+
+    def __init__(self, stage: str, cfg: Any, begin: Mapping[str, Component], folder: Path) -> None:
+        self.stage, self.cfg, self.begin, self.folder = stage, cfg, begin, folder
+        self.vae, self.text = begin["vae"], begin["text_encoder"].config
+        factor = self.vae.config.factor
+        self.words = prompts.tokenizer(self.text)
+        self.null = jnp.asarray(self.words.encode([""])[0])
+        for name in cfg.train:
+            if name not in TREES:
+                raise InputError(f"train: there is no tree {name!r}{nearest(name, TREES)}")
+
+        def held(name: str, key: str) -> Any:
+            stored = begin[name].config if name in begin else None
+            return stored or config.from_dict(cfg.model[key].to_dict())
+
+        self.net = video.Config(
+            stage=config.from_dict(cfg.model[stage].to_dict()),
+            text=self.text,
+            vision=held("image_encoder", "vision"),
+            projection=held("image_attn", "projection"),
+            control=held("control", "control"),
+            factor=factor,
+            dtype=compute_dtype(cfg.precision),
+        )
+        self.size = self.net.stage.size
+        if any(side % factor for side in self.size):
+            raise InputError(f"model.{stage}.size: {self.size} are no multiples of {factor}")
+        self.shape = LossConfig(**cfg.loss.shape.to_dict())
+        self.fresh_and_held: dict[str, Params] = {}
+
+    def trees(self, key: jax.Array) -> Params:
+        """Every tree of the network: from `begin` where it is there, else fresh."""
+        spatial = trees.cast(self.begin["spatial"].params, np.float32)
+        made = video.init(self.net, key, spatial)
+        sources = {name: (name,) for name in TREES}
+        # V2V's motion modules begin as I2V's.
+        sources["motion"] = (f"motion_{self.stage}", "motion_i2v")
+        for name, options in sources.items():
+            found = [self.begin[option].params for option in options if option in self.begin]
+            if found:
+                made[name] = trees.cast(found[0], np.float32)
+        return made
+
+    def loss(self, params: Params, frozen: Params, batch: Batch, key: jax.Array):
+        whole = {name: {**frozen, **params}[name] for name in TREES}
+        batch = {**batch, "latent": batch["latent"].astype(jnp.float32), "null_ids": self.null}
+        drops = {"drop_text": self.cfg.loss.drop_text, "drop_image": self.cfg.loss.drop_image}
+        return video.loss(whole, self.net, batch, key, **drops, shape=self.shape)
+
+    def shards(self) -> Shards:
+        """Keyframes of numbered worlds: "latent" [T, h, w, C] fp16, "label" [4] int8."""
+        stage, cfg, vae = self.net.stage, self.cfg, self.vae
+
+        @jax.jit
+        def encode(params: Params, numbers: jax.Array) -> tuple[jax.Array, jax.Array]:
+            drawn = worlds.numbered(cfg.seed, numbers)
+            pixels = worlds.clips(drawn, stage.frames, stage.size)
+            z = codec.encode(params, vae.config, pixels)
+            return z.astype(jnp.float16), worlds.labels(drawn).astype(jnp.int8)
+
+        weights = jax.device_put(trees.cast(vae.params, np.float32))
+
+        def make(numbers: np.ndarray) -> dict[str, np.ndarray]:
+            chunk = CHUNK if len(numbers) % CHUNK == 0 else 1
+            parts = [encode(weights, part) for part in numbers.reshape(-1, chunk)]
+            latent, label = (np.concatenate([np.asarray(p[i]) for p in parts]) for i in range(2))
+            return {"latent": latent, "label": label}
+
+        facts = {
+            "vae": trees.digest(vae.params),
+            "config": config.to_dict(vae.config),
+            "what": f"{stage.frames} keyframes",
+            "sides": list(stage.size),
+            "seed": cfg.seed,
+        }
+        root = self.folder.parent / "latents"
+        return Shards(root, facts, make, cfg.data.count, cfg.data.shard)
+
+    def batches(self, seed: int, start: int) -> Iterator[Batch]:
+        """Clips, and every `data.image_every` steps pictures as one-frame clips.
+
+        The reference is the first frame, as rendered or (a share `data.decoded` of the steps) as
+        the autoencoder gives it back, which is how T2I's pictures look.
+        """
+        data, shards, frames = self.cfg.data, self.shards(), self.net.stage.frames
+        drawn = jax.jit(lambda n: worlds.first_frames(worlds.numbered(self.cfg.seed, n), self.size))
+        decoded = jax.jit(lambda p, z: codec.decode(p, self.vae.config, z))
+        vae = jax.device_put(trees.cast(self.vae.params, np.float32))
+        step = start
+        while True:
+            still = data.image_every and step % data.image_every == data.image_every - 1
+            count = data.image_batch if still else self.cfg.batch
+            # Pictures walk through the clips in an order of their own.
+            numbers = position(seed + 1 if still else seed, step, count, data.count)
+            found = shards.take(numbers)
+            latent = found["latent"][:, : 1 if still else frames]
+            if np.random.default_rng([seed, step, 1]).random() < data.decoded:
+                image = decoded(vae, jnp.asarray(latent[:, 0], jnp.float32))
+            else:
+                image = drawn(numbers)
+            ids = self.words.encode(prompts.draw(found["label"], seed, step))
+            yield {"latent": latent, "image": image, "ids": ids}
+            step += 1
+
+    def components(self, params: Params) -> dict[str, Params]:
+        """What was trained; the motion modules under the name of their stage."""
+        return {self._stored(name): tree for name, tree in params.items()}
+
+    def configs(self, params: Params) -> dict[str, Any]:
+        net = self.net
+        known = {
+            "text_encoder": net.text,
+            "spatial": self.begin["spatial"].config,
+            "motion": net.stage.unet.motion,
+            "image_encoder": net.vision,
+            "image_attn": net.projection,
+            "control": net.control,
+        }
+        return {self._stored(name): known[name] for name in params}
+
+    def _stored(self, name: str) -> str:
+        return f"motion_{self.stage}" if name == "motion" else name
+
+    def sample(self, params: Params, frozen: Params, key: jax.Array) -> np.ndarray:
+        """Six clips, a row each: the reference, then the frames (for V2V: of noised keyframes)."""
+        net, cfg = self.net, self.cfg.sample
+        whole = {name: {**frozen, **params}[name] for name in TREES}
+        each = keys.per_sample(key, 6)
+        tuples = prompts.examples(6)
+        drawn = jax.vmap(worlds.sample_world)(each, *jnp.asarray(tuples).T)
+        ids = self.words.encode([captions.canonical(*words) for words in tuples])
+        negative = np.repeat(self.words.encode([""]), len(ids), axis=0)
+        truth = worlds.clips(drawn, net.stage.frames, net.stage.size)
+        image, one = truth[:, 0], jnp.float32(1.0)
+        given = video.condition(whole, ids, negative, image, one, one, cfg=net)
+        z = jax.jit(lambda p, x: codec.encode(p, self.vae.config, x))(frozen["vae"], truth)
+        scales = guidance.make(cfg.guidance, cfg.image_guidance)
+        if self.stage == "i2v":
+            out = i2v.sample(whole, net, given, z[:, 0], each, scales, steps=cfg.steps)
+        else:
+            out = v2v.sample(
+                whole, net, given, z, each, scales, strength=cfg.strength, steps=cfg.steps
+            )
+        frames = jax.jit(lambda p, z: codec.decode(p, self.vae.config, z))(frozen["vae"], out)
+        rows = jnp.concatenate([image[:, None], frames], axis=1)
+        return grid(to_uint8(rows).reshape(-1, *rows.shape[2:]), columns=rows.shape[1])
+
+    def task(self) -> Task:
+        """The loop's view; frozen trees and trained ones come from one initialisation."""
+        whole = self.trees(jax.random.key(self.cfg.seed))
+        chosen = set(self.cfg.train)
+        frozen = {name: tree for name, tree in whole.items() if name not in chosen}
+        frozen["vae"] = trees.cast(self.vae.params, np.float32)
+        trained = {name: whole[name] for name in self.cfg.train}
+        return Task(
+            init=lambda key: trained,
+            frozen=frozen,
+            loss=self.loss,
+            batches=self.batches,
+            components=self.components,
+            configs=self.configs,
+            sample=self.sample,
+            notes={"stages": {self.stage: config.to_dict(self.net.stage)}},
+        )
