@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from mv2_jax.config import to_dict
 from mv2_jax.configs.toybox import i2v, sizes, t2i, v2v, vae
-from mv2_jax.train.phase import recipe
+from mv2_jax.train.phase import packing, recipe
 
 VAE = replace(sizes.VAE, latent_channels=8, channels=(16, 16, 32), norm_groups=4)
 TEXT = replace(sizes.TEXT, width=32, layers=1, heads=2, mlp_width=32)
@@ -65,7 +65,8 @@ def _small(phase: ConfigDict) -> ConfigDict:
 
 def get_config() -> ConfigDict:
     phases = {name: module.get_config().phases[name] for name, module in _RECIPES.items()}
-    return recipe(**{name: _small(phase) for name, phase in phases.items()})
+    trial = packing(name="smoke", prompt="a red ball bouncing over a meadow")
+    return recipe(trial, **{name: _small(phase) for name, phase in phases.items()})
 
 
 _RECIPES = {"vae": vae, "t2i": t2i, "i2v": i2v, "v2v": v2v}

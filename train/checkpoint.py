@@ -60,7 +60,7 @@ class Checkpoints:
             raise ValueError(
                 f"the checkpoint of step {step} in {self._manager.directory} does not fit this "
                 f"configuration: {odd[0]} is {stored.get(odd[0], 'absent')} there and "
-                f"{wanted.get(odd[0], 'absent')} here; start afresh with --no-resume"
+                f"{wanted.get(odd[0], 'absent')} here; start afresh with --fresh"
             )
         shapes = jax.tree.map(self._ocp.utils.to_shape_dtype_struct, like)
         kept = self._manager.restore(step, args=args.Composite(state=args.StandardRestore(shapes)))

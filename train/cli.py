@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -56,4 +57,21 @@ def main(
         if done.state == "interrupted":
             print("run the same command again to go on from the checkpoint", flush=True)
             return 130
+    if "pack" in cfg and phase is None:
+        finish(Path(out or "runs"), short, cfg)
     return 0
+
+
+def finish(root: Path, short: str, cfg: Any) -> None:
+    """Packs the cascade folder of a recipe, and makes a video with it where one is asked for."""
+    from mv2_jax.train.pack import pack
+
+    packed = pack(root, short, cfg.pack, cfg.order)
+    size = sum(part.size for part in packed.components.values()) / 1e6
+    print(f"packed {len(packed.components)} components, {size:.1f} MB: {packed.folder}", flush=True)
+    if cfg.pack.prompt:
+        from mv2_jax.infer import generate
+        from mv2_jax.infer.request import Request
+
+        asked = Request(prompts=(cfg.pack.prompt,), weights=packed.folder)
+        generate.command(asked, str(root / short / "video.mp4"))

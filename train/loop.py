@@ -42,11 +42,11 @@ class Outcome:
 class Programs:
     """The compiled step, one per batch shape, and the work each does.
 
-    The FLOPs are XLA's own count over the traced program; it counts the body of a loop once, so
-    chunked attention is underestimated. Accumulation is put right by `repeats`.
+    `step` is jitted. The FLOPs are XLA's own count over the traced program. It counts the body of
+    a loop once, so chunked attention is underestimated; accumulation is put right by `repeats`.
     """
 
-    step: Callable[..., Any]
+    step: Any
     repeats: int = 1
     compiled: dict[Any, tuple[Any, float]] = field(default_factory=dict)
 
@@ -54,7 +54,7 @@ class Programs:
         """Runs the step; returns its results and its FLOPs."""
         shapes = tuple((name, x.shape, str(x.dtype)) for name, x in sorted(args[2].items()))
         if shapes not in self.compiled:
-            lowered = jax.jit(self.step, donate_argnums=0).lower(*args)
+            lowered = self.step.lower(*args)
             cost = lowered.cost_analysis() or {}
             flops = float(cost.get("flops", 0.0)) * self.repeats
             self.compiled[shapes] = (lowered.compile(), flops)
@@ -100,10 +100,11 @@ class Run:
         self.task, self.cfg, self.clock = task, cfg, clock
         self.place = Placement(cfg.mesh)
         tx = optim.transformation(cfg.optim)
-        self.programs = Programs(make_step(task, tx, cfg), cfg.optim.accumulate)
         key = jax.random.key(cfg.seed)
         self.key, init, self.sample_key = jax.random.split(key, 3)
         self.state = self.place.state(create(task.init(init), tx))
+        step = self.place.jit(make_step(task, tx, cfg), self.state)
+        self.programs = Programs(step, cfg.optim.accumulate)
         self.frozen = self.place.params(task.frozen)
         self.checkpoints = Checkpoints(folder / "checkpoints")
         self.elapsed, self.flop = 0.0, 0.0
@@ -192,18 +193,19 @@ class Run:
     def go(self, stop: Stop) -> Outcome:
         """Trains until the phase is over or `stop` is asked for."""
         try:
-            with Prefetch(self.task.batches(self.cfg.seed, self.step), self.place.batch) as feed:
-                while not (self.over() or stop.asked):
-                    self.advance(next(feed))
-            if self.window:
-                self.log(optim.rate(self.cfg.optim, self.step - 1, self.fraction()))
-            self.save()
-            finished = self.over()
-            if finished:
-                self.sheet()
+            with self.place.scope():
+                batches = self.task.batches(self.cfg.seed, self.step)
+                with Prefetch(batches, self.place.batch) as feed:
+                    while not (self.over() or stop.asked):
+                        self.advance(next(feed))
+                if self.window:
+                    self.log(optim.rate(self.cfg.optim, self.step - 1, self.fraction()))
+                self.save()
+                if self.over():
+                    self.sheet()
         finally:
             self.checkpoints.close()
-        return Outcome(self.state, finished, self.elapsed / 60, self.flop / 1e12)
+        return Outcome(self.state, self.over(), self.elapsed / 60, self.flop / 1e12)
 
 
 def run(

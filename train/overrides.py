@@ -52,15 +52,18 @@ def apply(recipe: ConfigDict, settings: Iterable[str]) -> None:
 
 
 def _targets(recipe: ConfigDict, path: str) -> list[tuple[ConfigDict, str]]:
-    """The (phase, leaf) pairs a path means."""
+    """The (phase, leaf) pairs a path means. What a recipe packs is set like a phase, "pack"."""
+    sections = {name: recipe.phases[name] for name in recipe.order}
+    if "pack" in recipe:
+        sections["pack"] = recipe.pack
     first, _, rest = path.partition(".")
-    if first in recipe.order and rest:
-        phases, leaf = [recipe.phases[first]], rest
+    if first in sections and rest:
+        phases, leaf = [sections[first]], rest
     else:
         phases, leaf = [recipe.phases[name] for name in recipe.order], path
     found = [(phase, leaf) for phase in phases if leaf in leaves(phase)]
     if not found:
-        known = {leaf for phase in phases for leaf in leaves(phase)}
+        known = {known for phase in phases for known in leaves(phase)}
         raise InputError(f"--set {path}: there is no such setting{_near(leaf, known)}")
     return found
 

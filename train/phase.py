@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -54,6 +55,29 @@ def phase(task: str, **settings: Any) -> ConfigDict:
     return cfg
 
 
-def recipe(**phases: ConfigDict) -> ConfigDict:
-    """A recipe: a chain of phases, run in the order given."""
-    return ConfigDict({"order": tuple(phases), "phases": ConfigDict(phases)})
+def packing(**settings: Any) -> ConfigDict:
+    """What to make of weights once a recipe's phases are done: a cascade folder, and a trial.
+
+    Raises:
+        KeyError: a name that is not below.
+    """
+    cfg = ConfigDict(
+        {
+            "sources": (),  # recipes (or phases, or folders) whose weights go in, in this order
+            "into": "",  # the folder; empty: <runs>/<recipe>/cascade
+            "name": "toybox",
+            "licence": "Apache-2.0",
+            "defaults": {"t2i": {}, "i2v": {}, "v2v": {}},  # the numbers these weights like best
+            "prompt": "",  # a video to make with the folder; empty: none
+        }
+    ).lock()
+    for name, value in settings.items():
+        with cfg.unlocked() if name == "defaults" else contextlib.nullcontext():
+            cfg[name] = ConfigDict(value) if name == "defaults" else value
+    return cfg
+
+
+def recipe(pack: ConfigDict | None = None, /, **phases: ConfigDict) -> ConfigDict:
+    """A recipe: a chain of phases, run in the order given, and then `pack`, where there is one."""
+    cfg = {"order": tuple(phases), "phases": ConfigDict(phases)}
+    return ConfigDict(cfg if pack is None else {**cfg, "pack": pack})

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+from jax.sharding import NamedSharding
 
+from mv2_jax import sharding
+from mv2_jax.config import nearest
+from mv2_jax.errors import InputError
 from mv2_jax.train.state import State
 from mv2_jax.train.task import Batch, Params
 
@@ -13,17 +19,49 @@ from mv2_jax.train.task import Batch, Params
 class Placement:
     """Puts states, parameters and batches onto the devices.
 
-    `mesh` is a mapping of axis name to size; empty is one device, where nothing moves.
+    `sizes` maps a mesh axis (`data`, `fsdp`, `context`, `tensor`) to its size; empty is one
+    device, where nothing is partitioned. The state follows `mv2_jax.sharding.RULES`, optimiser
+    moments like their parameters; batches are split over `data` and `fsdp`.
+
+    Raises:
+        InputError: an unknown axis, or sizes that do not multiply to the number of devices.
     """
 
-    def __init__(self, mesh: Any) -> None:
-        self.mesh = dict(mesh)
+    def __init__(self, sizes: Mapping[str, int]) -> None:
+        for name in sizes:
+            if name not in sharding.AXES:
+                raise InputError(f"mesh: unknown axis {name!r}{nearest(name, sharding.AXES)}")
+        try:
+            self.mesh = sharding.make_mesh(**sizes) if sizes else None
+        except ValueError as error:
+            raise InputError(f"mesh: {error}") from None
+
+    def scope(self) -> Any:
+        """The context that compiling and running belong in."""
+        return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
+
+    def jit(self, step: Callable[..., Any], state: State) -> Any:
+        """`step` compiled so that the state, which it consumes, stays where it lies."""
+        if self.mesh is None:
+            return jax.jit(step, donate_argnums=0)
+        return jax.jit(step, donate_argnums=0, out_shardings=(self._layout(state), None))
 
     def state(self, state: State) -> State:
-        return state
+        return state if self.mesh is None else jax.device_put(state, self._layout(state))
 
     def params(self, tree: Params) -> Params:
-        return jax.device_put(tree)
+        return jax.device_put(tree) if self.mesh is None else sharding.shard_params(tree, self.mesh)
 
     def batch(self, batch: Batch) -> Batch:
-        return jax.device_put(batch)
+        if self.mesh is None:
+            return jax.device_put(batch)
+        return sharding.shard_batch(batch, self.mesh)
+
+    def _layout(self, state: State) -> State:
+        """A sharding for every leaf of the state; the table's patterns allow any prefix."""
+
+        def one(path: tuple, leaf: jax.Array) -> NamedSharding:
+            name = "/".join(str(getattr(p, "key", getattr(p, "name", p))) for p in path)
+            return NamedSharding(self.mesh, sharding.spec_for(name, leaf.shape, self.mesh))
+
+        return jax.tree_util.tree_map_with_path(one, state)

@@ -98,7 +98,7 @@ def components_in(folder: Path) -> dict[str, Component]:
     raise InputError(f"{folder} holds no weights: neither {INDEX} nor {bundle.INDEX} is there")
 
 
-def _folder_of(root: Path, source: str) -> Path:
+def folder_of(root: Path, source: str) -> Path:
     """Where a `begin` source lies: a folder, "recipe/phase", or a recipe (its newest phase).
 
     Raises:
@@ -130,7 +130,7 @@ def begin_from(root: Path, short: str, recipe: ConfigDict, phase: str) -> dict[s
     """
     begin: dict[str, Component] = {}
     for name, source in recipe.phases[phase].begin.items():
-        held = components_in(_folder_of(root, source))
+        held = components_in(folder_of(root, source))
         if name not in held:
             raise InputError(
                 f"{source!r} holds no component {name!r}{config.nearest(name, held)}; "
@@ -188,6 +188,7 @@ def write_weights(
             params.save(scratch / file, params.cast(tree, jnp.float16), {"phase": cfg.name})
             listed[name] = {
                 "file": file,
+                "digest": params.digest(params.load(scratch / file)),
                 "config": config.to_dict(configs[name]),
                 "sha256": files.sha256(scratch / file),
             }

@@ -23,6 +23,7 @@ from mv2_jax.errors import InputError
 from mv2_jax.stages import i2v, v2v, video
 from mv2_jax.stages import latents as codec
 from mv2_jax.toybox import captions
+from mv2_jax.toybox.world import sample_world
 from mv2_jax.train import prompts, worlds
 from mv2_jax.train.latents import Shards, position
 from mv2_jax.train.report import grid, to_uint8
@@ -66,7 +67,9 @@ class VideoTask:
         if any(side % factor for side in self.size):
             raise InputError(f"model.{stage}.size: {self.size} are no multiples of {factor}")
         self.shape = LossConfig(**cfg.loss.shape.to_dict())
-        self.fresh_and_held: dict[str, Params] = {}
+        # Jitted once here: a function made anew at every call would compile at every call.
+        self.encode = jax.jit(lambda params, x: codec.encode(params, self.vae.config, x))
+        self.decode = jax.jit(lambda params, z: codec.decode(params, self.vae.config, z))
 
     def trees(self, key: jax.Array) -> Params:
         """Every tree of the network: from `begin` where it is there, else fresh."""
@@ -124,7 +127,6 @@ class VideoTask:
         """
         data, shards, frames = self.cfg.data, self.shards(), self.net.stage.frames
         drawn = jax.jit(lambda n: worlds.first_frames(worlds.numbered(self.cfg.seed, n), self.size))
-        decoded = jax.jit(lambda p, z: codec.decode(p, self.vae.config, z))
         vae = jax.device_put(trees.cast(self.vae.params, np.float32))
         step = start
         while True:
@@ -135,7 +137,7 @@ class VideoTask:
             found = shards.take(numbers)
             latent = found["latent"][:, : 1 if still else frames]
             if np.random.default_rng([seed, step, 1]).random() < data.decoded:
-                image = decoded(vae, jnp.asarray(latent[:, 0], jnp.float32))
+                image = self.decode(vae, jnp.asarray(latent[:, 0], jnp.float32))
             else:
                 image = drawn(numbers)
             ids = self.words.encode(prompts.draw(found["label"], seed, step))
@@ -167,13 +169,13 @@ class VideoTask:
         whole = {name: {**frozen, **params}[name] for name in TREES}
         each = keys.per_sample(key, 6)
         tuples = prompts.examples(6)
-        drawn = jax.vmap(worlds.sample_world)(each, *jnp.asarray(tuples).T)
+        drawn = jax.vmap(sample_world)(each, *jnp.asarray(tuples).T)
         ids = self.words.encode([captions.canonical(*words) for words in tuples])
         negative = np.repeat(self.words.encode([""]), len(ids), axis=0)
         truth = worlds.clips(drawn, net.stage.frames, net.stage.size)
         image, one = truth[:, 0], jnp.float32(1.0)
         given = video.condition(whole, ids, negative, image, one, one, cfg=net)
-        z = jax.jit(lambda p, x: codec.encode(p, self.vae.config, x))(frozen["vae"], truth)
+        z = self.encode(frozen["vae"], truth)
         scales = guidance.make(cfg.guidance, cfg.image_guidance)
         if self.stage == "i2v":
             out = i2v.sample(whole, net, given, z[:, 0], each, scales, steps=cfg.steps)
@@ -181,7 +183,7 @@ class VideoTask:
             out = v2v.sample(
                 whole, net, given, z, each, scales, strength=cfg.strength, steps=cfg.steps
             )
-        frames = jax.jit(lambda p, z: codec.decode(p, self.vae.config, z))(frozen["vae"], out)
+        frames = self.decode(frozen["vae"], out)
         rows = jnp.concatenate([image[:, None], frames], axis=1)
         return grid(to_uint8(rows).reshape(-1, *rows.shape[2:]), columns=rows.shape[1])
 

@@ -13,18 +13,7 @@ import jax.numpy as jnp
 
 from mv2_jax.diffusion import keys
 from mv2_jax.toybox import renderer, split
-from mv2_jax.toybox.world import World, sample_world
-
-__all__ = [
-    "clips",
-    "draw",
-    "first_frames",
-    "labels",
-    "numbered",
-    "sample_world",
-    "step_key",
-    "stills",
-]
+from mv2_jax.toybox.world import World
 
 
 def step_key(seed: int, step: int) -> jax.Array:

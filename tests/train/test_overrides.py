@@ -3,7 +3,7 @@ from ml_collections import ConfigDict
 
 from mv2_jax.errors import InputError
 from mv2_jax.train.overrides import apply, leaves
-from mv2_jax.train.phase import phase, recipe
+from mv2_jax.train.phase import packing, phase, recipe
 
 
 @pytest.fixture
@@ -39,6 +39,14 @@ def test_a_phase_can_be_meant_alone(chain):
     apply(chain, ["second.steps=9", "first.optim.clip=0"])
     assert (chain.phases.first.steps, chain.phases.second.steps) == (1000, 9)
     assert (chain.phases.first.optim.clip, chain.phases.second.optim.clip) == (0.0, 1.0)
+
+
+def test_what_is_packed_is_set_like_a_phase():
+    chain = recipe(packing(prompt="a"), only=phase("vae"))
+    apply(chain, ["pack.prompt=a red ball", "pack.sources=('toybox/vae',)"])
+    assert chain.pack.prompt == "a red ball" and chain.pack.sources == ("toybox/vae",)
+    with pytest.raises(InputError, match=r"did you mean 'prompt'"):
+        apply(chain, ["pack.promt=x"])
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,18 @@
+"""The shipped cascade folder, from the weights of toybox/vae, t2i, i2v and v2v."""
+
+from ml_collections import ConfigDict
+
+from mv2_jax.train.phase import packing, recipe
+
+
+def get_config() -> ConfigDict:
+    return recipe(
+        packing(
+            sources=("toybox/vae", "toybox/t2i", "toybox/i2v", "toybox/v2v"),
+            defaults={
+                "t2i": {"guidance": 4.0},
+                "i2v": {"guidance": 4.0, "image_guidance": 1.5},
+                "v2v": {"guidance": 4.0, "image_guidance": 1.5},
+            },
+        )
+    )

@@ -1,0 +1,76 @@
+"""Packing: from the weights that phases left to one cascade folder that `mv2 generate` reads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from mv2_jax import bundle, config
+from mv2_jax.errors import InputError
+from mv2_jax.train.recipe import INDEX, components_in, folder_of
+
+# Trained over one spatial tree; the cascade folder refuses to mix them with another.
+OVER_SPATIAL = ("motion_i2v", "motion_v2v", "image_attn", "control")
+NEEDED = tuple(name for name in bundle.COMPONENTS if name != "rife")  # the package has a public one
+
+
+def gather(folders: Iterable[Path], licence: str) -> tuple[dict[str, bundle.Part], dict[str, Any]]:
+    """The parts and notes (stages, tokenizer) of phases' weights; later ones replace earlier.
+
+    Raises:
+        InputError: a folder is no phase's, or something that a cascade needs is in none of them.
+    """
+    parts: dict[str, bundle.Part] = {}
+    notes: dict[str, Any] = {"stages": {}, "tokenizer": None}
+    for folder in folders:
+        if not (folder / INDEX).is_file():
+            raise InputError(f"{folder} holds no weights of a training phase ({INDEX})")
+        index = json.loads((folder / INDEX).read_text())
+        held = components_in(folder)
+        over = index["components"].get("spatial", {}).get("digest") or index["began"].get("spatial")
+        for name, part in held.items():
+            if name in bundle.COMPONENTS:
+                trained = over if name in OVER_SPATIAL else None
+                source = f"mv2 train {index['phase'].rpartition('/')[0]}"
+                parts[name] = bundle.Part(part.params, part.config, licence, source, trained)
+        for name, stage in index.get("stages", {}).items():
+            notes["stages"][name] = config.from_dict(stage)
+        notes["tokenizer"] = index.get("tokenizer") or notes["tokenizer"]
+    missing = [name for name in NEEDED if name not in parts]
+    missing += [f"stage {name}" for name in ("t2i", "i2v", "v2v") if name not in notes["stages"]]
+    if missing or notes["tokenizer"] is None:
+        raise InputError(
+            f"the phases to pack lack {', '.join(missing or ['the tokenizer'])}; "
+            "name all of them in pack.sources"
+        )
+    return parts, notes
+
+
+def pack(root: Path, short: str, cfg: Any, chain: Iterable[str]) -> bundle.Bundle:
+    """Writes the cascade folder that a recipe's `pack` settings describe.
+
+    Args:
+        root: the folder of all runs.
+        short: the recipe's name.
+        cfg: see `mv2_jax.train.phase.packing`.
+        chain: the recipe's own phases, packed after `cfg.sources`.
+
+    Raises:
+        InputError: weights are missing, belong to different spatial weights, or `cfg.into` is a
+            folder of something else.
+    """
+    folders = [folder_of(root, source) for source in cfg.sources]
+    folders += [root / short / phase / "weights" for phase in chain]
+    parts, notes = gather(folders, cfg.licence)
+    into = Path(cfg.into) if cfg.into else root / short / "cascade"
+    return bundle.write(
+        into,
+        parts,
+        notes["stages"],
+        notes["tokenizer"],
+        name=cfg.name,
+        defaults={stage: dict(numbers) for stage, numbers in cfg.defaults.items()},
+        replace=True,
+    )
