@@ -22,7 +22,10 @@ class VAEConfig:
     """AutoencoderKL (Latent Diffusion, arXiv 2112.10752; SD1.5 sizes by default).
 
     `patch_size` p folds p x p pixels into channels before the first convolution and unfolds them
-    after the last; 1 is the public layout. A side shrinks by p * 2**(len(channels) - 1) in all.
+    after the last; 1 is the public layout. `latent_patch` q folds q x q latents into channels for
+    the diffusion networks, as FLUX does. A side shrinks by p * 2**(len(channels) - 1) * q in all.
+    `shortcuts` lets pixels and latents bypass each change of resolution (DC-AE's residual
+    autoencoding, arXiv 2410.10733; no parameters); the public layout has none.
     `scaling_factor` multiplies encoder output (after subtracting `shift_factor`), as in diffusers.
     """
 
@@ -33,13 +36,20 @@ class VAEConfig:
     norm_groups: int = 32
     mid_attention: bool = True
     patch_size: int = 1
+    latent_patch: int = 1
+    shortcuts: bool = False
     scaling_factor: float = 0.18215
     shift_factor: float = 0.0
 
     @property
     def factor(self) -> int:
-        """Pixels along one side of a latent cell."""
-        return self.patch_size * 2 ** (len(self.channels) - 1)
+        """Pixels along one side of a cell of the diffusion networks' plane."""
+        return self.patch_size * 2 ** (len(self.channels) - 1) * self.latent_patch
+
+    @property
+    def plane_channels(self) -> int:
+        """Channels of that plane."""
+        return self.latent_channels * self.latent_patch**2
 
 
 @dataclass(frozen=True)
@@ -207,14 +217,14 @@ class StageConfig:
 class JudgeConfig:
     """The toybox's judge: classifiers of single frames and of whole clips.
 
-    Frames are brought to `size` x `size`, clips to `frames` frames; `frame_channels` and
-    `motion_channels` are widths at 1/4, 1/8 and 1/16 of that size.
+    Frames are brought to `size` x `size`, clips to `frames` frames of half that. The channels are
+    widths at 1/4 of `size`, 1/8, and so on.
     """
 
     size: int = 64
     frames: int = 8
-    frame_channels: tuple[int, int, int] = (48, 96, 128)
-    motion_channels: tuple[int, int, int] = (64, 96, 96)
+    frame_channels: tuple[int, ...] = (48, 96)
+    motion_channels: tuple[int, ...] = (64, 80, 96)
     hidden: int = 96
 
 

@@ -13,7 +13,7 @@ def get_config() -> ConfigDict:
             steps=1500,
             batch=32,
             model={"judge": to_dict(JudgeConfig())},
-            optim={"lr": 2e-3, "warmup": 50, "schedule": "cosine", "clock": "time"},
+            optim={"lr": 1.5e-3, "warmup": 50, "schedule": "cosine", "clock": "time"},
             ema={"decay": 0.99},
             max_minutes=10.0,
         )

@@ -22,9 +22,9 @@ NONE = dict(zip(KINDS, SIZES))  # index of the class "none"
 
 
 class Trunk(nn.Module):
-    """Convolutions from patches of `patch` pixels to features [B, 4, 4, C] of a 64 x 64 input."""
+    """Patches of `patch` x `patch` pixels, then residual convolutions on planes ever halved."""
 
-    channels: tuple[int, int, int]
+    channels: tuple[int, ...]
     patch: int
 
     @nn.compact
@@ -33,11 +33,11 @@ class Trunk(nn.Module):
         p = self.patch
         x = x.reshape(b, h // p, p, w // p, p, c).transpose(0, 1, 3, 2, 4, 5)
         x = nn.Dense(self.channels[0], name="embed")(x.reshape(b, h // p, w // p, p * p * c))
-        for i, width in enumerate(self.channels):
-            if i:
-                x = nn.Conv(width, (3, 3), (2, 2), name=f"down_{i}")(nn.relu(x))
-            x = nn.GroupNorm(8, name=f"norm_{i}")(x)
-            x = x + nn.Conv(width, (3, 3), name=f"conv_{i}")(nn.relu(x))
+        for i, width in enumerate(self.channels[1:]):
+            x = nn.Conv(width, (3, 3), (2, 2), name=f"down_{i}")(nn.relu(x))
+            for j in range(2):
+                y = nn.relu(nn.GroupNorm(8, name=f"norm_{i}_{j}")(x))
+                x = x + nn.Conv(width, (3, 3), name=f"conv_{i}_{j}")(y)
         return nn.relu(nn.GroupNorm(8, name="norm_out")(x))
 
 
@@ -55,7 +55,7 @@ class Judge(nn.Module):
         self.motion_head = nn.Dense(NONE["motion"] + 1)
 
     def frames(self, x):
-        """Frames [B, S, S, 3] in [-1, 1] -> logits of thing, colour and scene."""
+        """Frames [B, S, S, 3] in [-1, 1] -> logits [B, classes] of thing, colour and scene."""
         x = self.frame_trunk(x)
         # What and whether, not where.
         x = jnp.concatenate([x.mean(axis=(1, 2)), x.max(axis=(1, 2))], axis=-1)
@@ -63,17 +63,18 @@ class Judge(nn.Module):
         return {kind: head(x) for kind, head in zip(KINDS, self.frame_heads)}
 
     def clips(self, x):
-        """Clips [B, T, S, S, 3] in [-1, 1] -> logits of motion. Time becomes channels."""
-        b, t, s, _, c = x.shape
-        x = x.reshape(b, t, s // 2, 2, s // 2, 2, c).mean(axis=(3, 5))
-        x = jnp.moveaxis(x, 1, -2).reshape(b, s // 2, s // 2, t * c)
+        """Clips [B, T, S/2, S/2, 3] -> logits [B, classes] of motion. Time becomes channels."""
+        b, t, h, w, c = x.shape
+        x = jnp.moveaxis(x, 1, -2).reshape(b, h, w, t * c)
         x = self.motion_trunk(x)
         x = nn.relu(self.motion_hidden(x.reshape(b, -1)))
         return {"motion": self.motion_head(x)}
 
     def __call__(self, x):
         """Clips [B, T, S, S, 3] -> logits of all four kinds; frames' are [B * T, classes]."""
-        return {**self.frames(x.reshape(-1, *x.shape[2:])), **self.clips(x)}
+        b, t, h, w, c = x.shape
+        half = x.reshape(b, t, h // 2, 2, w // 2, 2, c).mean(axis=(3, 5))
+        return {**self.frames(x.reshape(b * t, h, w, c)), **self.clips(half)}
 
 
 def prepare(video, cfg: JudgeConfig):
@@ -99,25 +100,19 @@ def init(cfg: JudgeConfig, key) -> dict[str, Any]:
 
 
 def judge_loss(params, batch, key, cfg: JudgeConfig):
-    """Cross-entropy of the four classifiers; of each clip two frames at random are read.
-
-    Args:
-        batch: "video" [B, T, S, S, 3], "labels" [B, 4] int32, "weights" [B, 4]: 0 where a kind
-            has no right answer.
+    """Cross-entropy of the four classifiers on a batch of `judge_data.judge_batch`.
 
     Returns:
         (loss, metrics): metrics hold the share of right answers by kind, among those that count.
     """
-    model, video = Judge(cfg), batch["video"]
-    chosen = jax.random.choice(key, video.shape[1], (2,), replace=False)
-    frames = video[:, chosen].reshape(-1, *video.shape[2:])
-    logits = model.apply({"params": params}, frames, method="frames")
-    logits |= model.apply({"params": params}, video, method="clips")
+    del key
+    model = Judge(cfg)
+    logits = model.apply({"params": params}, batch["frames"], method="frames")
+    logits |= model.apply({"params": params}, batch["clips"], method="clips")
     total, metrics = jnp.zeros(()), {}
     for i, kind in enumerate(KINDS):
-        repeats = logits[kind].shape[0] // video.shape[0]
-        label = jnp.repeat(batch["labels"][:, i], repeats)
-        weight = jnp.repeat(batch["weights"][:, i], repeats)
+        source = "clip" if kind == "motion" else "frame"
+        label, weight = batch[f"{source}_labels"][:, i], batch[f"{source}_weights"][:, i]
         logp = jax.nn.log_softmax(logits[kind])
         total -= jnp.mean(weight * jnp.take_along_axis(logp, label[:, None], 1)[:, 0])
         right = (jnp.argmax(logits[kind], axis=-1) == label).astype(jnp.float32)

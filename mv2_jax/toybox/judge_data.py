@@ -1,6 +1,6 @@
 """What the judge learns from: true renders, mildly worn, and damaged ones that are "none".
 
-Each batch follows a plan of so many clips of each sort. A sort says, for each of thing, colour,
+Each batch follows a plan of so many examples of each sort. A sort says, for each of thing, colour,
 scene and motion, whether the word still holds, is gone ("none"), or is open (no loss). All worlds
 are drawn from the training split, also those that are blended in.
 """
@@ -18,31 +18,33 @@ from mv2_jax.toybox.split import is_train, sample_train_world
 from mv2_jax.toybox.world import SIZES, World
 
 KEEP, GONE, OPEN = 0, 1, 2
-# sort -> (clips in 32; what becomes of thing, colour, scene, motion)
+# sort -> (how many of 32 frames, of 32 clips; what becomes of thing, colour, scene, motion)
 PLAN = {
-    "true": (14, (KEEP, KEEP, KEEP, KEEP)),
-    "two worlds": (3, (GONE, GONE, GONE, GONE)),  # blended; open where their words agree
-    "two things": (2, (GONE, KEEP, KEEP, KEEP)),  # all else the same
-    "two scenes": (1, (KEEP, KEEP, GONE, KEEP)),
-    "two motions": (2, (OPEN, OPEN, KEEP, GONE)),
-    "no thing": (2, (GONE, GONE, KEEP, GONE)),
-    "still": (1, (KEEP, KEEP, KEEP, GONE)),
-    "slow": (1, (KEEP, KEEP, KEEP, GONE)),
-    "shuffled": (1, (KEEP, KEEP, KEEP, GONE)),
-    "average": (1, (GONE, GONE, GONE, GONE)),
-    "noise": (1, (GONE, GONE, GONE, GONE)),
-    "scrambled": (1, (GONE, OPEN, GONE, GONE)),
-    "melted": (2, (GONE, OPEN, OPEN, OPEN)),
+    "true": (19, 18, (KEEP, KEEP, KEEP, KEEP)),
+    "two worlds": (3, 3, (GONE, GONE, GONE, GONE)),  # blended; open where their words agree
+    "two things": (3, 0, (GONE, KEEP, KEEP, KEEP)),  # all else the same
+    "two scenes": (1, 0, (KEEP, KEEP, GONE, KEEP)),
+    "two motions": (0, 3, (OPEN, OPEN, KEEP, GONE)),
+    "no thing": (1, 1, (GONE, GONE, KEEP, GONE)),
+    "still": (0, 2, (KEEP, KEEP, KEEP, GONE)),
+    "slow": (0, 1, (KEEP, KEEP, KEEP, GONE)),
+    "shuffled": (0, 1, (KEEP, KEEP, KEEP, GONE)),
+    "average": (1, 1, (GONE, GONE, GONE, GONE)),
+    "noise": (1, 1, (GONE, GONE, GONE, GONE)),
+    "scrambled": (1, 1, (GONE, OPEN, GONE, GONE)),
+    "melted": (2, 0, (GONE, OPEN, OPEN, OPEN)),
 }
-CLIPS = sum(count for count, _ in PLAN.values())
+UNIT = 32
+FRAMES_PER_CLIP = 4
 
 
-def _layout(n: int) -> dict[str, slice]:
-    if n % CLIPS:
-        raise ValueError(f"a judge's batch is a multiple of {CLIPS} clips, not {n}")
+def _layout(n: int, clips: bool) -> dict[str, slice]:
+    """Where each sort lies in a batch of n: blends lie side by side."""
+    if n % UNIT:
+        raise ValueError(f"a judge's batch is a multiple of {UNIT}, not {n}")
     places, start = {}, 0
-    for sort, (count, _) in PLAN.items():
-        size = count * n // CLIPS
+    for sort, counts in PLAN.items():
+        size = counts[clips] * n // UNIT
         places[sort] = slice(start, start + size)
         start += size
     return places
@@ -50,28 +52,46 @@ def _layout(n: int) -> dict[str, slice]:
 
 @partial(jax.jit, static_argnums=(1, 2))
 def judge_batch(key, n: int, cfg: JudgeConfig):
-    """One batch of `n` clips (a multiple of 32).
+    """One batch: `n` clips for the motion and 4 n single frames for the rest (n in units of 32).
 
     Returns:
-        {"video": [n, T, S, S, 3] in [-1, 1], "labels": [n, 4] int32, "weights": [n, 4]}.
+        {"clips": [n, T, S/2, S/2, 3] in [-1, 1], "frames": [4 n, S, S, 3], and for both
+        "clip_labels" [n, 4] int32, "clip_weights" [n, 4], "frame_labels", "frame_weights"}.
 
     Raises:
         ValueError: `n` is no multiple of 32.
     """
-    places = _layout(n)
-    keys = jax.random.split(key, 10)
+    first, second = jax.random.split(key)
+    clips = examples(first, n, cfg.frames, cfg.size // 2)
+    frames = examples(second, n * FRAMES_PER_CLIP, 1, cfg.size)
+    return {
+        **{f"frame_{name}": value for name, value in frames.items() if name != "video"},
+        **{f"clip_{name}": value for name, value in clips.items() if name != "video"},
+        "frames": frames["video"][:, 0],
+        "clips": clips["video"],
+    }
+
+
+def examples(key, n: int, frames: int, size: int):
+    """`n` examples by the plan for clips, or where `frames` is 1 by that for single frames.
+
+    Returns:
+        {"video": [n, T, S, S, 3] in [-1, 1], "labels": [n, 4] int32, "weights": [n, 4]}.
+    """
+    places = _layout(n, frames > 1)
+    keys = jax.random.split(key, 9)
     worlds = jax.vmap(sample_train_world)(jax.random.split(keys[0], n))
     words = jnp.stack(worlds[:4], axis=-1)
-    drawn = worlds._replace(
-        # Far outside of the frame, and its shadow with it.
-        x=worlds.x.at[places["no thing"]].set(40.0),
-    )
-    video = _render(drawn, _times(keys[1], n, cfg.frames, places), cfg.size)
+    # Far outside of the frame, and its shadow with it.
+    drawn = worlds._replace(x=worlds.x.at[places["no thing"]].set(40.0))
+    times = _times(keys[1], n, frames, places)
     labels, weights = _labels(words, places)
-
     blended = slice(places["two worlds"].start, places["two motions"].stop)
     others = _partners(keys[2], worlds, places, blended)
-    second = _render(others, jnp.tile(frame_times(cfg.frames), (len(others.x), 1)), cfg.size)
+    # Drawn in one go, which compiles once.
+    every = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), drawn, others)
+    video = _render(every, jnp.concatenate([times, times[blended]]), size)
+    video, second = video[:n], video[n:]
     share = jax.random.uniform(keys[3], (len(others.x), 1, 1, 1, 1), minval=0.36, maxval=0.64)
     video = video.at[blended].set(share * video[blended] + (1 - share) * second)
     pair = places["two worlds"]
@@ -81,18 +101,24 @@ def judge_batch(key, n: int, cfg: JudgeConfig):
     video = video.at[places["average"]].set(_averages(keys[4], video, places))
     video = video.at[places["noise"]].set(_noise(keys[5], video[places["noise"]].shape))
     video = video.at[places["scrambled"]].set(_scramble(keys[6], video[places["scrambled"]]))
-    video = video.at[places["melted"]].set(_melt(keys[7], video[places["melted"]], 0.09))
-    return {"video": _wear(keys[8], video), "labels": labels, "weights": weights}
+    if frames == 1:
+        video = video.at[places["melted"]].set(_melt(keys[7], video[places["melted"]], 0.09))
+    return {"video": _wear(keys[8], video, 64 / size), "labels": labels, "weights": weights}
 
 
 def _render(worlds: World, times, size: int):
     """Worlds [N], times [N, T] -> [N, T, S, S, 3]; few at a time, for a CPU's cache."""
     draw = partial(render, size=(size, size))
-    return jax.lax.map(lambda pair: draw(*pair), (worlds, times), batch_size=4)
+    most = max(1, 2**17 // (times.shape[1] * size * size))
+    few = max(k for k in range(1, most + 1) if len(times) % k == 0)
+    return jax.lax.map(lambda pair: draw(*pair), (worlds, times), batch_size=few)
 
 
 def _times(key, n: int, frames: int, places):
-    """Times [n, T]: evenly over the clip, but for those whose motion is to be spoilt."""
+    """Times [n, T]: evenly over the clip, but for those whose motion is to be spoilt; of single
+    frames, any time."""
+    if frames == 1:
+        return jax.random.uniform(key, (n, 1))
     k1, k2, k3, k4 = jax.random.split(key, 4)
     even = frame_times(frames)
     times = jnp.tile(even, (n, 1))
@@ -113,7 +139,7 @@ def _labels(words, places):
     sorts = jnp.concatenate(
         [
             jnp.tile(jnp.array(fate), (places[sort].stop - places[sort].start, 1))
-            for sort, (_, fate) in PLAN.items()
+            for sort, (*_, fate) in PLAN.items()
         ]
     )
     labels = jnp.where(sorts == GONE, jnp.array(SIZES)[None], words)
@@ -127,6 +153,8 @@ def _partners(key, worlds: World, places, blended: slice) -> World:
     others = jax.vmap(sample_train_world)(jax.random.split(first, count))
     for key, (sort, kind) in zip(keys, (("two things", 0), ("two scenes", 2), ("two motions", 3))):
         place = places[sort]
+        if place.stop == place.start:
+            continue
         same = jax.tree.map(lambda leaf, place=place: leaf[place], worlds)
         size = SIZES[kind]
         # A word of its own kind at random, among those that differ and that training may see.
@@ -181,23 +209,27 @@ def _melt(key, video, strength: float):
     return jnp.take_along_axis(video.reshape(b, t, s * s, c), flat, axis=2).reshape(video.shape)
 
 
-def _wear(key, video):
-    """Mild wear that takes no word away: softness, a little noise, light and contrast."""
-    k1, k2, k3, k4, k5, k6 = jax.random.split(key, 6)
-    b, t, s, _, c = video.shape
+def _wear(key, video, width: float):
+    """Mild wear that takes no word away: softness, a little noise, light and contrast.
 
-    def each(key, low, high):
-        return jax.random.uniform(key, (b, 1, 1, 1, 1), minval=low, maxval=high)
+    width: that of a pixel, in pixels of a frame of 64; coarse ones are not softened as much.
+    """
+    b, t, s, _, c = video.shape
+    first, second = jax.random.split(key)
+    chance = jax.random.uniform(first, (5, b, 1, 1, 1, 1))
+
+    def each(i, low, high):
+        return low + chance[i] * (high - low)
 
     half = video.reshape(b, t, s // 2, 2, s // 2, 2, c).mean(axis=(3, 5))
     soft = jax.image.resize(half, video.shape, "linear")
-    video = jnp.where(each(k1, 0.0, 1.0) < 0.25, soft, video)
-    tap = jnp.maximum(each(k2, -0.15, 0.25), 0.0)
+    video = jnp.where(chance[0] < 0.25 / width**2, soft, video)
+    tap = jnp.maximum(each(1, -0.15, 0.25), 0.0) / width
     for axis in (2, 3):
         edge = jnp.pad(video, [(0, 0)] * axis + [(1, 1)] + [(0, 0)] * (4 - axis), mode="edge")
         before = jax.lax.slice_in_dim(edge, 0, s, axis=axis)
         after = jax.lax.slice_in_dim(edge, 2, s + 2, axis=axis)
         video = video + tap * (before + after - 2 * video)
-    video = video * each(k3, 0.88, 1.08) + each(k4, -0.1, 0.1)
-    noise = jax.random.normal(k5, video.shape) * each(k6, 0.0, 0.06)
+    video = video * each(2, 0.88, 1.08) + each(3, -0.1, 0.1)
+    noise = jax.random.normal(second, video.shape) * each(4, 0.0, 0.06)
     return jnp.clip(video + noise, -1.0, 1.0)

@@ -82,27 +82,29 @@ def sample_world(key, thing=None, colour=None, scene=None, motion=None) -> World
     The draws of the other fields do not depend on which choices are fixed, so two worlds of one
     key that differ in one word look alike in everything else.
     """
-    keys = jax.random.split(key, 16)
+    # One draw for all: each call of a random function is slow to compile.
+    chance = jax.random.uniform(key, (16,))
     fixed = (thing, colour, scene, motion)
     words = [
-        jax.random.randint(keys[i], (), 0, size) if value is None else jnp.asarray(value, jnp.int32)
+        (chance[i] * size).astype(jnp.int32) if value is None else jnp.asarray(value, jnp.int32)
         for i, (value, size) in enumerate(zip(fixed, SIZES))
     ]
 
     def uniform(i, low, high):
-        return jax.random.uniform(keys[i], (), minval=low, maxval=high)
+        return low + chance[i] * (high - low)
 
-    side = jnp.where(jax.random.bernoulli(keys[4]), 1.0, -1.0)
+    # One number serves as side and strength of the light.
+    side = 2 * uniform(12, -1.0, 1.0)
     return World(
         *words,
         radius=uniform(5, 0.36, 0.5),
-        x=uniform(6, -1.0, 1.0) * 0.24,
+        x=uniform(6, -0.24, 0.24),
         y=uniform(7, -0.22, 0.14),
         travel=uniform(8, 0.74, 0.9),
         tilt=uniform(9, -0.22, 0.22),
-        pattern=jax.random.randint(keys[10], (), 0, 2),
+        pattern=(chance[10] * 2).astype(jnp.int32),
         phase=uniform(11, -0.12, 0.12),
-        light=side * uniform(12, 0.5, 0.9),
+        light=jnp.where(side < 0, -0.5, 0.5) + 0.2 * side,
         horizon=uniform(13, -0.36, -0.1),
         hue=uniform(14, -1.0, 1.0),
         scroll=uniform(15, -0.35, 0.35),

@@ -25,8 +25,8 @@ def make(cfg: Any, begin: Mapping[str, Component], folder: Path) -> Task:
     del folder
     held = begin.get("judge")
     sizes = held.config if held else config.from_dict(cfg.model.judge.to_dict())
-    if cfg.batch % judge_data.CLIPS:
-        raise InputError(f"batch: the judge needs a multiple of {judge_data.CLIPS}")
+    if cfg.batch % judge_data.UNIT:
+        raise InputError(f"batch: the judge needs a multiple of {judge_data.UNIT}")
 
     def loss(params: Params, frozen: Params, batch: Batch, key: jax.Array):
         del frozen
@@ -39,10 +39,10 @@ def make(cfg: Any, begin: Mapping[str, Component], folder: Path) -> Task:
             step += 1
 
     def sample(params: Params, frozen: Params, key: jax.Array):
-        """What it learns from: one row a clip."""
+        """The frames of a batch that it learns from."""
         del params, frozen
-        video = judge_data.judge_batch(key, judge_data.CLIPS, sizes)["video"]
-        return grid(to_uint8(video.reshape(-1, *video.shape[2:])), columns=sizes.frames)
+        frames = judge_data.judge_batch(key, judge_data.UNIT, sizes)["frames"]
+        return grid(to_uint8(frames), columns=judge_data.UNIT // 2)
 
     return Task(
         init=lambda key: held.params if held else judge.init(sizes, key),
