@@ -56,15 +56,16 @@ def make(
     numbers: Numbers,
     *,
     negative: str = "",
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     picture: np.ndarray | None = None,
     clip: np.ndarray | None = None,
     progress: Any = None,
 ) -> Made:
-    """Runs the stages for B prompts, each from the same seed, so that each is as if made alone.
+    """Runs the stages for B prompts; each video is as if made alone.
 
     Args:
         numbers: of every stage (`settings.resolve`).
+        seed: of every video, or one a video.
         picture: [H, W, 3] uint8 of T2I's size, to start at I2V from.
         clip: [T, H, W, 3] uint8, keyframes to start at V2V from; its first frame is the
             picture where none is given.
@@ -74,7 +75,7 @@ def make(
     from mv2_jax.programs import silent
 
     prompts, batch = list(prompts), len(prompts)
-    keys = random.seeds([seed] * batch)
+    keys = random.seeds([seed] * batch if isinstance(seed, int) else list(seed))
     common = {"negative": negative, "keys": keys, "progress": progress or silent}
 
     def each(x: np.ndarray) -> np.ndarray:

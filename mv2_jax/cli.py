@@ -31,6 +31,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code."""
     try:
         arguments = list(sys.argv[1:] if argv is None else argv)
+        if arguments[:1] == ["plan"]:  # it has a parser of its own
+            from mv2_jax.infer import plan
+
+            return plan.main(arguments[1:])
         args = _parse(arguments)
         return args.run(args) or 0
     except InputError as error:
@@ -56,6 +60,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         "generate": _generate_parser(commands),
         "train": _train_parser(commands),
         "info": _info_parser(commands),
+        "eval": _eval_parser(commands),
+        "plan": commands.add_parser("plan", help="would a stage fit on hardware not here?"),
     }
     parser.set_defaults(run=lambda args: _top(parser, args))
     if arguments and not arguments[0].startswith("-") and arguments[0] not in subparsers:
@@ -138,6 +144,21 @@ def _info_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParse
     return parser
 
 
+def _eval_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        "eval", help="how often videos show what was asked for, by the judge", allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("world", choices=["toybox"], help="the judge's world")
+    add("--prompts", type=int, default=200, metavar="N", help="prompts of withheld worlds (200)")
+    add("--seed", type=int, default=0, metavar="N", help="another choice of prompts (0)")
+    add("--batch", type=_positive, default=4, metavar="N", help="videos made at a time (4)")
+    add("--weights", metavar="DIR", help="a cascade folder (the one that ships)")
+    add("-o", "--out", metavar="DIR", help="write eval.json and eval.png there")
+    parser.set_defaults(run=_eval)
+    return parser
+
+
 def _positive(text: str) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= 1024:
         raise argparse.ArgumentTypeError(f"takes a whole number from 1 to 1024, not {text!r}")
@@ -159,6 +180,12 @@ def _train(args: argparse.Namespace) -> int:
     from mv2_jax.train import cli
 
     return cli.main(args.recipe, args.set, phase=args.phase, out=args.out, resume=not args.fresh)
+
+
+def _eval(args: argparse.Namespace) -> None:
+    from mv2_jax.infer import evaluate
+
+    evaluate.toybox(args.weights, args.prompts, args.seed, args.batch, args.out)
 
 
 def _info(args: argparse.Namespace) -> None:

@@ -129,14 +129,13 @@ def save(
     Raises:
         OSError: the file cannot be written.
     """
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save as to_bytes
 
     arrays = {name: _host(leaf) for name, leaf in flatten(tree).items()}
     text = json.dumps(dict(metadata or {}), sort_keys=True)
     with files.whole(path) as scratch:
-        # safetensors raises its own error for an impossible path; this one raises OSError.
-        scratch.touch()
-        save_file(arrays, scratch, metadata={_METADATA: text})
+        # Not safetensors' own save_file: that makes files which no other user may read.
+        scratch.write_bytes(to_bytes(arrays, metadata={_METADATA: text}))
 
 
 def load(path: str | os.PathLike[str]) -> Tree:

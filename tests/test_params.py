@@ -125,3 +125,10 @@ def test_load_tells_missing_from_damaged(tmp_path):
     path.write_bytes(b"hello")
     with pytest.raises(ValueError, match="damaged"):
         params.load(path)
+
+
+def test_saved_files_have_the_users_own_permissions(tmp_path):
+    plain = tmp_path / "plain"
+    plain.write_text("x")
+    params.save(tmp_path / "tree.safetensors", {"a": np.zeros(2, np.float32)})
+    assert (tmp_path / "tree.safetensors").stat().st_mode == plain.stat().st_mode

@@ -54,8 +54,8 @@ PROJECTION = ImageProjectionConfig(
 # Widths are powers of two: XLA's convolutions on CPUs are several times slower at 96 or 112.
 # Attention at the inner level alone (4 x 4 for 256 pixels) halves the work of a step.
 SPATIAL = UNetConfig(
-    in_channels=VAE.latent_channels,
-    out_channels=VAE.latent_channels,
+    in_channels=VAE.plane_channels,
+    out_channels=VAE.plane_channels,
     channels=(128, 128),
     layers_per_block=1,
     transformers=(0, 1),

@@ -1,4 +1,4 @@
-"""The toybox autoencoder: 256 x 256 pixels to 8 x 8 latents."""
+"""The toybox autoencoder: 256 x 256 pixels to 16 x 16 latents, packed to a plane of 8 x 8."""
 
 from ml_collections import ConfigDict
 
@@ -6,12 +6,14 @@ from mv2_jax.config import VAEConfig, to_dict
 from mv2_jax.train.phase import phase, recipe
 
 VAE = VAEConfig(
-    latent_channels=64,
-    channels=(64, 64, 128),
+    latent_channels=16,
+    channels=(64, 64),
     layers_per_block=1,
     norm_groups=16,
     mid_attention=False,
     patch_size=8,
+    latent_patch=2,
+    shortcuts=True,
 )
 
 
@@ -19,13 +21,13 @@ def get_config() -> ConfigDict:
     return recipe(
         vae=phase(
             "vae",
-            steps=8000,
-            batch=16,
+            steps=40_000,
+            batch=4,
             model={"vae": to_dict(VAE)},
             data={"views": ("256/128", "192", "256/128", "256")},
-            loss={"l1": 1.0, "l2": 1.0, "edge": 1.0, "edge_scales": 2, "kl": 1e-4},
-            optim={"lr": 1e-3, "schedule": "cosine", "clock": "time"},
+            loss={"l1": 1.0, "l2": 1.0, "edge": 1.0, "edge_scales": 2, "kl": 2e-4},
+            optim={"lr": 1e-3, "warmup": 100, "schedule": "cosine", "clock": "time"},
             ema={"decay": 0.999},
-            max_minutes=60.0,
+            max_minutes=30.0,
         )
     )

@@ -53,12 +53,16 @@ class MidBlock(nn.Module):
 
 
 class Level(nn.Module):
-    """`layers` resnets, then a change of resolution: "down", "up" or none."""
+    """`layers` resnets, then a change of resolution: "down", "up" or none.
+
+    `shortcut` adds the plane folded (or unfolded) by `refold` to what the convolution makes.
+    """
 
     features: int
     layers: int
     groups: int
     change: str | None
+    shortcut: bool
     dtype: Dtype
 
     @nn.compact
@@ -67,11 +71,29 @@ class Level(nn.Module):
             x = ResnetBlock(
                 self.features, self.groups, EPS, self.dtype, zero=False, name=f"resnets_{j}"
             )(x)
+        if self.change is None:
+            return x
         if self.change == "down":
-            x = Downsample(self.features, (0, 1), self.dtype, name="downsamplers_0")(x)
-        elif self.change == "up":
-            x = Upsample(self.features, self.dtype, name="upsamplers_0")(x)
-        return x
+            y = Downsample(self.features, (0, 1), self.dtype, name="downsamplers_0")(x)
+        else:
+            y = Upsample(self.features, self.dtype, name="upsamplers_0")(x)
+        return y + refold(x, self.change, self.features) if self.shortcut else y
+
+
+def refold(x: jax.Array, change: str, features: int) -> jax.Array:
+    """A plane at half or twice the resolution without parameters, [B, H, W, C] -> `features`.
+
+    Pixels are folded into channels (or unfolded) and the channels averaged (or repeated) to
+    `features`, as DC-AE does.
+    """
+    if change == "down":
+        x = space_to_depth(x, 2)
+        if x.shape[-1] % features:
+            raise ValueError(f"a shortcut cannot average {x.shape[-1]} channels to {features}")
+        return x.reshape(*x.shape[:-1], features, -1).mean(-1)
+    if 4 * features % x.shape[-1]:
+        raise ValueError(f"a shortcut cannot repeat {x.shape[-1]} channels to {4 * features}")
+    return depth_to_space(jnp.repeat(x, 4 * features // x.shape[-1], axis=-1), 2)
 
 
 class Encoder(nn.Module):
@@ -92,6 +114,7 @@ class Encoder(nn.Module):
                 cfg.layers_per_block,
                 cfg.norm_groups,
                 change,
+                cfg.shortcuts,
                 self.dtype,
                 name=f"down_blocks_{i}",
             )(x)
@@ -118,6 +141,7 @@ class Decoder(nn.Module):
                 cfg.layers_per_block + 1,
                 cfg.norm_groups,
                 change,
+                cfg.shortcuts,
                 self.dtype,
                 name=f"up_blocks_{i}",
             )(x)
@@ -146,15 +170,21 @@ class AutoencoderKL(nn.Module):
     def encode(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Pixels [B, H, W, 3] in [-1, 1] -> mean and log variance, each [B, h, w, C], fp32.
 
+        C is `cfg.plane_channels`, h = H / `cfg.factor`.
+
         Raises:
-            ValueError: H or W is not a multiple of `cfg.patch_size`.
+            ValueError: H or W does not divide by the patches.
         """
         moments = self.quant_conv(self.encoder(x.astype(self.dtype)))
-        mean, logvar = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
+        mean, logvar = (
+            space_to_depth(part, self.cfg.latent_patch)
+            for part in jnp.split(moments.astype(jnp.float32), 2, axis=-1)
+        )
         return mean, jnp.clip(logvar, -30.0, 20.0)
 
     def decode(self, z: jax.Array) -> jax.Array:
         """Latents [B, h, w, C] -> pixels [B, h*f, w*f, 3] in fp32, about [-1, 1], not clipped."""
+        z = depth_to_space(z, self.cfg.latent_patch)
         z = self.post_quant_conv(z.astype(self.dtype))
         return self.decoder(z).astype(jnp.float32)
 

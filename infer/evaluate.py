@@ -1,0 +1,152 @@
+"""`mv2 eval toybox`: how often the cascade shows what it was asked for, on worlds it never saw.
+
+Prompts name four-tuples of the two withheld sets in their canonical words; the judge looks at the
+T2I picture (thing, colour, scene) and at the final video (all four). Rates come with Wilson's 95%
+intervals.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mv2_jax import bundle as bundles
+from mv2_jax import files
+from mv2_jax.errors import InputError
+from mv2_jax.infer import generate, media, settings
+from mv2_jax.infer.progress import Bars
+
+
+def withheld(count: int, seed: int) -> tuple[np.ndarray, list[str], np.ndarray]:
+    """Four-tuples [count, 4], half from each set; the sets' names, one a row; prompts' words."""
+    from mv2_jax.toybox import captions, split
+
+    halves = [count - count // 2, count // 2]
+    tuples, names = [], []
+    for which, part in zip(split.SETS, halves):
+        tuples.append(split.test_tuples(which, part, seed))
+        names += [which] * part
+    words = np.concatenate(tuples)
+    return words, names, np.array([captions.canonical(*row) for row in words])
+
+
+def rates(hits: dict[str, np.ndarray], names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """{set or "both": {kind: Rate}} from right-or-wrong [count] by kind."""
+    from mv2_jax.toybox.evaluate import wilson
+
+    groups = {"both": np.ones(len(names), bool)}
+    groups |= {which: np.array(names) == which for which in dict.fromkeys(names)}
+    return {
+        group: {kind: wilson(int(h[rows].sum()), int(rows.sum())) for kind, h in hits.items()}
+        for group, rows in groups.items()
+    }
+
+
+def table(results: dict[str, dict[str, dict[str, Any]]]) -> str:
+    """The rates as lines of text, one for what was looked at and in which set."""
+    lines = [f"{'':24}" + "".join(f"{kind:>24}" for kind in (*_KINDS, "all"))]
+    for what, groups in results.items():
+        for group, found in groups.items():
+            cells = "".join(f"{_cell(found.get(kind)):>24}" for kind in (*_KINDS, "all"))
+            lines.append(f"{what + ', ' + group:24}{cells}")
+    return "\n".join(lines)
+
+
+_KINDS = ("thing", "colour", "scene", "motion")
+
+
+def _cell(rate: Any) -> str:
+    return "-" if rate is None else f"{rate.share:.1%} ({rate.low:.1%}-{rate.high:.1%})"
+
+
+def toybox(
+    weights: str | None = None,
+    count: int = 200,
+    seed: int = 0,
+    batch: int = 4,
+    out: str | Path | None = None,
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Generates `count` videos, prints the table, and returns its rates.
+
+    Args:
+        seed: of the choice of prompts; video i is made from seed + i.
+        batch: videos made at a time.
+        out: a folder for `eval.json` and `eval.png`, six frames of the first videos.
+
+    Raises:
+        InputError: fewer than two prompts, or missing or damaged weights.
+    """
+    from mv2_jax.toybox import evaluate
+
+    if count < 2:
+        raise InputError(f"--prompts is {count}; it takes at least 2, one from each set")
+    bundle = bundles.read(weights)
+    numbers = settings.resolve({}, {}, bundle)
+    words, names, prompts = withheld(count, seed)
+    cascade, _ = generate.load(bundle)
+    jury = evaluate.load()
+    started, seen, pictures, rows = time.monotonic(), [], [], []
+    with Bars() as bars:
+        for first in range(0, count, batch):
+            chosen = [int(i) for i in np.minimum(np.arange(first, first + batch), count - 1)]
+            made = generate.make(
+                cascade,
+                [str(prompts[i]) for i in chosen],
+                numbers,
+                seed=[seed + i for i in chosen],
+                progress=bars,
+            )
+            keep = min(batch, count - first)
+            seen.append(evaluate.judge(jury, made.frames[:keep]))
+            pictures.append(evaluate.judge(jury, made.picture[:keep, None]))
+            picks = np.linspace(0, made.frames.shape[1] - 1, 6).round().astype(int)
+            rows.extend(made.frames[:keep, picks])
+    hits = {what: _hits(parts, words) for what, parts in (("image", pictures), ("video", seen))}
+    for kind in ("motion", "all"):
+        hits["image"].pop(kind)
+    results = {what: rates(found, names) for what, found in hits.items()}
+    print(table(results))
+    print(f"{count} prompts in {time.monotonic() - started:.0f} s")
+    if out is not None:
+        _write(Path(out), results, prompts, hits, rows)
+    return results
+
+
+def _hits(parts: list[dict[str, Any]], words: np.ndarray) -> dict[str, np.ndarray]:
+    from mv2_jax.toybox import evaluate
+
+    found, at = [], 0
+    for part in parts:
+        size = len(part["thing"].index)
+        found.append(evaluate.right(part, words[at : at + size]))
+        at += size
+    return {kind: np.concatenate([f[kind] for f in found]) for kind in found[0]}
+
+
+def _write(folder: Path, results: Any, prompts: Any, hits: Any, rows: list[np.ndarray]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    report = {
+        "rates": {
+            what: {g: {k: r._asdict() for k, r in f.items()} for g, f in groups.items()}
+            for what, groups in results.items()
+        },
+        "prompts": [
+            {"prompt": str(prompt), **{k: bool(h[i]) for k, h in hits["video"].items()}}
+            for i, prompt in enumerate(prompts)
+        ],
+    }
+    with files.whole(folder / "eval.json") as scratch:
+        scratch.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    sheet = np.stack(rows[:16])
+    media.write_image(folder / "eval.png", _grid(sheet))
+
+
+def _grid(clips: np.ndarray) -> np.ndarray:
+    """Clips [n, T, H, W, 3] as rows of one picture, halved in size."""
+    small = clips[:, :, ::2, ::2]
+    return np.concatenate([np.concatenate(list(clip), axis=1) for clip in small], axis=0)
