@@ -11,12 +11,13 @@ Everything here is partitioned by XLA from these annotations (automatic axes); t
 is written per device, because its kernels are opaque to XLA. A program runs under
 `with jax.set_mesh(mesh)`; with no mesh set `constrain` does nothing.
 
-One fallback, everywhere: an axis whose size does not divide its dimension is left out, and the
-array is whole along that axis. It costs memory or work, never correctness.
+One fallback, everywhere: axes whose sizes do not divide a dimension are left out, and the array
+is whole along them. It costs memory or work, never correctness.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -117,15 +118,22 @@ def matching(path: str) -> list[int]:
 
 
 def fit(axes: Axes, size: int, mesh: Mesh | AbstractMesh) -> Axes:
-    """`axes` for a dimension of `size`, less those that the mesh lacks or that do not divide it."""
-    kept: list[str] = []
-    for axis in (axes,) if isinstance(axes, str) else axes or ():
-        count = mesh.shape.get(axis, 1)
-        if count > 1 and size % (count * math.prod(mesh.shape[a] for a in kept)) == 0:
-            kept.append(axis)
-    if len(kept) < 2:
-        return kept[0] if kept else None
-    return tuple(kept)
+    """`axes` for a dimension of `size`: those of them that together divide it into most parts.
+
+    Axes that the mesh lacks, or has with size 1, are left out.
+    """
+    names = (axes,) if isinstance(axes, str) else axes or ()
+    names = [name for name in names if mesh.shape.get(name, 1) > 1]
+    best: tuple[str, ...] = ()
+    parts = 1
+    for count in range(1, len(names) + 1):
+        for some in itertools.combinations(names, count):
+            product = math.prod(mesh.shape[name] for name in some)
+            if size % product == 0 and product > parts:
+                best, parts = some, product
+    if len(best) < 2:
+        return best[0] if best else None
+    return best
 
 
 def spec_for(path: str, shape: Sequence[int], mesh: Mesh | AbstractMesh | None = None) -> P:

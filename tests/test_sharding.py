@@ -131,6 +131,8 @@ def test_axes_that_do_not_divide_are_left_out():
     assert sharding.fit(("data", "fsdp"), 6, mesh) == "data"
     assert sharding.fit(("data", "fsdp"), 3, mesh) is None
     assert sharding.fit("context", 8, mesh) is None  # of size 1
+    # Three samples of four frames: the frames alone divide, into more parts than fsdp would.
+    assert sharding.fit(sharding.FRAMES, 12, mesh_of(1, 2, 4, 1)) == "context"
     assert sharding.spec_for("conv_in/kernel", (3, 3, 4, 7), mesh) == P(None, None, None, None)
 
 
