@@ -18,6 +18,8 @@ cannot partition the kernels, and would rather gather whole tensors than split a
 Rows are split over data, fsdp and context, heads over tensor. Temporal attention whose frames lay
 split over context is so laid out anew, each device getting all frames of its share of positions:
 an all-to-all of q, k, v and the result, which moves less than gathering keys and values would.
+(Where a device holds several samples, XLA cannot express the step between the two layouts that
+way, and gathers instead.)
 Where there are too few rows for context, queries are split over it and keys and values gathered.
 """
 
