@@ -9,6 +9,7 @@ import jax
 
 from mv2_jax.config import nearest
 from mv2_jax.errors import InputError
+from mv2_jax.infer import cache
 from mv2_jax.train import optim, overrides
 from mv2_jax.train import recipe as recipes
 from mv2_jax.train.task import compute_dtype
@@ -47,6 +48,7 @@ def main(
             compute_dtype(cfg.phases[name].precision)
         except ValueError as error:
             raise InputError(f"phase {name}: {error}") from None
+    cache.enable()  # a resumed phase then starts without compiling again
     print(f"recipe {short}: {', '.join(chosen)} on {jax.default_backend()}", flush=True)
     for name in chosen:
         done = recipes.run_phase(Path(out or "runs"), short, cfg, name, resume)
