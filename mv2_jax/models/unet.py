@@ -17,7 +17,7 @@ from mv2_jax.nn.layers import Dtype, EmbeddingMLP, GroupNorm, conv, sinusoid
 from mv2_jax.nn.motion import MotionModule
 from mv2_jax.nn.resnet import Downsample, ResnetBlock, Upsample
 from mv2_jax.nn.transformer import Context, SpatialTransformer
-from mv2_jax.sharding import constrain
+from mv2_jax.sharding import FRAMES, constrain
 
 
 class Level(nn.Module):
@@ -74,7 +74,7 @@ class Level(nn.Module):
             )(x, context)
         if cfg.motion is not None:
             x = over_time(x, context, cfg.motion, self.dtype, f"motion_modules_{j}")
-        return constrain(x, ("data", "fsdp"), "context")
+        return constrain(x, FRAMES)
 
 
 class MidBlock(nn.Module):
