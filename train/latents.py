@@ -66,7 +66,7 @@ class Shards:
     ) -> None:
         if count <= 0 or size <= 0 or count % size:
             raise ValueError(f"{count} samples do not divide into shards of {size}")
-        self.folder = root / fingerprint({**facts, "size": size})
+        self.folder = root / fingerprint({"facts": dict(facts), "shard": size})
         self.count, self.size = count, size
         self._make = make
         self._held: dict[int, Arrays] = {}

@@ -39,6 +39,7 @@ def test_shards_are_made_once_when_first_needed_and_kept(tmp_path):
     new({"vae": "b"}).take(np.array([9]))  # another encoder: another set
     assert len(made) == 3
     assert not [p for p in tmp_path.rglob("*") if ".part" in p.name]
+    assert new({"size": 1}).folder != new({"size": 2}).folder  # a fact, not the shards' size
     with pytest.raises(ValueError, match="12 samples do not divide into shards of 5"):
         latents.Shards(tmp_path, {}, make, count=12, size=5)
 

@@ -1,0 +1,115 @@
+import json
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mv2_jax import bundle
+from mv2_jax.config import to_dict
+from mv2_jax.configs import smoke
+from mv2_jax.errors import InputError
+from mv2_jax.train import loop, pack, recipe
+from mv2_jax.train.phase import packing
+from mv2_jax.train.state import State
+from mv2_jax.train.task import Component
+
+CONFIGS = {
+    "vae": smoke.VAE,
+    "text_encoder": smoke.TEXT,
+    "spatial": smoke.SPATIAL,
+    "motion_i2v": smoke.MOTION,
+    "motion_v2v": smoke.MOTION,
+    "image_encoder": smoke.VISION,
+    "image_attn": smoke.PROJECTION,
+    "control": smoke.CONTROL,
+}
+
+
+@dataclass
+class Finished:
+    """As much of a task as write_weights asks for."""
+
+    names: tuple
+    notes: dict
+
+    def components(self, params):
+        return {name: params for name in self.names}
+
+    def configs(self, params):
+        return {name: CONFIGS[name] for name in self.names}
+
+
+def write(root, phase, names, begin=None, value=1.0, **notes):
+    tree = {"layer": {"kernel": np.full((2, 2), value, np.float32)}}
+    outcome = loop.Outcome(State(jnp.int32(3), {}, tree, ()), True, 1.0, 2.0)
+    cfg = smoke.get_config().phases.vae
+    cfg.name = phase
+    folder = root / phase / "weights"
+    recipe.write_weights(folder, Finished(names, notes), outcome, cfg, begin or {})
+    return recipe.components_in(folder)
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Weights of the four recipes, as finished phases leave them."""
+    stages = {name: to_dict(smoke.NETWORKS[name]) for name in ("t2i", "i2v", "v2v")}
+    held = write(tmp_path, "vae/vae", ("vae",))
+    held |= write(
+        tmp_path,
+        "t2i/t2i",
+        ("text_encoder", "spatial"),
+        held,
+        value=0.123,
+        stages={"t2i": stages["t2i"]},
+        tokenizer={"class": "WordTokenizer", "words": ["a"], "max_length": 5},
+    )
+    names = ("motion_i2v", "image_encoder", "image_attn", "control")
+    held |= write(tmp_path, "i2v/i2v", names, held, stages={"i2v": stages["i2v"]})
+    write(tmp_path, "v2v/v2v", ("motion_v2v",), held, stages={"v2v": stages["v2v"]})
+    return tmp_path
+
+
+SOURCES = ("vae", "t2i", "i2v", "v2v")
+
+
+def test_phases_make_a_cascade_folder(runs):
+    cfg = packing(sources=SOURCES, name="tiny", defaults={"t2i": {"guidance": 3.0}})
+    packed = pack.pack(runs, "pack", cfg, ())
+    assert packed.folder == runs / "pack" / "cascade"
+    read = bundle.read(packed.folder)
+    assert set(read.components) == set(CONFIGS) and read.name == "tiny"
+    assert {name: read.config(name) for name in CONFIGS} == CONFIGS
+    assert read.stages["i2v"] == smoke.NETWORKS["i2v"]
+    assert read.defaults["t2i"] == {"guidance": 3.0} and read.tokenizer["words"] == ["a"]
+    assert read.components["control"].over == read.spatial is not None
+    assert read.components["motion_v2v"].source == "mv2 train v2v"
+    assert jax.tree.leaves(read.load("spatial"))[0].dtype == np.float16
+    pack.pack(runs, "pack", cfg, ())  # a folder of ours may be replaced
+
+
+def test_parts_trained_over_other_spatial_weights_are_refused(runs):
+    held = recipe.components_in(runs / "vae" / "vae" / "weights")
+    notes = json.loads((runs / "t2i" / "t2i" / "weights" / recipe.INDEX).read_text())
+    write(
+        runs,
+        "t2i/t2i",
+        ("text_encoder", "spatial"),
+        held,
+        value=0.5,
+        stages=notes["stages"],
+        tokenizer=notes["tokenizer"],
+    )
+    with pytest.raises(InputError, match="was trained over other spatial weights"):
+        pack.pack(runs, "pack", packing(sources=SOURCES), ())
+    assert not (runs / "pack" / "cascade").exists()
+
+
+def test_what_is_missing_is_named(runs):
+    with pytest.raises(InputError, match=r"lack motion_v2v, stage v2v"):
+        pack.pack(runs, "pack", packing(sources=SOURCES[:3]), ())
+    with pytest.raises(InputError, match="has not finished"):
+        pack.pack(runs, "pack", packing(sources=("judge",)), ())
+    assert isinstance(held := recipe.components_in(runs / "vae" / "vae" / "weights"), dict)
+    assert isinstance(held["vae"], Component)

@@ -1,0 +1,143 @@
+"""The tasks of T2I, I2V and V2V on the smoke recipe's networks, without compiling them."""
+
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mv2_jax import params
+from mv2_jax.config import to_dict
+from mv2_jax.configs import smoke
+from mv2_jax.errors import InputError
+from mv2_jax.models.vae import AutoencoderKL
+from mv2_jax.stages import video
+from mv2_jax.toybox import captions
+from mv2_jax.train import prompts
+from mv2_jax.train.task import Component
+from mv2_jax.train.tasks import i2v, t2i, v2v
+from mv2_jax.train.video import TREES, VideoTask
+
+
+def zeros(shapes):
+    return jax.tree.map(lambda s: np.zeros(s.shape, np.float16), shapes)
+
+
+@cache
+def recipe():
+    return smoke.get_config()
+
+
+@cache
+def parts():
+    """Every component, all zeros: enough for shapes, names and what is frozen."""
+    text = prompts.fit(smoke.TEXT)
+    vae = jax.eval_shape(
+        AutoencoderKL(smoke.VAE).init, jax.random.key(0), jnp.zeros((1, 64, 64, 3))
+    )
+    net = video.Config(
+        smoke.NETWORKS["i2v"], text, smoke.VISION, smoke.PROJECTION, smoke.CONTROL, 32
+    )
+    trees = jax.eval_shape(lambda key: video.init(net, key), jax.random.key(0))
+    configs = {
+        "text_encoder": text,
+        "spatial": smoke.SPATIAL,
+        "motion": smoke.MOTION,
+        "image_encoder": smoke.VISION,
+        "image_attn": smoke.PROJECTION,
+        "control": smoke.CONTROL,
+    }
+    found = {name: Component(zeros(trees[name]), configs[name]) for name in TREES}
+    found["motion_i2v"] = found.pop("motion")
+    return {**found, "vae": Component(zeros(vae["params"]), smoke.VAE)}
+
+
+def first_phases():
+    return {name: parts()[name] for name in ("vae", "text_encoder", "spatial")}
+
+
+def shapes_of(task, batch):
+    key = jax.random.key(0)
+    weights = jax.eval_shape(task.init, key)
+    return jax.eval_shape(task.loss, weights, task.frozen, batch, key)
+
+
+def test_t2i_learns_first_frames_at_two_sizes_with_captions_that_fit(tmp_path):
+    cfg = recipe().phases.t2i
+    task = t2i.make(cfg, {"vae": parts()["vae"]}, tmp_path / "t2i")
+    stream = task.batches(0, 0)
+    batches = [next(stream) for _ in range(2)]
+    assert [b["latent"].shape for b in batches] == [(4, 4, 4, 8), (4, 3, 3, 8)]
+    again = next(task.batches(0, 1))
+    assert np.array_equal(again["ids"], batches[1]["ids"])
+    loss, metrics = shapes_of(task, batches[0])
+    assert loss.shape == () and "mse" in metrics
+    assert set(jax.eval_shape(task.init, jax.random.key(0))) == {"text_encoder", "spatial"}
+    assert task.notes["stages"]["t2i"] == to_dict(smoke.NETWORKS["t2i"])
+
+
+def test_captions_say_what_the_labels_say():
+    labels = np.array(prompts.examples(40))
+    said = prompts.draw(labels, seed=0, step=3)
+    assert [captions.indices(captions.parse(text)) for text in said] == [*map(tuple, labels)]
+    assert said == prompts.draw(labels, 0, 3) and said != prompts.draw(labels, 0, 4)
+    words = prompts.tokenizer(prompts.fit(smoke.TEXT))
+    assert not any(words.unknown(text) for text in said)
+
+
+def test_i2v_trains_its_own_trees_on_clips_and_pictures(tmp_path, monkeypatch):
+    fresh = {}
+
+    def abstract(net, key, spatial):
+        fresh["spatial"] = spatial
+        shapes = jax.eval_shape(lambda k: video.init(net, k), key)
+        return {**zeros(shapes), "spatial": spatial}
+
+    monkeypatch.setattr("mv2_jax.train.video.video.init", abstract)
+    cfg = recipe().phases.i2v
+    task = i2v.make(cfg, first_phases(), tmp_path / "i2v")
+    weights = task.init(jax.random.key(0))
+    assert set(weights) == {"motion", "image_encoder", "image_attn", "control"}
+    assert set(task.frozen) == {"spatial", "text_encoder", "vae"}
+    assert params.digest(task.frozen["spatial"]) == params.digest(
+        params.cast(parts()["spatial"].params, np.float32)
+    )
+    stream = task.batches(0, 0)
+    batches = [next(stream) for _ in range(2)]
+    assert [b["latent"].shape for b in batches] == [(4, 4, 3, 3, 8), (4, 1, 3, 3, 8)]
+    assert all(b["image"].shape == (4, 96, 96, 3) for b in batches)
+    for batch in batches:
+        assert shapes_of(task, batch)[0].shape == ()
+    assert set(task.components(weights)) == {
+        "motion_i2v", "image_encoder", "image_attn", "control"
+    }  # fmt: skip
+    assert set(task.configs(weights)) == set(task.components(weights))
+
+
+def test_v2v_begins_from_i2v_and_trains_its_motion_alone(tmp_path, monkeypatch):
+    def abstract(net, key, spatial):
+        return zeros(jax.eval_shape(lambda k: video.init(net, k), key))
+
+    monkeypatch.setattr("mv2_jax.train.video.video.init", abstract)
+    ones = jax.tree.map(np.ones_like, parts()["motion_i2v"].params)
+    begin = {**parts(), "motion_i2v": Component(ones, smoke.MOTION)}
+    task = v2v.make(recipe().phases.v2v, begin, tmp_path / "v2v")
+    weights = task.init(jax.random.key(0))
+    assert set(weights) == {"motion"} and set(task.components(weights)) == {"motion_v2v"}
+    assert all((leaf == 1).all() for leaf in jax.tree.leaves(weights))
+
+
+def test_what_is_missing_or_unknown_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"needs the component 'vae'.*toybox/vae"):
+        t2i.make(recipe().phases.t2i, {}, tmp_path)
+    with pytest.raises(InputError, match="needs the component 'image_encoder'"):
+        v2v.make(recipe().phases.v2v, first_phases(), tmp_path)
+    cfg = smoke.get_config().phases.i2v
+    cfg.train = ("motoin",)
+    with pytest.raises(InputError, match="did you mean 'motion'"):
+        VideoTask("i2v", cfg, first_phases(), tmp_path)
+    cfg = smoke.get_config().phases.t2i
+    cfg.data.sizes = (100,)
+    with pytest.raises(InputError, match="100 is not a multiple of 32"):
+        t2i.make(cfg, {"vae": parts()["vae"]}, tmp_path)
