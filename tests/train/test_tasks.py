@@ -19,6 +19,8 @@ from mv2_jax.train.task import Component
 from mv2_jax.train.tasks import i2v, t2i, v2v
 from mv2_jax.train.video import TREES, VideoTask
 
+INIT = video.init
+
 
 def zeros(shapes):
     return jax.tree.map(lambda s: np.zeros(s.shape, np.float16), shapes)
@@ -39,7 +41,7 @@ def parts():
     net = video.Config(
         smoke.NETWORKS["i2v"], text, smoke.VISION, smoke.PROJECTION, smoke.CONTROL, 32
     )
-    trees = jax.eval_shape(lambda key: video.init(net, key), jax.random.key(0))
+    trees = jax.eval_shape(lambda key: INIT(net, key), jax.random.key(0))
     configs = {
         "text_encoder": text,
         "spatial": smoke.SPATIAL,
@@ -51,9 +53,6 @@ def parts():
     found = {name: Component(zeros(trees[name]), configs[name]) for name in TREES}
     found["motion_i2v"] = found.pop("motion")
     return {**found, "vae": Component(zeros(vae["params"]), smoke.VAE)}
-
-
-INIT = video.init
 
 
 def nothing(net, key, spatial):
