@@ -48,6 +48,8 @@ def main(
             compute_dtype(cfg.phases[name].precision)
         except ValueError as error:
             raise InputError(f"phase {name}: {error}") from None
+    if cfg.get("quick_compile"):
+        jax.config.update("jax_disable_most_optimizations", True)
     cache.enable()  # a resumed phase then starts without compiling again
     print(f"recipe {short}: {', '.join(chosen)} on {jax.default_backend()}", flush=True)
     for name in chosen:
