@@ -79,17 +79,17 @@ def toybox(
         out: a folder for `eval.json` and `eval.png`, six frames of the first videos.
 
     Raises:
-        InputError: fewer than two prompts, or missing or damaged weights.
+        InputError: fewer than two prompts, no judge, or missing or damaged weights.
     """
     from mv2_jax.toybox import evaluate
 
     if count < 2:
         raise InputError(f"--prompts is {count}; it takes at least 2, one from each set")
+    jury = evaluate.load()
     bundle = bundles.read(weights)
     numbers = settings.resolve({}, {}, bundle)
     words, names, prompts = withheld(count, seed)
     cascade, _ = generate.load(bundle)
-    jury = evaluate.load()
     started, seen, pictures, rows = time.monotonic(), [], [], []
     with Bars() as bars:
         for first in range(0, count, batch):

@@ -97,17 +97,17 @@ def test_equal_trees_give_equal_bytes_and_digests(tmp_path):
 
 
 def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
-    import safetensors.numpy
 
     path = tmp_path / "w.safetensors"
     params.save(path, tree())
     before = path.read_bytes()
 
-    def fail(arrays, file, metadata):
-        file.write_bytes(b"half")
+    def fail(file, data):
+        with open(file, "wb") as half:
+            half.write(data[:7])
         raise OSError("disk full")
 
-    monkeypatch.setattr(safetensors.numpy, "save_file", fail)
+    monkeypatch.setattr(type(path), "write_bytes", fail)
     with pytest.raises(OSError, match="disk full"):
         params.save(path, {"x": np.zeros(1)})
     assert path.read_bytes() == before

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, PartitionSpec
 
-from mv2_jax import sharding
+from mv2_jax import params, sharding
 from mv2_jax.config import nearest
 from mv2_jax.errors import InputError
 from mv2_jax.train.state import State
@@ -58,10 +58,20 @@ class Placement:
         return sharding.shard_batch(batch, self.mesh)
 
     def _layout(self, state: State) -> State:
-        """A sharding for every leaf of the state; the table's patterns allow any prefix."""
+        """A sharding for every leaf of the state.
+
+        What mirrors a parameter (its moments, its average) lies as the parameter does; what
+        belongs to none (counts, Muon's coefficients) is on every device.
+        """
+        known = params.flatten(state.params)
+        whole = NamedSharding(self.mesh, PartitionSpec())
 
         def one(path: tuple, leaf: jax.Array) -> NamedSharding:
-            name = "/".join(str(getattr(p, "key", getattr(p, "name", p))) for p in path)
+            parts = [str(getattr(p, "key", getattr(p, "name", p))) for p in path]
+            tails = ("/".join(parts[i:]) for i in range(len(parts)))
+            name = next((tail for tail in tails if tail in known), None)
+            if name is None or leaf.shape != known[name].shape:
+                return whole
             return NamedSharding(self.mesh, sharding.spec_for(name, leaf.shape, self.mesh))
 
         return jax.tree_util.tree_map_with_path(one, state)

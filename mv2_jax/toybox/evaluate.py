@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mv2_jax import config, params
+from mv2_jax.errors import InputError
 from mv2_jax.toybox.judge import KINDS, Judge, prepare
 from mv2_jax.toybox.world import COLOURS, MOTIONS, SCENES, THINGS
 
@@ -52,9 +53,11 @@ def load(path: str | Path = WEIGHTS) -> Jury:
     """The judge that ships with the package, or another from its safetensors file.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        InputError: there is no such file.
         ValueError: the file is damaged, or holds no judge.
     """
+    if not Path(path).is_file():
+        raise InputError(f"no judge at {path}: train one with `mv2 train toybox/judge`")
     cfg = params.load_metadata(path).get("config")
     if not cfg or cfg.get("class") != "JudgeConfig":
         raise ValueError(f"{path} holds no judge: its metadata has no JudgeConfig")
