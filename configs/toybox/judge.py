@@ -7,14 +7,24 @@ from mv2_jax.train.phase import phase, recipe
 
 
 def get_config() -> ConfigDict:
+    sizes = {"judge": to_dict(JudgeConfig())}
     return recipe(
         judge=phase(
             "judge",
             steps=1500,
             batch=32,
-            model={"judge": to_dict(JudgeConfig())},
-            optim={"lr": 1.5e-3, "warmup": 50, "schedule": "cosine", "clock": "time"},
+            model=sizes,
+            optim={"lr": 1.5e-3, "warmup": 50, "schedule": "cosine"},
             ema={"decay": 0.99},
-            max_minutes=10.0,
-        )
+        ),
+        # On from there, over other worlds: it is motions that take longest.
+        longer=phase(
+            "judge",
+            seed=1,
+            steps=2500,
+            batch=32,
+            model=sizes,
+            optim={"lr": 1e-3, "warmup": 50, "schedule": "cosine"},
+            ema={"decay": 0.995},
+        ),
     )
