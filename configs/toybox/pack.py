@@ -11,7 +11,7 @@ def get_config() -> ConfigDict:
             sources=("toybox/vae", "toybox/t2i", "toybox/i2v", "toybox/v2v"),
             defaults={
                 "t2i": {"guidance": 4.0},
-                "i2v": {"guidance": 4.0, "image_guidance": 1.5},
+                "i2v": {"guidance": 4.0, "image_guidance": 1.5, "noise_prior": 1.0},
                 "v2v": {"guidance": 4.0, "image_guidance": 1.5},
             },
         )

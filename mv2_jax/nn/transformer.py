@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import flax.struct
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
 from mv2_jax.nn.layers import Attention, Dtype, FeedForward, GroupNorm, LayerNorm, dense
