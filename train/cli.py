@@ -51,7 +51,9 @@ def main(
     if cfg.get("quick_compile"):
         jax.config.update("jax_disable_most_optimizations", True)
     cache.enable()  # a resumed phase then starts without compiling again
-    print(f"recipe {short}: {', '.join(chosen)} on {jax.default_backend()}", flush=True)
+    print(
+        f"recipe {short}: {', '.join(chosen) or 'packing'} on {jax.default_backend()}", flush=True
+    )
     for name in chosen:
         done = recipes.run_phase(Path(out or "runs"), short, cfg, name, resume)
         print(
