@@ -103,7 +103,7 @@ def test_growing_and_shrinking_by_a_factor_of_two(motions):
 def test_spinning_stays_and_turns(motions):
     x, y, area = motions[0]["spinning"]
     # The middle of a heart's area is not where it turns about.
-    assert np.ptp(x) < 4 and np.ptp(y) < 4 and np.ptp(area) < 0.05 * area[0]
+    assert np.ptp(x) < 3.5 and np.ptp(y) < 3.5 and np.ptp(area) < 0.05 * area[0]
     masks = motions[1][MOTIONS.index("spinning")]
     assert np.abs(masks[0] - masks[-1]).sum() > 0.2 * area[0]
 

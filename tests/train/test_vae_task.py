@@ -57,7 +57,7 @@ def test_it_overfits_one_batch_and_its_weights_come_with_a_measured_scale(tmp_pa
     task = type(made)(**{**vars(made), "batches": fixed, "sample": None})
     outcome = loop.run(task, cfg, tmp_path)
     rows = loop.Report(tmp_path, "", 10**9).rows
-    assert rows[-1]["psnr"] > rows[0]["psnr"] + 6  # 7.6 when written
+    assert rows[-1]["psnr"] > rows[0]["psnr"] + 7  # 7.6 when written
     recipe.write_weights(tmp_path / "weights", task, outcome, cfg, {})
     held = recipe.components_in(tmp_path / "weights")["vae"]
     x = worlds.stills(worlds.step_key(5, 0), 64, 32, 0)
