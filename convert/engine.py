@@ -30,6 +30,7 @@ from mv2_jax.convert.rules import (
     under,
 )
 from mv2_jax.params import Tree, flatten, unflatten
+from mv2_jax.tensorfile import Spec
 
 __all__ = [
     "ConversionError",
@@ -42,8 +43,10 @@ __all__ = [
     "convert",
     "dense",
     "export",
+    "exported",
     "norm",
     "shorten",
+    "stored",
     "stream",
     "under",
 ]
@@ -107,13 +110,25 @@ def check(shapes: Mapping[str, tuple[int, ...]], table: Table, target: Mapping[s
     Raises:
         ConversionError: as `convert`, but for values.
     """
+    stored({key: Spec(shape, np.dtype(np.float32)) for key, shape in shapes.items()}, table, target)
+
+
+def stored(source: Mapping[str, Spec], table: Table, target: Mapping[str, Any]) -> dict[str, Spec]:
+    """What `stream` would yield from tensors of these shapes and types: {leaf: shape and type}.
+
+    Raises:
+        ConversionError: as `convert`, but for values.
+    """
     leaves, table = flatten(target), list(table)
+    made = _made(table, leaves)
+    known = {name: Spec(array.shape, array.dtype) for name, array in made.items()}
     wrong: list[str] = []
-    for key, rule, names in _plan(shapes, table, leaves, _made(table, leaves)):
-        hollow = np.broadcast_to(np.float32(0), shapes[key])
-        for _ in _laid_out(key, hollow, rule, names, leaves, wrong):
-            pass
+    for key, rule, names in _plan(source, table, leaves, made):
+        hollow = np.broadcast_to(np.zeros((), source[key].dtype), source[key].shape)
+        for name, part in _laid_out(key, hollow, rule, names, leaves, wrong):
+            known[name] = Spec(part.shape, part.dtype)
     _raise({"wrong shape": wrong})
+    return known
 
 
 def export(tree: Mapping[str, Any], table: Table) -> dict[str, np.ndarray]:
@@ -123,29 +138,43 @@ def export(tree: Mapping[str, Any], table: Table) -> dict[str, np.ndarray]:
     to be exported first. `convert(export(tree, table), table, tree)` is the tree, bit for bit.
 
     Raises:
-        ConversionError: leaves that no rule writes.
+        ConversionError: leaves that no rule writes, or that the layout has no room for.
     """
     leaves = flatten(tree)
+    out: dict[str, np.ndarray] = {}
+    wrong: list[str] = []
+    for key, (rule, names) in exported(leaves, table).items():
+        try:
+            parts = [as_numpy(leaves[name]) for name in names]
+            out[key] = np.ascontiguousarray(rule.operation.backward(*parts))
+        except ValueError as error:
+            wrong.append(f"{key}: {error}")
+    _raise({"impossible in this layout": wrong})
+    return out
+
+
+def exported(leaves: Iterable[str], table: Table) -> dict[str, tuple[Rule, tuple[str, ...]]]:
+    """{source name: (its rule, the leaves it is made of)} of every tensor of an export.
+
+    Raises:
+        ConversionError: leaves that no rule writes.
+    """
+    leaves = dict.fromkeys(leaves)
     rules = [rule for rule in table if isinstance(rule, Rule)]
     done: set[str] = set()
-    out: dict[str, np.ndarray] = {}
+    out: dict[str, tuple[Rule, tuple[str, ...]]] = {}
     unknown: list[str] = []
-    wrong: list[str] = []
     for name in leaves:
         if name in done:
             continue
         for key, rule, names in _writers(name, rules):
             if key not in out and all(n in leaves and n not in done for n in names):
                 done.update(names)
-                parts = [as_numpy(leaves[n]) for n in names]
-                try:
-                    out[key] = np.ascontiguousarray(rule.operation.backward(*parts))
-                except ValueError as error:
-                    wrong.append(f"{key}: {error}")
+                out[key] = rule, names
                 break
         else:
             unknown.append(name)
-    _raise({"no rule exports": unknown, "impossible in this layout": wrong})
+    _raise({"no rule exports": unknown})
     return out
 
 

@@ -10,13 +10,16 @@ from __future__ import annotations
 import json
 import os
 import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
-_PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
+from mv2_jax.tensorfile import TYPES, Spec
+
+PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 # Containers that training programs wrap a state dict in, and prefixes that they leave in names.
 _WRAPPERS = ("state_dict", "model_state_dict")
 _PREFIX = "module."
@@ -28,45 +31,71 @@ def load(path: str | os.PathLike[str], *, variant: str | None = None) -> Mapping
     Args:
         path: a safetensors file, a pickle of tensors, or a folder with one of them or with shards
             and their index.
-        variant: of a folder that holds several precisions, the one to take ("fp16").
+        variant: of a folder that holds several precisions, the one to take ("fp16"). Without it
+            the plain files are taken, or where there are none, those of the only variant.
 
     Raises:
         FileNotFoundError: there is no such file, or no weights in the folder.
         ValueError: damaged, not a checkpoint, or a pickle that wants to run code.
     """
+    return _open(paths(path, variant))
+
+
+def paths(path: str | os.PathLike[str], variant: str | None = None) -> list[Path]:
+    """The files that `load` reads. Raises as it does."""
     path = Path(path)
     if path.is_dir():
-        return _folder(path, variant)
+        return _weights(path, variant)
     if not path.exists():
         raise FileNotFoundError(f"no checkpoint at {path}")
-    if path.suffix == ".safetensors":
-        return Safetensors([path])
-    if path.suffix in _PICKLES:
-        return _pickle(path)
-    raise ValueError(
-        f"{path.name}: unknown kind of checkpoint; known are .safetensors, {', '.join(_PICKLES)}"
-    )
+    return [path]
+
+
+def spec(source: Mapping[str, Any], key: str) -> Spec:
+    """The shape and type of one tensor; of a source that reads lazily, without reading it.
+
+    Raises:
+        ValueError: a torch type that NumPy has no counterpart for.
+    """
+    if isinstance(source, Safetensors | View):
+        return source.spec(key)
+    tensor = source[key]
+    if not hasattr(tensor, "detach"):
+        return Spec(tuple(tensor.shape), np.dtype(tensor.dtype))
+    name = str(tensor.dtype).removeprefix("torch.")
+    try:
+        dtype = np.dtype(getattr(ml_dtypes, name, None) or name)
+    except TypeError:
+        raise ValueError(f"{key} is of type {name}, which is not read") from None
+    return Spec(tuple(tensor.shape), dtype)
 
 
 class Safetensors(Mapping[str, np.ndarray]):
-    """Tensors of one or several safetensors files, read from disk at each access."""
+    """Tensors of one or several safetensors files, read from disk at each access.
+
+    They are read and not mapped: pages of a mapped file would stay in memory while it is open.
+    """
 
     def __init__(self, paths: list[Path]):
-        from safetensors import SafetensorError, safe_open
-
-        self._where: dict[str, Any] = {}
+        self._where: dict[str, tuple[Path, int, Spec]] = {}
+        self.metadata: dict[str, str] = {}
         for path in paths:
-            try:
-                file = safe_open(path, framework="np")
-            except SafetensorError as error:
-                raise ValueError(f"{path} is damaged or not a safetensors file ({error})") from None
-            for key in file.keys():
+            begin, header = _header(path)
+            self.metadata.update(header.pop("__metadata__", {}))
+            for key, entry in header.items():
                 if key in self._where:
                     raise ValueError(f"{key} is in several of {', '.join(p.name for p in paths)}")
-                self._where[key] = file
+                if entry["dtype"] not in TYPES:
+                    raise ValueError(f"{path}: {key} is {entry['dtype']}, which is not read")
+                known = Spec(tuple(entry["shape"]), TYPES[entry["dtype"]])
+                self._where[key] = path, begin + entry["data_offsets"][0], known
 
     def __getitem__(self, key: str) -> np.ndarray:
-        return self._where[key].get_tensor(key)
+        path, begin, (shape, dtype) = self._where[key]
+        count = int(np.prod(shape, dtype=np.int64))
+        # As bytes first: NumPy reads no files of types that it lacks itself.
+        raw = np.fromfile(path, np.uint8, count * dtype.itemsize, offset=begin)
+        return raw.view(dtype).reshape(shape)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._where)
@@ -74,13 +103,16 @@ class Safetensors(Mapping[str, np.ndarray]):
     def __len__(self) -> int:
         return len(self._where)
 
+    def spec(self, key: str) -> Spec:
+        """Shape and type of a tensor, without reading it."""
+        return self._where[key][2]
 
-class Renamed(Mapping[str, Any]):
-    """The tensors of `source` whose name starts with `prefix`, without it; nothing is read."""
 
-    def __init__(self, source: Mapping[str, Any], prefix: str):
-        self._source = source
-        self._names = {key.removeprefix(prefix): key for key in source if key.startswith(prefix)}
+class View(Mapping[str, Any]):
+    """Some tensors of `source` under other names: `names` maps each new name to its own there."""
+
+    def __init__(self, source: Mapping[str, Any], names: Mapping[str, str]):
+        self._source, self._names = source, dict(names)
 
     def __getitem__(self, key: str) -> Any:
         return self._source[self._names[key]]
@@ -91,31 +123,94 @@ class Renamed(Mapping[str, Any]):
     def __len__(self) -> int:
         return len(self._names)
 
+    def spec(self, key: str) -> Spec:
+        """Shape and type of a tensor, without reading it."""
+        return spec(self._source, self._names[key])
 
-def _folder(path: Path, variant: str | None) -> Mapping[str, Any]:
-    """The weights of a folder: an index of shards first, then a single safetensors, then pickles.
+    def origin(self, key: str) -> str:
+        """The tensor's name in `source`."""
+        return self._names[key]
 
-    The variant stands before the suffix: `model.fp16.safetensors`.
-    """
 
-    def wanted(file: Path) -> bool:
-        kind = file.name.removesuffix(".json").removesuffix(".index")
-        return ("." in Path(kind).stem) == (variant is not None) and (
-            variant is None or f".{variant}." in file.name
+class Renamed(View):
+    """The tensors of `source` whose name starts with `prefix`, without it; nothing is read."""
+
+    def __init__(self, source: Mapping[str, Any], prefix: str):
+        super().__init__(
+            source, {key.removeprefix(prefix): key for key in source if key.startswith(prefix)}
         )
 
-    for index in sorted(filter(wanted, path.glob("*.safetensors*.index*.json"))):
-        return Safetensors([path / name for name in _shards(index)])
-    for pattern in ("*.safetensors", *(f"*{suffix}" for suffix in _PICKLES)):
-        found = sorted(filter(wanted, path.glob(pattern)))
+
+def _header(path: Path) -> tuple[int, dict[str, Any]]:
+    """Where a safetensors file's numbers begin, and its header, found in order."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np"):  # it checks that offsets and sizes make sense
+            pass
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged or not a safetensors file ({error})") from None
+    with open(path, "rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        return 8 + size, json.loads(file.read(size))
+
+
+def _open(paths: list[Path]) -> Mapping[str, Any]:
+    """The tensors of one file, or of shards that hold different ones."""
+    if paths[0].suffix == ".safetensors":
+        return Safetensors(paths)
+    merged: dict[str, Any] = {}
+    for path in paths:
+        if path.suffix not in PICKLES:
+            kinds = f".safetensors, {', '.join(PICKLES)}"
+            raise ValueError(f"{path.name}: unknown kind of checkpoint; known are {kinds}")
+        state = _pickle(path)
+        twice = next((key for key in state if key in merged), None)
+        if twice is not None:
+            raise ValueError(f"{twice} is in several of {', '.join(p.name for p in paths)}")
+        merged.update(state)
+    return merged
+
+
+def _weights(folder: Path, variant: str | None) -> list[Path]:
+    """The weight files of a folder: shards by their index first, then one safetensors or pickle.
+
+    A variant stands before the suffix (`model.fp16.safetensors`) or the shard's number
+    (`model.fp16-00001-of-00002.safetensors`).
+    """
+    found = _of_variant(folder, lambda name: name == variant)
+    if found is None and variant is None:
+        weights = [p for p in folder.iterdir() if p.suffix in (".safetensors", *PICKLES)]
+        if len({_variant(path) for path in weights}) == 1:
+            found = _of_variant(folder, lambda name: name is not None)
+    if found is None:
+        what = f"{variant} weights" if variant else "weights"
+        raise FileNotFoundError(f"no {what} (.safetensors, {', '.join(PICKLES)}) in {folder}")
+    return found
+
+
+def _of_variant(folder: Path, wanted: Callable[[str | None], bool]) -> list[Path] | None:
+    for pattern in ("*.safetensors", *(f"*{suffix}" for suffix in PICKLES)):
+        suffix = pattern.removeprefix("*")
+        indices = [p for p in sorted(folder.glob("*.index*.json")) if suffix in p.suffixes]
+        for index in indices:
+            if wanted(_variant(index)):
+                return [folder / name for name in _shards(index)]
+        found = [path for path in sorted(folder.glob(pattern)) if wanted(_variant(path))]
         if len(found) > 1:
-            raise ValueError(
-                f"{path} holds several checkpoints ({', '.join(f.name for f in found)}); name one"
-            )
+            names = ", ".join(path.name for path in found)
+            raise ValueError(f"{folder} holds several checkpoints ({names}); name one")
         if found:
-            return load(found[0])
-    what = f"{variant} weights" if variant else "weights"
-    raise FileNotFoundError(f"no {what} (.safetensors, {', '.join(_PICKLES)}) in {path}")
+            return found
+    return None
+
+
+def _variant(path: Path) -> str | None:
+    """ "fp16" of `model.fp16.safetensors` and `model.safetensors.index.fp16.json`, else None."""
+    middle = path.name.split(".")[1:-1]
+    words = [word.partition("-")[0] for word in middle]
+    known = {"safetensors", "index", *(suffix.removeprefix(".") for suffix in PICKLES)}
+    return next((word for word in words if word not in known), None)
 
 
 def _shards(index: Path) -> list[str]:

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from mv2_jax.config import ControlNetConfig
+from mv2_jax.config import ControlNetConfig, UNetConfig
 from mv2_jax.convert.engine import Rule, conv
 from mv2_jax.convert.tables import unet
 
 
 def rules(cfg: ControlNetConfig) -> list[Rule]:
     """The table. The config only chooses the layout of exported files."""
-    linear_projection = cfg.unet.linear_projection
-    down = "down_blocks.{i}", "down_blocks_{i}"
     embedding = "controlnet_cond_embedding"
+    return [
+        *body(cfg.unet),
+        *conv(f"{embedding}.conv_{{end:in|out}}", f"{embedding}/conv_{{end}}"),
+        *conv(f"{embedding}.blocks.{{i}}", f"{embedding}/blocks_{{i}}"),
+    ]
+
+
+def body(cfg: UNetConfig) -> list[Rule]:
+    """All but the condition's embedding: half a UNet and the convolutions on its states."""
+    linear_projection = cfg.linear_projection
+    down = "down_blocks.{i}", "down_blocks_{i}"
     return [
         *unet.stem(),
         *unet.blocks(*down, linear_projection=linear_projection),
         *unet.blocks(*unet.MID, linear_projection=linear_projection),
         *conv(f"{down[0]}.downsamplers.0.conv", f"{down[1]}/downsamplers_0/conv"),
-        *conv(f"{embedding}.conv_{{end:in|out}}", f"{embedding}/conv_{{end}}"),
-        *conv(f"{embedding}.blocks.{{i}}", f"{embedding}/blocks_{{i}}"),
         *conv("controlnet_down_blocks.{i}", "controlnet_down_blocks_{i}"),
         *conv("controlnet_mid_block", "controlnet_mid_block"),
     ]

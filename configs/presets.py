@@ -1,0 +1,72 @@
+"""Presets of full-size cascades, and which of them fits a folder of weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from mv2_jax.config import StageConfig, nearest
+from mv2_jax.configs import paper, sd15
+from mv2_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from mv2_jax.bundle import Bundle
+
+PRESETS: dict[str, Any] = {"sd15": sd15, "paper": paper}
+_STAGES = ("t2i", "i2v", "v2v")
+
+
+def fitting(bundle: Bundle) -> str:
+    """The preset that suits a folder's networks: the paper's where T2I is SDXL, which wants
+    1024x1024, else the small one."""
+    return "paper" if _picture(bundle).pooled_width else "sd15"
+
+
+def complete(bundle: Bundle, name: str | None = None) -> Bundle:
+    """The bundle with a preset's sizes, frames and schedules where it says nothing itself.
+
+    Args:
+        name: a preset, whose sizes and frames then replace the bundle's own; None keeps what the
+            bundle says and takes what is missing from the preset that fits.
+
+    Raises:
+        InputError: an unknown preset, or weights that are not of Stable Diffusion's size.
+    """
+    missing = [stage for stage in _STAGES if stage not in bundle.stages]
+    if name is None and not missing:
+        return bundle
+    if name is not None and name not in PRESETS:
+        raise InputError(
+            f"unknown preset {name!r} (known: {', '.join(PRESETS)}){nearest(name, PRESETS)}"
+        )
+    if bundle.config("spatial").channels != sd15.SPATIAL.channels:
+        if name is None:
+            return bundle  # what is missing is said where it is needed
+        raise InputError(f"--preset {name} is for weights of SD1.5's size, not {bundle.name}'s")
+    preset = PRESETS[name or fitting(bundle)]
+    stages = dict(bundle.stages)
+    for stage in _STAGES:
+        wanted: StageConfig = getattr(preset, stage.upper())
+        if stage in missing:
+            stages[stage] = dataclasses.replace(wanted, unet=_network(bundle, stage))
+        elif name is not None:
+            stages[stage] = dataclasses.replace(
+                stages[stage], size=wanted.size, frames=wanted.frames
+            )
+    defaults = dict(bundle.defaults)
+    for stage, numbers in preset.DEFAULTS.items():
+        defaults[stage] = {**numbers, **defaults.get(stage, {})}
+    return dataclasses.replace(bundle, stages=stages, defaults=defaults)
+
+
+def _picture(bundle: Bundle) -> Any:
+    """The config of T2I's UNet: its own, or the shared one."""
+    return bundle.config("t2i_unet" if "t2i_unet" in bundle.components else "spatial")
+
+
+def _network(bundle: Bundle, stage: str) -> Any:
+    """The config of a stage's UNet from those of the folder's components."""
+    if stage == "t2i":
+        return _picture(bundle)
+    motion = bundle.config(f"motion_{stage}")
+    return dataclasses.replace(bundle.config("spatial"), motion=motion, image_tokens=True)

@@ -1,0 +1,43 @@
+"""The cascade on Stable Diffusion 1.5: 16 frames of 512x512, for one consumer GPU.
+
+An SD1.5 checkpoint, AnimateDiff v3, IP-Adapter-Plus with its ViT-H, and a ControlNet; T2I is the
+same SD1.5. V2V refines at I2V's own size.
+"""
+
+from mv2_jax.config import (
+    ControlNetConfig,
+    ImageProjectionConfig,
+    MotionConfig,
+    RIFEConfig,
+    ScheduleConfig,
+    StageConfig,
+    TextConfig,
+    UNetConfig,
+    VAEConfig,
+    VisionConfig,
+)
+
+TEXT = TextConfig()
+TEXT_2 = None
+VAE = PICTURE_VAE = VAEConfig()
+VISION = VisionConfig()
+PROJECTION = ImageProjectionConfig()
+CONTROL = ControlNetConfig()
+RIFE = RIFEConfig()
+SPATIAL = UNetConfig()
+VIDEO = UNetConfig(motion=MotionConfig(), image_tokens=True)
+
+# As both are published: SD1.5 has scaled betas, AnimateDiff over it linear ones.
+STILL = ScheduleConfig(kind="scaled_linear")
+MOVING = ScheduleConfig(kind="linear")
+
+T2I = StageConfig(SPATIAL, STILL, (512, 512))
+I2V = StageConfig(VIDEO, MOVING, (512, 512), frames=16)
+V2V = StageConfig(VIDEO, MOVING, (512, 512), frames=16)
+# AnimateDiff's clips run at 8 frames a second; VFI triples them.
+DEFAULTS = {
+    "t2i": {"guidance": 7.5},
+    "i2v": {"guidance": 7.5, "noise_prior": 1.0},
+    "v2v": {"guidance": 7.5},
+    "vfi": {"between": 2, "fps": 24},
+}

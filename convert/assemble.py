@@ -1,0 +1,273 @@
+"""From sources to a whole cascade: which network fills which slot, and whether they fit together.
+
+built = assemble(Wanted(unet="sd15.safetensors", motion="v3_sd15_mm.ckpt", ...))
+write(built, "my-cascade")
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mv2_jax import bundle, files
+from mv2_jax.config import StageConfig, UNetConfig
+from mv2_jax.configs import few_steps, presets
+from mv2_jax.convert import fitting, loras, pieces, schedules, sources
+from mv2_jax.convert.checkpoint import Checkpoint, open_checkpoint
+from mv2_jax.convert.pieces import Piece
+from mv2_jax.convert.tables import motion as motion_table
+from mv2_jax.errors import InputError
+from mv2_jax.text import CLIPTokenizer
+
+SOURCES = "sources.json"
+NEEDED = (
+    "text_encoder",
+    "vae",
+    "spatial",
+    "motion_i2v",
+    "motion_v2v",
+    "image_encoder",
+    "image_attn",
+    "control",
+)
+_FLAGS = {
+    "motion_i2v": "--motion",
+    "image_encoder": "--image-encoder",
+    "image_attn": "--image-adapter",
+    "control": "--controlnet",
+    "text_encoder": "--text-encoder",
+    "vae": "--vae",
+}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a user asks for: sources as paths or hub ids, and how to store and run them.
+
+    `lora` and `motion_lora` are (source, weight). `norm_scope` overrides what is known of the
+    motion modules. `preset` (a key of `configs.presets.PRESETS`) gives the sizes and frames that
+    `sizes`, (height, width) in pixels by stage, and `frames` do not. `few_steps`: a key of
+    `configs.few_steps.FEW_STEPS`, for motion modules distilled to few steps.
+    """
+
+    unet: str
+    vae: str | None = None
+    text_encoder: str | None = None
+    motion: str | None = None
+    motion_v2v: str | None = None
+    image_adapter: str | None = None
+    image_encoder: str | None = None
+    controlnet: str | None = None
+    t2i: str | None = None
+    lora: tuple[tuple[str, float], ...] = ()
+    motion_lora: tuple[tuple[str, float], ...] = ()
+    variant: str | None = None
+    norm_scope: str | None = None
+    preset: str | None = None
+    frames: int | None = None
+    sizes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    few_steps: str | None = None
+
+
+@dataclass(frozen=True)
+class Built:
+    """A cascade whose parts are known to fit, and none of whose numbers has been read yet."""
+
+    pieces: dict[str, Piece]
+    stages: dict[str, StageConfig]
+    defaults: dict[str, dict[str, float]]
+
+    @property
+    def missing(self) -> list[str]:
+        """The components that `mv2 generate` needs and this cascade lacks."""
+        return [name for name in NEEDED if name not in self.pieces]
+
+    @property
+    def advice(self) -> str:
+        """The flags that would bring what is missing."""
+        return ", ".join(_FLAGS[name] for name in self.missing if name in _FLAGS)
+
+
+def assemble(wanted: Wanted) -> Built:
+    """Opens every source and fits the parts together.
+
+    Raises:
+        InputError: a source that is not there, is damaged, holds something else, or does not fit
+            the others.
+    """
+    opened = functools.cache(lambda asked: open_checkpoint(asked, wanted.variant))
+    base = opened(wanted.unet)
+    built = {"spatial": pieces.plain(base.one("unet"))}
+    unet = built["spatial"].config
+    fitting.spatial(built["spatial"])
+    for name, asked in (("vae", wanted.vae), ("text_encoder", wanted.text_encoder)):
+        source = opened(asked) if asked else base
+        if asked or source.all(name):
+            built[name] = pieces.plain(source.one(name))
+    if wanted.motion:
+        built["motion_i2v"] = _motion(opened(wanted.motion), wanted, unet)
+        built["motion_v2v"] = built["motion_i2v"]
+    if wanted.motion_v2v:
+        built["motion_v2v"] = _motion(opened(wanted.motion_v2v), wanted, unet)
+    if wanted.image_adapter:
+        found = opened(wanted.image_adapter).one("image_adapter")
+        built["image_attn"] = pieces.image_attention(found, unet)
+    if wanted.image_encoder:
+        built["image_encoder"] = pieces.plain(opened(wanted.image_encoder).one("image_encoder"))
+    if wanted.controlnet:
+        built["control"] = pieces.plain(opened(wanted.controlnet).one("controlnet"))
+    picture = base
+    if wanted.t2i:
+        picture = opened(wanted.t2i)
+        built |= _picture(picture)
+    fitting.check(built)
+    for kind, given in (("lora", wanted.lora), ("motion_lora", wanted.motion_lora)):
+        names = [asked for asked, _ in given]
+        if len(set(names)) < len(names):
+            raise InputError(f"--{kind.replace('_', '-')}: one is given twice; add up its weights")
+        for asked, weight in given:
+            built = loras.merge_into(built, opened(asked).one(kind), weight)
+    for piece in built.values():
+        _ = piece.stored  # whatever does not fit is found before anything is written
+    few = _few_steps(wanted, built)
+    return Built(built, _stages(built, wanted, few, picture.schedule), _defaults(few))
+
+
+def write(
+    built: Built, folder: str | os.PathLike[str], *, dtype: Any, name: str, replace: bool = False
+) -> bundle.Bundle:
+    """Writes the cascade folder, which appears whole or not at all; see `bundle.write`.
+
+    Beside what every cascade folder has, `sources.json` says where each component came from, for
+    `mv2 verify`.
+    """
+    parts: dict[int, bundle.Part] = {}
+    for piece in built.pieces.values():
+        if id(piece) not in parts:
+            merged = "".join(f" + {weight:g} x {Path(path).name}" for path, weight in piece.loras)
+            title = f"{piece.found.part.title} of {piece.found.asked}{merged}"
+            licence = "as its publisher says"
+            parts[id(piece)] = bundle.Part(piece.pending(dtype), piece.config, licence, title)
+    sums = functools.cache(files.sha256)
+    origins = {name: _origin(piece, sums) for name, piece in built.pieces.items()}
+    text = built.pieces.get("text_encoder")
+    return bundle.write(
+        folder,
+        {name: parts[id(piece)] for name, piece in built.pieces.items()},
+        built.stages,
+        CLIPTokenizer(**({"max_length": text.config.max_length} if text else {})).to_json(),
+        name=name,
+        defaults=built.defaults,
+        texts={SOURCES: json.dumps(origins, indent=1) + "\n"},
+        replace=replace,
+    )
+
+
+def _motion(source: Checkpoint, wanted: Wanted, unet: UNetConfig) -> Piece:
+    found = source.one("motion")
+    if wanted.norm_scope:
+        cfg = dataclasses.replace(found.part.config, norm_scope=wanted.norm_scope)
+        found = dataclasses.replace(found, part=dataclasses.replace(found.part, config=cfg))
+    return pieces.motion(found, unet)
+
+
+def _picture(source: Checkpoint) -> dict[str, Piece]:
+    """T2I's own networks. SDXL has two text encoders; the second's projection its UNet takes."""
+    unet = pieces.plain(source.one("unet"))
+    built = {"t2i_unet": unet, "t2i_vae": pieces.plain(source.one("vae"))}
+    pooled = unet.config.pooled_width
+    texts = [pieces.plain(found) for found in source.all("text_encoder")]
+    second = [text for text in texts if pooled and text.config.projection == pooled]
+    first = [text for text in texts if text not in second]
+    if len(first) != 1 or len(second) != (pooled is not None):
+        wanted = "two text encoders" if pooled else "one text encoder"
+        raise InputError(f"{source.asked}: its UNet wants {wanted}, and {len(texts)} came with it")
+    built["t2i_text_encoder"] = first[0]
+    if second:
+        built["t2i_text_encoder_2"] = second[0]
+    width = sum(text.config.width for text in texts)
+    if width != unet.config.context_width:
+        raise InputError(
+            f"{source.asked}: its UNet reads text {unet.config.context_width} wide, its text "
+            f"encoders write {width}"
+        )
+    return built
+
+
+def _few_steps(wanted: Wanted, built: Mapping[str, Piece]) -> str | None:
+    """What the user says; else AnimateLCM is known by having no positional encodings."""
+    if wanted.few_steps or "motion_i2v" not in built:
+        return wanted.few_steps
+    stored = motion_table.layout(built["motion_i2v"].found.part.tensors).stored_positions
+    return None if stored else "lcm"
+
+
+def _stages(
+    built: Mapping[str, Piece], wanted: Wanted, few: str | None, schedule: Any
+) -> dict[str, StageConfig]:
+    spatial = built["spatial"].config
+    still = schedules.picture(schedule)
+    unet = built["t2i_unet"].config if "t2i_unet" in built else spatial
+    preset = presets.PRESETS[wanted.preset or ("paper" if unet.pooled_width else "sd15")]
+    # SDXL makes nothing good of smaller pictures.
+    picture = presets.paper.T2I.size if unet.pooled_width else preset.T2I.size
+    size = {"t2i": picture, "i2v": preset.I2V.size, "v2v": preset.V2V.size, **wanted.sizes}
+    _check_sizes(built, size)
+    stages = {"t2i": StageConfig(unet=unet, schedule=still, size=size["t2i"])}
+    for stage in ("i2v", "v2v"):
+        if f"motion_{stage}" not in built:
+            continue
+        moving = built[f"motion_{stage}"].config
+        frames = wanted.frames or min(preset.I2V.frames, moving.max_frames)
+        if frames > moving.max_frames:
+            raise InputError(
+                f"--frames {frames}: these motion modules know {moving.max_frames} positions"
+            )
+        made = StageConfig(
+            unet=dataclasses.replace(spatial, motion=moving, image_tokens=True),
+            schedule=schedules.video(still),
+            size=size[stage],
+            frames=frames,
+        )
+        stages[stage] = few_steps.few(made, few) if few else made
+    return stages
+
+
+def _check_sizes(built: Mapping[str, Piece], sizes: Mapping[str, tuple[int, int]]) -> None:
+    for stage, (height, width) in sizes.items():
+        vae = built.get("t2i_vae" if stage == "t2i" else "vae", built.get("vae"))
+        factor = vae.config.factor if vae else 1
+        if height % factor or width % factor or not height * width:
+            raise InputError(
+                f"--{stage}-size {width}x{height}: both sides must be multiples of {factor}"
+            )
+
+
+def _defaults(few: str | None) -> dict[str, dict[str, float]]:
+    """The preset's numbers, with guidance as the publishers of distilled modules advise."""
+    defaults = {stage: dict(numbers) for stage, numbers in presets.sd15.DEFAULTS.items()}
+    if few:
+        for stage in ("i2v", "v2v"):
+            defaults[stage]["guidance"] = few_steps.FEW_STEPS[few].guidance
+    return defaults
+
+
+def _origin(piece: Piece, sums: Callable[[Path], str]) -> dict[str, Any]:
+    """Where a component came from, and what tells whether that is still the same."""
+    found = piece.found
+    return {
+        "kind": found.part.kind,
+        "title": found.part.title,
+        "layout": found.part.layout,
+        "asked": found.asked,
+        "path": str(found.path),
+        "variant": found.variant,
+        "sha256": {path.name: sums(path) for path in sources.paths(found.path, found.variant)},
+        "loras": [[path, weight] for path, weight in piece.loras],
+    }

@@ -1,0 +1,116 @@
+"""A source that was opened: where it lies, and every network in it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mv2_jax.convert import hub, sources
+from mv2_jax.convert.recognise import KINDS, Part, recognise
+from mv2_jax.errors import InputError
+
+# The names under which libraries save a network beside its settings; a file of another name may lie
+# beside anything.
+_BESIDE = ("model", "pytorch_model", "diffusion_pytorch_model", "adapter_model")
+_SETTINGS = ("config.json", "adapter_config.json")
+_SCHEDULE = "scheduler/scheduler_config.json"
+
+
+@dataclass(frozen=True)
+class Found:
+    """One network of a source.
+
+    asked: what the user wrote. path: the file or the network's own folder, and variant: of which
+    precision. settings: its config.json, or {}.
+    """
+
+    asked: str
+    path: Path
+    variant: str | None
+    part: Part
+    settings: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """`asked`: what the user wrote; `schedule`: the settings of a pipeline's scheduler."""
+
+    asked: str
+    found: tuple[Found, ...]
+    schedule: Mapping[str, Any] | None
+
+    def all(self, kind: str) -> list[Found]:
+        """Its networks of a kind (a key of `recognise.KINDS`)."""
+        return [found for found in self.found if found.part.kind == kind]
+
+    def one(self, *kinds: str) -> Found:
+        """Its only network of these kinds.
+
+        Raises:
+            InputError: it holds none, or several; the message says what it does hold.
+        """
+        hits = [found for kind in kinds for found in self.all(kind)]
+        if len(hits) == 1:
+            return hits[0]
+        held = " and ".join(found.part.title for found in self.found)
+        wanted = " or ".join(KINDS[kind] for kind in kinds)
+        if hits:
+            raise InputError(f"{self.asked} holds several: {held}; name the file of one")
+        raise InputError(f"{self.asked} holds {held}, not {wanted}")
+
+
+def open_checkpoint(asked: str, variant: str | None = None) -> Checkpoint:
+    """Opens a source: a file, a network's folder, a pipeline's folder, or a hub id.
+
+    Nothing but names, shapes and settings is read.
+
+    Raises:
+        InputError: it is not there, damaged, hostile, or holds what nothing here can read.
+    """
+    path = hub.local(asked, variant)
+    pipeline = path.is_dir() and any((path / part).is_dir() for part in hub.PARTS)
+    folders = [name for name in hub.PARTS if (path / name).is_dir()] if pipeline else [""]
+    found: list[Found] = []
+    for inside in folders:
+        where = path / inside if inside else path
+        if inside == "scheduler":
+            continue
+        settings = _settings(where)
+        try:
+            tensors = sources.load(where, variant=variant)
+            parts = recognise(tensors, settings)
+        except (OSError, ValueError) as error:
+            label = f"{asked}/{inside}" if inside else asked
+            raise InputError(f"{label}: {_first(error)}") from None
+        found += [Found(asked, where, variant, part, settings) for part in parts]
+    return Checkpoint(asked, tuple(found), _json(path / _SCHEDULE))
+
+
+def _settings(where: Path) -> Mapping[str, Any]:
+    """The config.json of a network's folder, {} where there is none."""
+    if not where.is_dir() and where.name.partition(".")[0] not in _BESIDE:
+        return {}
+    for name in _SETTINGS:
+        settings = _json((where if where.is_dir() else where.parent) / name)
+        if settings is not None:
+            return settings
+    return {}
+
+
+def _json(path: Path) -> Mapping[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is damaged ({error})") from None
+    if not isinstance(data, dict):
+        raise InputError(f"{path} is damaged: it is not a JSON object")
+    return data
+
+
+def _first(error: Exception) -> str:
+    return str(error.strerror if isinstance(error, OSError) and error.strerror else error)

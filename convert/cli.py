@@ -1,0 +1,160 @@
+"""`mv2 convert`: public checkpoints in, a cascade folder out."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from mv2_jax.config import nearest
+from mv2_jax.configs.few_steps import FEW_STEPS
+from mv2_jax.configs.presets import PRESETS
+from mv2_jax.errors import InputError
+
+TYPES = ("float16", "bfloat16", "float32", "keep")
+_SOURCES = {
+    "unet": "an SD1.5 UNet, or a whole checkpoint or pipeline with one",
+    "vae": "another VAE than the checkpoint's",
+    "text-encoder": "another text encoder than the checkpoint's",
+    "motion": "AnimateDiff motion modules",
+    "motion-v2v": "others for V2V (those of --motion)",
+    "image-adapter": "an IP-Adapter for SD1.5, plain or Plus",
+    "image-encoder": "its CLIP vision encoder",
+    "controlnet": "a ControlNet for SD1.5; tile suits best",
+    "t2i": "SDXL, or another whole checkpoint, for T2I alone",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are one line of `mv2`'s, with the nearest flag."""
+
+    def error(self, message: str) -> NoReturn:
+        prefix = "unrecognized arguments: "
+        if message.startswith(prefix):
+            flag = message.removeprefix(prefix).split()[0]
+            known = [option for action in self._actions for option in action.option_strings]
+            message = f"unknown argument {flag}{nearest(flag.partition('=')[0], known)}"
+        raise InputError(f"{message} (see {self.prog} --help)")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs `mv2 convert`; returns the exit code.
+
+    Raises:
+        InputError: an unknown flag, or a source that cannot be used; nothing is written then.
+        OSError: the folder cannot be written.
+    """
+    args = _parser().parse_args(list(arguments))
+    sizes = {stage: getattr(args, f"{stage}_size") for stage in ("t2i", "i2v", "v2v")}
+    with needs("torch", "transformers"):
+        from mv2_jax.convert import assemble
+
+        built = assemble.assemble(
+            assemble.Wanted(
+                **{
+                    name.replace("-", "_"): getattr(args, name.replace("-", "_"))
+                    for name in _SOURCES
+                },
+                lora=tuple(args.lora),
+                motion_lora=tuple(args.motion_lora),
+                variant=args.variant,
+                norm_scope=args.norm_scope,
+                preset=args.preset,
+                frames=args.frames,
+                sizes={stage: size for stage, size in sizes.items() if size},
+                few_steps=args.few_steps,
+            )
+        )
+        for name, piece in built.pieces.items():
+            print(f"{name:<18} {_line(piece)}", flush=True)
+        dtype = None if args.dtype == "keep" else _dtype(args.dtype)
+        out = Path(args.out)
+        name = args.name or out.name
+        made = assemble.write(built, out, dtype=dtype, name=name, replace=args.replace)
+    size = sum(made.folder.joinpath(f).stat().st_size for f in _files(made))
+    print(f"{out}: {len(made.components)} components, {size / 1e9:.2f} GB")
+    if built.missing:
+        how = f" ({built.advice})" if built.advice else ""
+        print(f"mv2 generate will want more: {', '.join(built.missing)}{how}")
+    return 0
+
+
+@contextlib.contextmanager
+def needs(*modules: str) -> Iterator[None]:
+    """Says how to install these where one of them turns out to be absent."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] not in modules:
+            raise
+        raise InputError(f"this needs {error.name}: pip install 'mv2-jax[convert]'") from None
+
+
+def weighted(text: str) -> tuple[str, float]:
+    """("file", 0.8) of "file:0.8"; the weight is 1 where none is given."""
+    path, colon, number = text.rpartition(":")
+    if colon:
+        with contextlib.suppress(ValueError):
+            return path, float(number)
+    return text, 1.0
+
+
+def size(text: str) -> tuple[int, int]:
+    """(height, width) of "WIDTHxHEIGHT"."""
+    width, _, height = text.lower().partition("x")
+    if not (width.isdecimal() and height.isdecimal()):
+        raise argparse.ArgumentTypeError(f"takes WIDTHxHEIGHT, such as 512x512, not {text!r}")
+    return int(height), int(width)
+
+
+def _line(piece: object) -> str:
+    from mv2_jax.params import count
+
+    part, loras = piece.found.part, piece.loras
+    layout = f", in {part.layout} names" if part.layout else ""
+    merged = "".join(f", with {weight:g} x {Path(path).name}" for path, weight in loras)
+    return f"{part.title}{layout}, {count(piece.target) / 1e6:.1f} M numbers{merged}"
+
+
+def _files(made: object) -> set[str]:
+    return {component.file for component in made.components.values()}
+
+
+def _dtype(name: str) -> object:
+    import ml_dtypes
+    import numpy as np
+
+    return np.dtype(getattr(ml_dtypes, name, None) or name)
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="mv2 convert",
+        description="Assembles a cascade folder from public PyTorch checkpoints: files, folders as "
+        "diffusers and transformers save them, or ids of the model hub. What each one is is "
+        "told by its contents; whatever does not fit is refused, and then nothing is written.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    for name, what in _SOURCES.items():
+        add(f"--{name}", metavar="SOURCE", help=what, required=name == "unet")
+    repeat = {"action": "append", "default": [], "metavar": "SOURCE[:W]", "type": weighted}
+    add("--lora", help="merge a LoRA, W times (1); may be given several times", **repeat)
+    add("--motion-lora", help="merge a Motion-LoRA, likewise", **repeat)
+    add("-o", "--out", metavar="DIR", required=True, help="the cascade folder")
+    add("--name", help="the cascade's name (the folder's)")
+    add("--replace", action="store_true", help="replace a cascade folder that is there already")
+    add("--dtype", choices=TYPES, default=TYPES[0], help="stored type (float16); keep: as it came")
+    add("--variant", metavar="NAME", help="of folders with several precisions: fp16")
+    add("--preset", choices=tuple(PRESETS), help="sizes and frames of the stages (sd15's, or "
+        "with SDXL the paper's)")  # fmt: skip
+    add("--frames", type=int, metavar="N", help="keyframes (the preset's)")
+    for stage in ("t2i", "i2v", "v2v"):
+        add(f"--{stage}-size", type=size, metavar="WxH", help="pixels of its frames (the preset's)")
+    add("--norm-scope", choices=("frame", "clip"), help="of the motion modules' norms, if known "
+        "better: frame is the original code's, clip diffusers'")  # fmt: skip
+    add("--few-steps", choices=tuple(FEW_STEPS), help="the motion modules are distilled: "
+        "AnimateDiff-Lightning, or AnimateLCM (which is recognised)")  # fmt: skip
+    return parser

@@ -1,0 +1,303 @@
+"""One component of a cascade and its reference, run on the same random inputs.
+
+The planes are small and odd, since a network that is right at those is right at others; the
+weights are whole.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+
+from mv2_jax import params as trees
+from mv2_jax.bundle import Bundle
+from mv2_jax.config import UNetConfig
+from mv2_jax.convert import loras, pieces, reference
+from mv2_jax.convert.checkpoint import Found, open_checkpoint
+from mv2_jax.convert.pieces import Piece
+from mv2_jax.convert.verify import Verdict, apart
+from mv2_jax.errors import InputError
+from mv2_jax.models.clip_text import TextEncoder
+from mv2_jax.models.clip_vision import VisionEncoder
+from mv2_jax.models.controlnet import ControlNet
+from mv2_jax.models.image_projection import ImageProjection
+from mv2_jax.models.unet import UNet
+from mv2_jax.models.vae import AutoencoderKL
+from mv2_jax.nn.motion import MotionModule
+from mv2_jax.nn.transformer import Context
+
+Pairs = list[tuple[Any, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What a comparison needs: the cascade, one component's piece, and all pieces by name."""
+
+    bundle: Bundle
+    name: str
+    piece: Piece
+    all: Mapping[str, Piece]
+
+    @property
+    def ours(self) -> trees.Tree:
+        """The stored parameters, in fp32."""
+        return trees.cast(self.bundle.load(self.name), np.float32)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type that the component is stored in."""
+        leaf = next(iter(trees.flatten(self.bundle.load(self.name)).values()))
+        return getattr(torch, leaf.dtype.name)
+
+    @property
+    def unet(self) -> UNetConfig:
+        """The spatial UNet that motion modules and adapters stand in."""
+        return self.all["spatial"].config
+
+    def noise(self, *shape: int) -> np.ndarray:
+        """Standard normal numbers, others for every shape."""
+        return np.random.default_rng(sum(shape)).normal(size=shape).astype(np.float32)
+
+
+def component(bundle: Bundle, built: Mapping[str, Piece], name: str) -> Verdict:
+    """Compares one component of those that `rebuild` gives.
+
+    Raises:
+        InputError: PyTorch's libraries have no such network, or its source lacks tensors of it.
+    """
+    job = Job(bundle, name, built[name], built)
+    against, pairs = _COMPARISONS[built[name].found.part.kind](job)
+    bundle._trees.pop(name, None)
+    gc.collect()
+    return apart(name, against, pairs)
+
+
+def rebuild(bundle: Bundle, origins: Mapping[str, Any]) -> dict[str, Piece]:
+    """The pieces that a cascade was written from, LoRAs and all.
+
+    Raises:
+        InputError: a source that is no longer what it was.
+    """
+    built: dict[str, Piece] = {}
+    unet = bundle.config("spatial")
+    for name, origin in origins.items():
+        found = _found(origin, bundle.config(name))
+        if name.startswith("motion"):
+            built[name] = pieces.motion(found, unet)
+        elif name == "image_attn":
+            built[name] = pieces.image_attention(found, unet)
+        else:
+            built[name] = pieces.plain(found)
+    given = [tuple(lora) for origin in origins.values() for lora in origin["loras"]]
+    for path, weight in dict.fromkeys(given):
+        lora = open_checkpoint(path).one("lora", "motion_lora")
+        built = loras.merge_into(built, lora, weight)
+    return built
+
+
+def _found(origin: Mapping[str, Any], config: Any) -> Found:
+    """The network of a source whose config is the component's, as it was converted."""
+    opened = open_checkpoint(origin["path"], origin["variant"])
+    for found in opened.all(origin["kind"]):
+        if found.part.title == origin["title"]:
+            part = dataclasses.replace(found.part, config=config)
+            return dataclasses.replace(found, part=part)
+    raise InputError(f"{origin['path']} no longer holds {origin['title']}")
+
+
+def _unet(job: Job) -> tuple[str, Pairs]:
+    cfg, t = job.piece.config, np.float32([999, 7])
+    x, text = job.noise(2, 1, 13, 9, cfg.in_channels), job.noise(2, 7, cfg.context_width)
+    added, theirs_added = {}, None
+    if cfg.pooled_width is not None:
+        sizes = np.float32([[1024, 768, 0, 16, 512, 640]] * 2)
+        added = {"pooled": job.noise(2, cfg.pooled_width), "size_ids": sizes}
+        theirs_added = {"text_embeds": added["pooled"], "time_ids": sizes}
+        theirs_added = {name: torch.from_numpy(value) for name, value in theirs_added.items()}
+    theirs = _theirs(
+        reference.module(job.piece, job.dtype, job.unet),
+        lambda net: (
+            net(_first(x[:, 0]), _torch(t), _torch(text), added_cond_kwargs=theirs_added).sample
+        ),
+    )
+    ours = _ours(
+        lambda p: UNet(cfg).apply({"params": p}, x, t, Context(jnp.asarray(text)), **added), job
+    )
+    return "diffusers' UNet2DConditionModel", [(ours[:, 0], _last(theirs))]
+
+
+def _vae(job: Job) -> tuple[str, Pairs]:
+    cfg = job.piece.config
+    pixels = job.noise(1, 5 * cfg.factor, 3 * cfg.factor, cfg.in_channels)
+    latents = job.noise(1, 5, 3, cfg.latent_channels)
+
+    def both(net: Any) -> tuple[Any, Any]:
+        return net.encode(_first(pixels)).latent_dist.mean, net.decode(_first(latents)).sample
+
+    theirs = _theirs(reference.module(job.piece, job.dtype, job.unet), both)
+
+    def mine(p: Any) -> tuple[Any, Any]:
+        net = AutoencoderKL(cfg)
+        mean, _ = net.apply({"params": p}, pixels, method="encode")
+        return mean, net.apply({"params": p}, latents, method="decode")
+
+    return "diffusers' AutoencoderKL", list(zip(_ours(mine, job), map(_last, theirs)))
+
+
+def _text(job: Job) -> tuple[str, Pairs]:
+    cfg = job.piece.config
+    ids = np.random.default_rng(0).integers(0, cfg.vocab_size - 2, (2, cfg.max_length))
+    ids[:, -1] = cfg.vocab_size - 1  # ends as CLIP's vocabulary has it
+    ids[1, 5:] = cfg.vocab_size - 1
+
+    def states(net: Any) -> list[Any]:
+        out = net(torch.from_numpy(ids), output_hidden_states=True)
+        projected = [out.text_embeds] if cfg.projection else []
+        return [out.last_hidden_state, out.hidden_states[-2], *projected]
+
+    theirs = _theirs(reference.module(job.piece, job.dtype, job.unet), states)
+
+    def mine(p: Any) -> list[Any]:
+        out = TextEncoder(cfg).apply({"params": p}, ids.astype(np.int32))
+        projected = [out.projected] if cfg.projection else []
+        return [out.last, out.hidden_states[-2], *projected]
+
+    return "transformers' CLIP text encoder", list(zip(_ours(mine, job), theirs))
+
+
+def _vision(job: Job) -> tuple[str, Pairs]:
+    cfg = job.piece.config
+    pixels = job.noise(2, cfg.image_size, cfg.image_size, 3)
+
+    def states(net: Any) -> list[Any]:
+        out = net(_first(pixels), output_hidden_states=True)
+        return [out.hidden_states[-2], *([out.image_embeds] if cfg.projection else [])]
+
+    theirs = _theirs(reference.module(job.piece, job.dtype, job.unet), states)
+
+    def mine(p: Any) -> list[Any]:
+        out = VisionEncoder(cfg).apply({"params": p}, pixels)
+        return [out.hidden_states[-2], *([out.image_embeds] if cfg.projection else [])]
+
+    return "transformers' CLIP vision encoder", list(zip(_ours(mine, job), theirs))
+
+
+def _motion(job: Job) -> tuple[str, Pairs]:
+    """Every motion module alone: they share no numbers, and need no UNet around them."""
+    cfg, frames = job.piece.config, min(8, job.piece.config.max_frames)
+    net = reference.module(job.piece, job.dtype, job.unet)
+    parts = {
+        name.replace(".motion_modules.", "/motion_modules_").replace("blocks.", "blocks_"): part
+        for name, part in net.named_modules()
+        if ".motion_modules." in name
+        and name.count(".") <= 3
+        and name.rpartition(".")[2].isdecimal()
+    }
+    run = jax.jit(lambda p, x: MotionModule(cfg).apply({"params": p}, x))
+    tree, pairs = job.ours, []
+    for path, part in parts.items():
+        leaves = tree
+        for key in path.split("/"):
+            leaves = leaves[key]
+        x = job.noise(1, frames, 3, 5, part.proj_in.in_features)
+        if cfg.norm_scope == "frame":
+            part.norm = reference.EachFrame(part.norm)
+        with torch.no_grad():
+            theirs = part(_first(x[0]), num_frames=frames)
+        pairs.append((run(leaves, x)[0], _last(theirs)))
+    scope = "" if cfg.norm_scope == "clip" else ", its norms over each frame"
+    return f"diffusers' MotionAdapter ({len(pairs)} modules{scope})", pairs
+
+
+def _adapter(job: Job) -> tuple[str, Pairs]:
+    """The projection by itself, and its tokens through the spatial UNet with text beside them."""
+    cfg, unet = job.piece.config, dataclasses.replace(job.unet, image_tokens=True)
+    shape = (2, cfg.in_width) if cfg.kind == "linear" else (2, 11, cfg.in_width)
+    image, t = job.noise(*shape), np.float32([999, 7])
+    x, text = job.noise(2, 1, 13, 9, unet.in_channels), job.noise(2, 7, unet.context_width)
+    net = reference.module(job.all["spatial"], job.dtype, job.unet)
+    reference.with_adapter(net, job.piece, job.dtype)
+
+    def both(net: Any) -> tuple[Any, Any]:
+        tokens = net.encoder_hid_proj.image_projection_layers[0](torch.from_numpy(image))
+        given = {"image_embeds": [torch.from_numpy(image[:, None])]}
+        out = net(_first(x[:, 0]), _torch(t), _torch(text), added_cond_kwargs=given)
+        return tokens, out.sample
+
+    tokens, theirs = _theirs(net, both)
+    spatial = trees.cast(job.bundle.load("spatial"), np.float32)
+
+    def mine(p: Any) -> tuple[Any, Any]:
+        tokens = ImageProjection(cfg).apply({"params": p["projection"]}, jnp.asarray(image))
+        whole = trees.merge(spatial, p["unet"])
+        context = Context(jnp.asarray(text), tokens)
+        return tokens, UNet(unet).apply({"params": whole}, x, t, context)[:, 0]
+
+    ours = _ours(mine, job)
+    return "diffusers' IP-Adapter", [(ours[0], tokens), (ours[1], _last(theirs))]
+
+
+def _control(job: Job) -> tuple[str, Pairs]:
+    cfg, t = job.piece.config, np.float32([999, 7])
+    x = job.noise(2, 1, 13, 9, cfg.unet.in_channels)
+    text = job.noise(2, 7, cfg.unet.context_width)
+    pixels = abs(job.noise(2, 13 * cfg.condition_factor, 9 * cfg.condition_factor, 3))
+    theirs = _theirs(
+        reference.module(job.piece, job.dtype, job.unet),
+        lambda net: net(
+            _first(x[:, 0]), _torch(t), _torch(text), _first(pixels), return_dict=False
+        ),
+    )
+    context = Context(jnp.asarray(text))
+    skips, middle = _ours(
+        lambda p: ControlNet(cfg).apply({"params": p}, x, t, context, jnp.asarray(pixels)), job
+    )
+    pairs = [(a, _last(b)) for a, b in zip((*skips, middle), (*theirs[0], theirs[1]))]
+    return "diffusers' ControlNetModel", pairs
+
+
+_COMPARISONS: dict[str, Callable[[Job], tuple[str, Pairs]]] = {
+    "unet": _unet,
+    "vae": _vae,
+    "text_encoder": _text,
+    "image_encoder": _vision,
+    "motion": _motion,
+    "image_adapter": _adapter,
+    "controlnet": _control,
+}
+
+
+def _theirs(net: torch.nn.Module, run: Callable[[Any], Any]) -> Any:
+    """What PyTorch says, as NumPy; the network is gone afterwards."""
+    with torch.no_grad():
+        out = run(net)
+    del net
+    gc.collect()
+    return jax.tree.map(lambda value: value.numpy(), out)
+
+
+def _ours(run: Callable[[Any], Any], job: Job) -> Any:
+    """What the stored parameters say. Compiled quickly: the program runs once."""
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    return jax.tree.map(np.asarray, jax.jit(run, compiler_options=options)(job.ours))
+
+
+def _torch(array: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array))
+
+
+def _first(array: np.ndarray) -> torch.Tensor:
+    """[..., H, W, C] -> torch's [..., C, H, W]."""
+    return _torch(np.moveaxis(array, -1, -3))
+
+
+def _last(array: Any) -> np.ndarray:
+    """[..., C, H, W] -> [..., H, W, C]."""
+    return np.moveaxis(np.asarray(array), -3, -1)

@@ -1,0 +1,85 @@
+"""Whether the parts of a cascade fit together, said before anything is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mv2_jax.config import ControlNetConfig, UNetConfig
+from mv2_jax.convert.pieces import Piece
+from mv2_jax.errors import InputError
+
+# What a ControlNet's body and the UNet that it steers have in common.
+_BODY = ("channels", "layers_per_block", "transformers", "mid_transformers", "context_width")
+
+
+def check(built: Mapping[str, Piece]) -> None:
+    """Compares what the parts hand to one another.
+
+    Raises:
+        InputError: two parts that do not fit; both are named.
+    """
+    unet = built["spatial"].config
+    for name, piece in built.items():
+        if name in _CHECKS:
+            _CHECKS[name](piece, unet, built)
+
+
+def spatial(piece: Piece) -> None:
+    """Whether a UNet can be the video stages'. Raises InputError where it cannot."""
+    cfg, asked = piece.config, piece.found.asked
+    if cfg.in_channels != cfg.out_channels:
+        raise InputError(
+            f"{asked} is a UNet that takes {cfg.in_channels} channels (inpainting, say); one of "
+            f"{cfg.out_channels} is needed"
+        )
+    if cfg.pooled_width is not None:
+        raise InputError(
+            f"{asked} is {piece.found.part.title}; the video stages take an SD1.5 one, and SDXL "
+            "goes to --t2i"
+        )
+
+
+def _vae(piece: Piece, unet: UNetConfig, built: Mapping[str, Piece]) -> None:
+    _same(piece, piece.config.plane_channels, unet.in_channels, "latent channels", "the UNet")
+
+
+def _text(piece: Piece, unet: UNetConfig, built: Mapping[str, Piece]) -> None:
+    if "OpenCLIP" in piece.found.part.layout:
+        raise InputError(
+            f"{piece.found.asked}: a single-file checkpoint of SD2 is not supported; give the "
+            "folder that diffusers saves"
+        )
+    _same(piece, piece.config.width, unet.context_width, "wide", "the UNet")
+
+
+def _image_attn(piece: Piece, unet: UNetConfig, built: Mapping[str, Piece]) -> None:
+    cfg = piece.config
+    _same(piece, cfg.out_width, unet.context_width, "wide", "the UNet")
+    if "image_encoder" in built:
+        encoder = built["image_encoder"].config
+        gives = encoder.width if cfg.kind == "resampler" else encoder.projection
+        _same(piece, cfg.in_width, gives, "features wide", "the image encoder")
+
+
+def _control(piece: Piece, unet: UNetConfig, built: Mapping[str, Piece]) -> None:
+    cfg: ControlNetConfig = piece.config
+    for name in _BODY:
+        ours, theirs = getattr(cfg.unet, name), getattr(unet, name)
+        _same(piece, ours, theirs, name.replace("_", " "), "the UNet")
+    if "vae" in built and cfg.condition_factor != built["vae"].config.factor:
+        raise InputError(
+            f"{piece.found.asked} takes pictures {cfg.condition_factor} times the latents' plane, "
+            f"but the VAE's are {built['vae'].config.factor} times it"
+        )
+
+
+def _same(piece: Piece, ours: Any, theirs: Any, what: str, other: str) -> None:
+    if ours != theirs:
+        raise InputError(
+            f"{piece.found.asked} ({piece.found.part.title}) does not fit {other}: {what} {ours}, "
+            f"not {theirs}"
+        )
+
+
+_CHECKS = {"vae": _vae, "text_encoder": _text, "image_attn": _image_attn, "control": _control}

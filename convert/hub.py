@@ -1,0 +1,78 @@
+"""Where a source is: a path here, or an id of the model hub, brought here by huggingface_hub.
+
+    runwayml/stable-diffusion-v1-5                   a whole pipeline
+    h94/IP-Adapter/models/ip-adapter_sd15.bin        one file of a repository
+    h94/IP-Adapter/models/image_encoder              one folder of it
+
+What was fetched before is found in the hub's own cache, without a network too.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from mv2_jax.convert.sources import PICKLES
+from mv2_jax.errors import InputError
+
+_ID = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(/(?P<inside>[\w./-]+))?")
+# A pipeline's parts; a repository's root may hold the same weights many times over.
+PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "scheduler", "image_encoder")
+
+
+def local(source: str, variant: str | None = None) -> Path:
+    """The path of a source.
+
+    Args:
+        source: a path, or a hub id. What exists here is never looked for elsewhere.
+        variant: of a repository that holds several precisions, the one to fetch ("fp16").
+
+    Raises:
+        InputError: neither a path that exists nor an id that can be had.
+    """
+    path = Path(source).expanduser()
+    if path.exists():
+        return path.absolute()
+    match = _ID.fullmatch(source)
+    if match is None or path.is_absolute():
+        raise InputError(f"there is no {source}")
+    try:
+        return _fetch(match["repository"], match["inside"], variant)
+    except InputError:
+        raise
+    except ImportError:
+        raise InputError(
+            f"there is no {source} here; to fetch it from the hub: pip install 'mv2-jax[convert]'"
+        ) from None
+    except Exception as error:
+        # The hub raises dozens of kinds; all of them mean that it is not to be had.
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"there is no {source} here, and the hub does not give it ({reason})"
+        ) from None
+
+
+def _fetch(repository: str, inside: str | None, variant: str | None) -> Path:
+    from huggingface_hub import hf_hub_download, snapshot_download
+
+    if inside and Path(inside).suffix in (".safetensors", *PICKLES):
+        return Path(hf_hub_download(repository, inside))
+    folders = [inside] if inside else ["", *PARTS]
+    for suffix in (".safetensors", ".bin"):
+        patterns = [f"{folder}/*.json".lstrip("/") for folder in folders]
+        # At a repository's root only what is in the parts' folders, or what transformers names.
+        stems = {"": ["model", "diffusion_pytorch_model", "pytorch_model"]}
+        for folder in folders:
+            for stem in stems.get(folder, ["*"]):
+                patterns.append(f"{folder}/{stem}*{suffix}".lstrip("/"))
+        if variant is None:
+            skip = ["*.fp16.*", "*.bf16.*", "*.non_ema.*", "*.fp16-*", "*.non_ema-*"]
+        else:
+            skip = []
+            patterns = [p.replace(suffix, f"{variant}*{suffix}") for p in patterns]
+        root = Path(snapshot_download(repository, allow_patterns=patterns, ignore_patterns=skip))
+        found = root / (inside or "")
+        if any(found.rglob(f"*{suffix}")):
+            return found
+    what = f"{variant} weights" if variant else "weights"
+    raise InputError(f"{repository} holds no {what}{f' in {inside}' if inside else ''}")

@@ -1,0 +1,127 @@
+"""Networks on their way into a cascade folder, each from a source found and recognised.
+
+A `Piece` says which of a source's tensors fill which tree by which table; `pending` makes of it a
+tree that is read, changed and written one tensor at a time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mv2_jax import params
+from mv2_jax.config import UNetConfig
+from mv2_jax.convert import engine, merge, targets
+from mv2_jax.convert.checkpoint import Found
+from mv2_jax.convert.sources import spec
+from mv2_jax.convert.tables import ip_attention
+from mv2_jax.errors import InputError
+from mv2_jax.tensorfile import Spec
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """One component: the tensors of `found`, by `table`, into a tree of `target`'s shapes.
+
+    `changes` are what LoRAs add to its leaves; `loras` are their paths and weights.
+    """
+
+    found: Found
+    target: params.Tree
+    config: Any
+    table: engine.Table
+    changes: merge.Changes = dataclasses.field(default_factory=dict)
+    loras: tuple[tuple[str, float], ...] = ()
+
+    @functools.cached_property
+    def stored(self) -> dict[str, Spec]:
+        """Every leaf's shape, and the type that it has in the source.
+
+        Raises:
+            InputError: the source does not fit; the message names the misfits.
+        """
+        tensors = self.found.part.tensors
+        try:
+            specs = {name: spec(tensors, name) for name in tensors}
+            return engine.stored(specs, self.table, self.target)
+        except ValueError as error:
+            raise InputError(f"{self.found.asked}: {self.found.part.title}: {error}") from None
+
+    def pending(self, dtype: Any = None) -> params.Pending:
+        """The tree, in `dtype` or (None) in the source's own types.
+
+        Raises:
+            InputError: as `stored`; and where it is made, numbers that are not finite or that
+                `dtype` cannot hold.
+        """
+        specs = {
+            name: Spec(known.shape, _kept(known.dtype, dtype))
+            for name, known in self.stored.items()
+        }
+        return params.Pending(specs, lambda: self._leaves(specs))
+
+    def _leaves(self, specs: Mapping[str, Spec]) -> Iterator[tuple[str, np.ndarray]]:
+        pairs = engine.stream(self.found.part.tensors, self.table, self.target)
+        try:
+            for name, array in merge.changed(pairs, self.changes):
+                with np.errstate(over="ignore"):  # the check below names the leaf
+                    cast = array.astype(specs[name].dtype, copy=False)
+                overflows = cast.dtype == np.float16 != array.dtype and np.isinf(cast).any()
+                # What was not finite before, the stream reports at its end.
+                if overflows and np.isfinite(array).all():
+                    raise InputError(
+                        f"{self.found.asked}: {name} has numbers that float16 cannot hold; "
+                        "convert with --dtype bfloat16"
+                    )
+                yield name, cast
+        except engine.ConversionError as error:
+            raise InputError(f"{self.found.asked}: {error}") from None
+
+    def with_changes(self, changes: merge.Changes, path: str, weight: float) -> Piece:
+        """This piece with one LoRA more."""
+        both = {leaf: list(known) for leaf, known in self.changes.items()}
+        for leaf, more in changes.items():
+            both.setdefault(leaf, []).extend(more)
+        return dataclasses.replace(self, changes=both, loras=(*self.loras, (path, weight)))
+
+
+def _kept(stored: np.dtype, wanted: Any) -> np.dtype:
+    """The type that a leaf gets: only floating-point numbers are cast."""
+    floating = stored.kind == "f" or stored.name.startswith(("bfloat", "float8"))
+    return stored if wanted is None or not floating else np.dtype(wanted)
+
+
+def plain(found: Found) -> Piece:
+    """A piece that depends on no other: a text or image encoder, a VAE, a ControlNet, a UNet."""
+    part = found.part
+    make = {
+        "unet": lambda cfg: targets.unet(cfg)["spatial"],
+        "vae": targets.vae,
+        "text_encoder": targets.text,
+        "image_encoder": targets.vision,
+        "controlnet": targets.controlnet,
+    }[part.kind]
+    return Piece(found, make(part.config), part.config, part.table)
+
+
+def motion(found: Found, unet: UNetConfig) -> Piece:
+    """Motion modules for a spatial UNet."""
+    cfg = found.part.config
+    target = targets.unet(dataclasses.replace(unet, motion=cfg))["motion"]
+    return Piece(found, target, cfg, found.part.table)
+
+
+def image_attention(found: Found, unet: UNetConfig) -> Piece:
+    """An IP-Adapter: its image projection, and its keys and values for a spatial UNet."""
+    cfg = dataclasses.replace(unet, image_tokens=True)
+    target = {
+        "projection": targets.image_projection(found.part.config),
+        "unet": targets.unet(cfg)["image_attn"],
+    }
+    table = [*found.part.table, *engine.under(ip_attention.rules(cfg), target="unet/")]
+    return Piece(found, target, found.part.config, table)

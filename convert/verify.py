@@ -1,0 +1,129 @@
+"""`mv2 verify`: does a cascade compute what PyTorch computes from the sources it was made of?
+
+Every component's source is loaded into the network that diffusers or transformers has for it, and
+both sides get the same random inputs in fp32, from the weights as they are stored here. One side is
+in memory at a time.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mv2_jax import bundle as bundles
+from mv2_jax import files
+from mv2_jax.convert import cli
+from mv2_jax.errors import InputError
+
+BOUND = 1e-4  # of the largest difference, as a share of the largest magnitude; fp32 on both sides
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How far two networks are apart: as shares of the reference's largest magnitude."""
+
+    component: str
+    against: str
+    largest: float
+    mean: float
+
+    @property
+    def same(self) -> bool:
+        """Whether that is rounding. NaN is not."""
+        return self.largest <= BOUND
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs `mv2 verify`; returns the exit code: 0 all the same, 1 some differ.
+
+    Raises:
+        InputError: a folder that `mv2 convert` did not write, or sources that are gone or changed.
+    """
+    args = _parser().parse_args(list(arguments))
+    bundle = bundles.read(args.folder)
+    origins = read_origins(bundle)
+    names = args.component or list(bundle.components)
+    for name in names:
+        bundle.config(name)  # says what is there, for a name that is not
+    bundle.verify(names)
+    with cli.needs("torch", "diffusers", "transformers"):
+        from mv2_jax.convert import compare
+    _unchanged(origins)
+    built = compare.rebuild(bundle, origins)
+    print(f"{'component':<18} {'largest':>9} {'mean':>9}  verdict (bound {BOUND:g})")
+    worst = 0
+    for name in names:
+        if name not in origins:
+            print(f"{name:<18} {'':>9} {'':>9}  has no source to compare with")
+            continue
+        verdict = compare.component(bundle, built, name)
+        word = "the same as" if verdict.same else "DIFFERENT from"
+        print(
+            f"{name:<18} {verdict.largest:9.1e} {verdict.mean:9.1e}  {word} {verdict.against}",
+            flush=True,
+        )
+        worst |= not verdict.same
+    return worst
+
+
+def read_origins(bundle: bundles.Bundle) -> dict[str, Any]:
+    """Where each component came from. Raises InputError where nothing says so."""
+    path = bundle.folder / "sources.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(
+            f"{bundle.folder} was not made by mv2 convert: there is no {path.name} in it"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is damaged ({error})") from None
+
+
+def _unchanged(origins: Mapping[str, Any]) -> None:
+    """Compares the sources' checksums with those at conversion; a source in two slots once."""
+    from mv2_jax.convert import sources
+
+    sums = functools.cache(files.sha256)
+    for name, origin in origins.items():
+        path = origin["path"]
+        try:
+            now = {file.name: sums(file) for file in sources.paths(path, origin["variant"])}
+        except (OSError, ValueError):
+            raise InputError(f"{name}: its source {path} is gone") from None
+        if now != origin["sha256"]:
+            raise InputError(f"{name}: its source {path} has changed since; convert it again")
+
+
+def apart(component: str, against: str, pairs: Sequence[tuple[Any, Any]]) -> Verdict:
+    """The verdict on (ours, theirs) arrays: the worst of all pairs."""
+    largest, mean = 0.0, 0.0
+    for ours, theirs in pairs:
+        ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+        if ours.shape != theirs.shape:
+            raise ValueError(f"{component}: {ours.shape} against {theirs.shape}")
+        gap = np.abs(ours - theirs) / np.abs(theirs).max()
+        # max() of Python would lose a NaN that comes second.
+        largest, mean = np.fmax(largest, gap.max()), np.fmax(mean, gap.mean())
+        if not np.isfinite(gap).all():
+            largest = mean = float("nan")
+            break
+    return Verdict(component, against, float(largest), float(mean))
+
+
+def _parser() -> cli.Parser:
+    parser = cli.Parser(
+        prog="mv2 verify",
+        description="Compares every network of a converted cascade with PyTorch's, filled from the "
+        "same sources, on random inputs. The sources must lie where they were converted from.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("folder", metavar="DIR", help="a cascade folder that mv2 convert wrote")
+    parser.add_argument(
+        "--component", action="append", metavar="NAME", help="only this one (all); repeat for more"
+    )
+    return parser

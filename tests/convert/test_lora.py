@@ -1,0 +1,213 @@
+"""LoRAs of every naming change the weights that a merge by hand changes, by as much."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from mv2_jax.config import MotionConfig, UNetConfig
+from mv2_jax.convert import ldm, lora, merge, targets
+from mv2_jax.convert.engine import exported
+from mv2_jax.convert.tables import unet as unet_table
+from mv2_jax.errors import InputError
+from mv2_jax.params import flatten
+
+CFG = UNetConfig(
+    channels=(32, 64), layers_per_block=1, transformers=(1, 0), heads=(8, 8), context_width=32
+)
+TREE = targets.unet(CFG)["spatial"]
+RANK, ALPHA, WEIGHT = 3, 6.0, 0.7
+Q = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+OUT = "up_blocks.1.attentions.1.transformer_blocks.0.attn2.to_out.0"
+
+
+def leaf(module):
+    """The leaf of a module's weight, found by the UNet's own table."""
+    return exported(flatten(TREE), unet_table.rules(CFG))[f"{module}.weight"][1][0]
+
+
+def halves(seed, shape=(32, 32)):
+    rng = np.random.default_rng(seed)
+    down, up = rng.normal(size=(RANK, shape[1])), rng.normal(size=(shape[0], RANK))
+    return down.astype(np.float32), up.astype(np.float32)
+
+
+class WithMetadata(dict):
+    @property
+    def metadata(self):
+        return {"lora_adapter_metadata": json.dumps({"unet.lora_alpha": ALPHA, "unet.r": RANK})}
+
+
+def old(module):
+    stem, _, last = module.removesuffix(".0").rpartition(".")
+    return f"{stem}.processor.{last}_lora"
+
+
+def spellings():
+    """The same two products as every program writes them, and the scale that they carry."""
+    sgm = {
+        Q: "input_blocks_1_1_transformer_blocks_0_attn1_to_q",
+        OUT: "output_blocks_3_1_transformer_blocks_0_attn2_to_out_0",
+    }
+    alpha = np.float32(ALPHA)
+
+    def write(name, keys, tail, cls=dict):
+        source = cls()
+        for seed, module in enumerate((Q, OUT)):
+            down, up = halves(seed)
+            stem = name(module)
+            source[f"{stem}{keys[0]}.weight"], source[f"{stem}{keys[1]}.weight"] = down, up
+            if tail:
+                source[f"{stem}.alpha"] = alpha
+        return source
+
+    kohya, peft = (".lora_down", ".lora_up"), (".lora_A", ".lora_B")
+    return {
+        "kohya": (write(lambda m: f"lora_unet_{m.replace('.', '_')}", kohya, True), ALPHA / RANK),
+        "kohya-ldm": (write(lambda m: f"lora_unet_{sgm[m]}", kohya, True), ALPHA / RANK),
+        "peft": (write(lambda m: f"unet.{m}", peft, False), 1.0),
+        "peft-base": (write(lambda m: f"base_model.model.{m}", peft, False), 1.0),
+        "metadata": (write(lambda m: f"unet.{m}", peft, False, WithMetadata), ALPHA / RANK),
+        "diffusers": (write(lambda m: f"unet.{m}", (".lora.down", ".lora.up"), False), 1.0),
+        "processor": (write(old, (".down", ".up"), False), 1.0),
+    }
+
+
+@pytest.mark.parametrize("spelling", spellings())
+def test_every_spelling_is_the_merge_by_hand(spelling):
+    source, scale = spellings()[spelling]
+    assert lora.is_lora(source)
+    changes = merge.fit(
+        lora.products(source, {}), {"unet": merge.Layers.of_unet(CFG, TREE)}, WEIGHT
+    )["unet"]
+    assert changes.keys() == {leaf(Q), leaf(OUT)}
+    base = np.random.default_rng(9).normal(size=(32, 32)).astype(np.float32)
+    merged = dict(merge.changed([(leaf(Q), base), (leaf(OUT), base), ("x", base)], changes))
+    np.testing.assert_array_equal(merged["x"], base)
+    for seed, module in enumerate((Q, OUT)):
+        down, up = (part.astype(np.float64) for part in halves(seed))
+        # A kernel is the transposed weight.
+        expected = base + WEIGHT * scale * (up @ down).T
+        np.testing.assert_allclose(merged[leaf(module)], expected, rtol=0, atol=3e-6)
+
+
+def test_kohyas_names_mean_what_diffusers_says():
+    conversion = pytest.importorskip("diffusers.loaders.lora_conversion_utils")
+    import torch
+
+    layers = merge.Layers.of_unet(CFG, TREE)
+    table = exported(flatten(TREE), unet_table.rules(CFG))
+    attention = [k.removesuffix(".weight") for k in table if ".attn" in k and k.endswith("weight")]
+    assert len(attention) == 32  # four transformers of two attentions of four layers
+    for module in attention:
+        name = f"lora_unet_{module.replace('.', '_')}"
+        file = {f"{name}.lora_down.weight": torch.ones(1, 2), f"{name}.alpha": torch.tensor(1.0)}
+        file[f"{name}.lora_up.weight"] = torch.ones(2, 1)
+        theirs, _ = conversion._convert_non_diffusers_lora_to_diffusers(file)
+        said = re.match(r"unet\.(.+)\.processor\.(to_\w+)_lora\.", next(iter(theirs)))
+        assert f"{said[1]}.{said[2]}" == module.removesuffix(".0")
+        assert layers.find(module.replace(".", "_")).leaf == leaf(module)
+
+
+def test_every_layer_is_found_by_its_ldm_name():
+    layers = merge.Layers.of_unet(CFG, TREE)
+    modules = ldm.unet_modules(2, 1)
+    for old_name, new in modules.items():
+        kernel = layers.places.get(new.replace(".", "_"))
+        if kernel is not None:
+            assert layers.find(old_name.replace(".", "_")) == kernel
+
+
+def test_convolutions():
+    """LoCon with and without a middle, and a plain pair on a 1x1 convolution."""
+    rng = np.random.default_rng(0)
+    conv, point = "down_blocks.0.resnets.0.conv1", "down_blocks.0.attentions.0.proj_in"
+    down = rng.normal(size=(RANK, 32, 3, 3)).astype(np.float32)
+    up = rng.normal(size=(32, RANK, 1, 1)).astype(np.float32)
+    thin = rng.normal(size=(RANK, 32, 1, 1)).astype(np.float32)
+    mid = rng.normal(size=(RANK, RANK, 3, 3)).astype(np.float32)
+
+    def change(module, **parts):
+        name = f"lora_unet_{module.replace('.', '_')}"
+        source = {f"{name}.lora_{part}.weight": value for part, value in parts.items()}
+        layers = {"unet": merge.Layers.of_unet(CFG, TREE)}
+        found = merge.fit(lora.products(source, {}), layers)["unet"][leaf(module)]
+        return found[0].value()
+
+    expected = np.einsum("orxy,rihw->hwio", up.astype(np.float64), down)
+    np.testing.assert_allclose(change(conv, down=down, up=up), expected, rtol=0, atol=5e-6)
+    # Three convolutions one after another are one: what goes in, through the middle, out.
+    expected = np.einsum("op,prhw,ri->hwio", up[..., 0, 0].astype(np.float64), mid, thin[..., 0, 0])
+    got = change(conv, down=thin, up=up, mid=mid)
+    np.testing.assert_allclose(got, expected, rtol=0, atol=2e-5)
+    got = change(point, down=thin, up=up)
+    expected = (up[..., 0, 0].astype(np.float64) @ thin[..., 0, 0]).T
+    np.testing.assert_allclose(got, expected, rtol=0, atol=2e-6)
+
+
+def test_motion_loras_in_both_namings():
+    cfg = MotionConfig(max_frames=8)
+    tree = targets.unet(UNetConfig(**{**vars(CFG), "motion": cfg}))["motion"]
+    layers = {"unet": merge.Layers.of_motion(cfg, tree)}
+    place = "down_blocks.0.motion_modules.0"
+    block = "temporal_transformer.transformer_blocks.0.attention_blocks.1.processor"
+    names = (
+        f"{place}.{block}.to_k_lora.{{}}.weight",
+        f"unet.{place}.transformer_blocks.0.attn2.processor.to_k_lora.{{}}.weight",
+    )
+    down, up = halves(0)
+    for name in names:
+        source = {name.format("down"): down, name.format("up"): up}
+        changes = merge.fit(lora.products(source, {}), layers)["unet"]
+        wanted = "down_blocks_0/motion_modules_0/transformer_blocks_0/attn2/attn/to_k/kernel"
+        assert list(changes) == [wanted]
+
+
+def test_text_encoders_are_kept_apart():
+    down, up = halves(0)
+    names = {"lora_te1_text_model_encoder_layers_0_mlp_fc1": "text"}
+    names["lora_te2_text_model_encoder_layers_0_mlp_fc1"] = "text_2"
+    names["text_encoder_2.text_model.encoder.layers.0.mlp.fc1"] = "text_2"
+    names["lora_te_text_model_encoder_layers_0_mlp_fc1"] = "text"
+    from mv2_jax.config import TextConfig
+
+    cfg = TextConfig(vocab_size=9, max_length=7, width=32, layers=1, heads=1, mlp_width=32)
+    layers = merge.Layers.of_text(targets.text(cfg))
+    for name, model in names.items():
+        source = {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up}
+        networks = {"text": layers, "text_2": layers}
+        assert list(merge.fit(lora.products(source, {}), networks)) == [model]
+
+
+@pytest.mark.parametrize(
+    "change, text",
+    [
+        ({"lora_unet_x.hada_w1_a": 1}, "this is a LoHa"),
+        ({"lora_unet_x.lokr_w1": 1}, "this is a LoKr"),
+        ({"lora_unet_x.dora_scale": 1}, "this is a DoRA"),
+        ({"lora_unet_x.lora_down.weight": 1}, "halves of a product alone: lora_unet_x"),
+        ({"mystery": 1}, "tensors that no LoRA has.*mystery"),
+    ],
+)
+def test_other_methods_and_halves_are_refused(change, text):
+    source = {**spellings()["kohya"][0], **{k: np.ones((2, 2), np.float32) for k in change}}
+    with pytest.raises(InputError, match=text):
+        lora.products(source, {})
+
+
+def test_what_has_no_place_is_refused_whole():
+    layers = {"unet": merge.Layers.of_unet(CFG, TREE)}
+    down, up = halves(0)
+    source, _ = spellings()["kohya"]
+    far = {"lora_unet_far_away.lora_down.weight": down, "lora_unet_far_away.lora_up.weight": up}
+    with pytest.raises(InputError, match="no such layer: lora_unet_far_away"):
+        merge.fit(lora.products({**source, **far}, {}), layers)
+    wide = {f"unet.{Q}.lora_A.weight": halves(0, (32, 64))[0], f"unet.{Q}.lora_B.weight": up}
+    with pytest.raises(InputError, match=r"another size: unet.down_blocks"):
+        merge.fit(lora.products(wide, {}), layers)
+    down[0, 0] = np.nan
+    bad = {f"unet.{Q}.lora_A.weight": down, f"unet.{Q}.lora_B.weight": up}
+    (change,) = merge.fit(lora.products(bad, {}), layers)["unet"][leaf(Q)]
+    with pytest.raises(InputError, match="not finite"):
+        change.value()

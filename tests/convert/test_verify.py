@@ -1,0 +1,92 @@
+"""`mv2 verify` finds a converted cascade the same as its sources in PyTorch, and tells when not."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from mv2_jax import bundle, cli, files
+from mv2_jax.convert import verify
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("diffusers")
+
+
+def test_verdicts():
+    ours, theirs = np.float32([1.0, 2.0, -4.0]), np.float32([1.0, 2.0, -4.0004])
+    verdict = verify.apart("x", "y", [(ours, ours), (ours, theirs)])
+    assert not verdict.same and abs(verdict.largest - 1e-4) < 1e-6
+    assert verify.apart("x", "y", [(ours, ours)]).same
+    broken = [(ours, ours), (ours * np.nan, ours)]
+    assert not verify.apart("x", "y", broken).same
+    assert not verify.apart("x", "y", broken[::-1]).same
+
+
+@pytest.fixture(scope="module")
+def whole(sources, tmp_path_factory):
+    root = tmp_path_factory.mktemp("verified")
+    down, up = np.random.default_rng(0).normal(size=(2, 4, 32)).astype(np.float32)
+    stem = "unet.up_blocks.1.attentions.0.transformer_blocks.0.attn2.to_v"
+    lora = {f"{stem}.lora_A.weight": down, f"{stem}.lora_B.weight": np.ascontiguousarray(up.T)}
+    save_file(lora, root / "style.safetensors")
+    flags = {"unet": "pipeline", "motion": "motion", "image-adapter": "adapter.safetensors"}
+    flags |= {"image-encoder": "vision", "controlnet": "controlnet"}
+    words = [str(w) for name, path in flags.items() for w in (f"--{name}", sources / path)]
+    sizes = "--t2i-size 16x16 --i2v-size 16x16 --v2v-size 16x16 --frames 2".split()
+    words += ["--lora", f"{root / 'style.safetensors'}:0.5", "-o", str(root / "cascade")]
+    assert cli.main(["convert", *words, *sizes]) == 0
+    return root / "cascade"
+
+
+@pytest.mark.slow
+def test_every_component_is_the_same(whole, capsys):
+    assert cli.main(["verify", str(whole)]) == 0
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert len(lines) == 8 and all("the same as" in line for line in lines)
+    for line in lines:
+        assert float(line.split()[1]) < 5e-6, line
+
+
+@pytest.mark.slow
+def test_a_converted_cascade_makes_a_video(whole, tmp_path):
+    steps = "--t2i-steps 1 --i2v-steps 1 --v2v-steps 1 --between 1".split()
+    out = tmp_path / "v.mp4"
+    words = ["a lighthouse in a storm, oil painting", "--weights", str(whole), "-o", str(out)]
+    assert cli.main(["generate", *words, *steps]) == 0
+    side = json.loads(out.with_suffix(".json").read_text())
+    assert side["result"]["frames"] == 3 and out.stat().st_size > 500
+
+
+def test_a_difference_is_found(whole, tmp_path, capsys):
+    """One attention head's weights changed in the folder, its checksum made right again."""
+    folder = tmp_path / "cascade"
+    shutil.copytree(whole, folder)
+    path = folder / "text_encoder.safetensors"
+    leaves = load_file(path)
+    name = "encoder/layers_1/self_attn/v_proj/kernel"
+    leaves[name] = leaves[name] * np.float16(1.01)
+    save_file(leaves, path)
+    index = json.loads((folder / bundle.INDEX).read_text())
+    entry = index["components"]["text_encoder"]
+    entry |= {"sha256": files.sha256(path), "bytes": path.stat().st_size}
+    (folder / bundle.INDEX).write_text(json.dumps(index))
+    assert cli.main(["verify", str(folder), "--component", "text_encoder"]) == 1
+    assert "DIFFERENT from transformers' CLIP" in capsys.readouterr().out
+
+
+def test_sources_that_changed_or_went_are_named(whole, tmp_path, capsys):
+    folder = tmp_path / "cascade"
+    shutil.copytree(whole, folder)
+    origins = json.loads((folder / "sources.json").read_text())
+    for change, text in (
+        ({"sha256": {}}, "has changed since; convert it again"),
+        ({"path": str(tmp_path / "no.safetensors")}, "no.safetensors is gone"),
+    ):
+        edited = {**origins, "vae": {**origins["vae"], **change}}
+        (folder / "sources.json").write_text(json.dumps(edited))
+        assert cli.main(["verify", str(folder)]) == 2
+        assert text in capsys.readouterr().err
+    assert cli.main(["verify", str(bundle.SHIPPED)]) == 2
+    assert "was not made by mv2 convert" in capsys.readouterr().err
