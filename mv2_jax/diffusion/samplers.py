@@ -17,58 +17,45 @@ chunks, with the same result, and one compiled chunk serves every start (a stren
     for _ in range(0, 25, 5):
         state = chunk(params, state)  # jitted: sample(denoise, sampler, grid, state, 5)
 
-**A new sampler** is a function that returns a `Sampler`, and a line in `SAMPLERS`. What it
-remembers between steps is its `memory`, noise is drawn by `noise()`, and its grid says which
-points it visits.
+**A new sampler** is a function that returns a `Sampler` (see `solvers` and `multistep`), and a
+line in `SAMPLERS`. What it remembers between steps is its `memory`, noise is drawn by `noise()`,
+and its grid says which points it visits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mv2_jax.config import ScheduleConfig, nearest
+from mv2_jax.config import nearest
 from mv2_jax.diffusion import keys as named
-from mv2_jax.diffusion import prediction, schedules
+from mv2_jax.diffusion import prediction
+from mv2_jax.diffusion.multistep import dpmpp_2m, unipc
+from mv2_jax.diffusion.points import Denoise, Point, Sampler
 from mv2_jax.diffusion.schedules import Grid
+from mv2_jax.diffusion.solvers import ddim, euler, euler_a, lcm, tcd
 
-
-class Point(NamedTuple):
-    """A level of noise: the timestep that the network is told, and x = alpha * x0 + sigma * eps.
-
-    Scalars, traced.
-    """
-
-    t: jax.Array
-    alpha: jax.Array
-    sigma: jax.Array
-
-    @property
-    def k(self) -> jax.Array:
-        """sigma / alpha, the noise of the sigma-space form; infinite at zero signal."""
-        return self.sigma / self.alpha
-
-
-Denoise = Callable[[jax.Array, Point], jax.Array]
-
-
-class Sampler(NamedTuple):
-    """A sampler's three functions.
-
-    grid: `(ScheduleConfig, steps) -> Grid`, the points that it visits.
-    init: `x -> memory`, what its first step remembers (a tree; `()` if it needs nothing).
-    step: `(x, x0, now, then, memory, noise) -> (x, memory)`: from the sample `x` `[B, ...]` at
-        the point `now`, its denoised `x0`, to the point `then`; `noise()` draws standard normal
-        noise like x, new at every step, the same however the chain is cut into chunks.
-    """
-
-    grid: Callable[[ScheduleConfig, int], Grid]
-    init: Callable[[jax.Array], Any]
-    step: Callable[..., tuple[jax.Array, Any]]
+__all__ = [
+    "SAMPLERS",
+    "Denoise",
+    "Point",
+    "Sampler",
+    "State",
+    "ddim",
+    "denoiser",
+    "euler",
+    "get",
+    "point_at",
+    "renoise",
+    "sample",
+    "start",
+    "start_index",
+]
 
 
 class State(NamedTuple):
@@ -81,47 +68,19 @@ class State(NamedTuple):
     keys: jax.Array | None
 
 
-def ddim(eta: float | jax.Array = 0.0) -> Sampler:
-    """DDIM (arXiv 2010.02502, eq. 12 and 16), as diffusers' scheduler.
-
-    `eta` scales the noise of each step: 0 is the deterministic sampler, 1 is DDPM. A traced eta
-    changes without recompiling; Python's 0 leaves the noise out of the program.
-    """
-    deterministic = isinstance(eta, int | float) and eta == 0
-
-    def step(x, x0, now, then, memory, noise):
-        eps = prediction.eps_of(x, x0, now.alpha, now.sigma)
-        if deterministic:
-            return prediction.noised(x0, eps, then.alpha, then.sigma), memory
-        # The paper's sigma_t = eta sigma'/sigma sqrt(1 - alpha^2/alpha'^2) and what is left of
-        # sigma'^2, both in the ratio k'/k: so written they cancel at neither end of the schedule.
-        ratio = prediction.divide(now.alpha * then.sigma, now.sigma * then.alpha)
-        fresh = eta * then.sigma * jnp.sqrt(jnp.maximum((1.0 - ratio) * (1.0 + ratio), 0.0))
-        left = jnp.maximum((1.0 - eta) * (1.0 + eta) + (eta * ratio) ** 2, 0.0)
-        kept = prediction.noised(x0, eps, then.alpha, then.sigma * jnp.sqrt(left))
-        return kept + fresh * noise(), memory
-
-    return Sampler(schedules.ddim_grid, _nothing, step)
-
-
-def euler() -> Sampler:
-    """Euler's method on dy/dk = (y - x0) / k in sigma-space (arXiv 2206.00364, algorithm 2
-    without churn), as diffusers' EulerDiscreteScheduler."""
-
-    def step(x, x0, now, then, memory, noise):
-        # y + (k' - k) (y - x0) / k in another order: k may be 4096 and k' 12, and their difference
-        # would drown the sample.
-        y = x / now.alpha
-        return then.alpha * (x0 + (then.k / now.k) * (y - x0)), memory
-
-    return Sampler(schedules.euler_grid, _nothing, step)
-
-
-def _nothing(x: jax.Array) -> tuple[()]:
-    return ()
-
-
-SAMPLERS: dict[str, Callable[..., Sampler]] = {"ddim": ddim, "euler": euler}
+SAMPLERS: dict[str, Callable[..., Sampler]] = {
+    "ddim": ddim,
+    "euler": euler,
+    "euler_a": euler_a,
+    "dpmpp_2m": dpmpp_2m,
+    "dpmpp_2m_karras": partial(dpmpp_2m, karras=True),
+    "dpmpp_2m_sde": partial(dpmpp_2m, sde=True),
+    "dpmpp_2m_sde_karras": partial(dpmpp_2m, karras=True, sde=True),
+    "unipc": unipc,
+    "unipc_karras": partial(unipc, karras=True),
+    "lcm": lcm,
+    "tcd": tcd,
+}
 
 
 def get(name: str) -> Callable[..., Sampler]:
@@ -214,7 +173,8 @@ def sample(
         now = Point(columns.t[index], columns.alpha[index], columns.sigma[index])
         # No network is asked at `then`, so that its t is only that of the next visited point.
         t_next = columns.t[jnp.minimum(index + 1, grid.steps - 1)]
-        then = Point(t_next, columns.alpha_next[index], columns.sigma_next[index])
+        kept = None if columns.kept is None else columns.kept[index]
+        then = Point(t_next, columns.alpha_next[index], columns.sigma_next[index], kept)
 
         def noise() -> jax.Array:
             if state.keys is None:

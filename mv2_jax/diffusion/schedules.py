@@ -32,6 +32,8 @@ class Grid(NamedTuple):
     `t` is what the network is told. Where a step ends is stored beside where it starts because
     the two need not chain: see `ddim_grid`.
     `init_scale` is the scale `[]` of the standard normal noise that plain sampling starts from.
+    `kept`, for samplers that jump past a step's end and add noise to come back, is how much of
+    sigma_next is the sample's own noise; None for the others.
     """
 
     t: np.ndarray
@@ -40,6 +42,7 @@ class Grid(NamedTuple):
     alpha_next: np.ndarray
     sigma_next: np.ndarray
     init_scale: np.ndarray
+    kept: np.ndarray | None = None
 
     @property
     def steps(self) -> int:
@@ -94,10 +97,14 @@ def k_sigmas(cfg: ScheduleConfig) -> np.ndarray:
         return np.sqrt((1.0 - squared) / squared).astype(np.float32)
 
 
-def timesteps(cfg: ScheduleConfig, steps: int, *, fractional: bool = False) -> np.ndarray:
+def timesteps(
+    cfg: ScheduleConfig, steps: int, *, fractional: bool = False, ends: bool = False
+) -> np.ndarray:
     """The timesteps that sampling visits, `[steps]` float64, falling.
 
     `fractional` keeps the fractions of "linspace" (diffusers' Euler does, its DDIM rounds).
+    `ends` counts the clean end as one more point of "leading" and "linspace", and leaves it out
+    (diffusers' multistep solvers do).
     "leading" at 25 steps of 1000 starts at 961 with offset 1, the other two at 999.
 
     Raises:
@@ -110,12 +117,15 @@ def timesteps(cfg: ScheduleConfig, steps: int, *, fractional: bool = False) -> n
         raise ValueError(
             f"cannot sample in {steps} steps: the schedule has {total}; take 1..{total}"
         )
+    points = steps + ends
+    if points > total:
+        raise ValueError(f"cannot sample in {steps} steps: this sampler takes 1..{total - 1}")
     if cfg.spacing == "linspace":
         # np.linspace(0, end, 1) is the clean end alone: diffusers does the same at one step.
-        t = np.linspace(0, total - 1, steps, dtype=np.float32 if fractional else np.float64)
-        t = (t if fractional else np.round(t))[::-1].astype(np.float64)
+        t = np.linspace(0, total - 1, points, dtype=np.float32 if fractional else np.float64)
+        t = (t if fractional else np.round(t))[::-1].astype(np.float64)[:steps]
     elif cfg.spacing == "leading":
-        t = np.arange(steps)[::-1] * float(total // steps) + cfg.steps_offset
+        t = np.arange(points)[::-1][:steps] * float(total // points) + cfg.steps_offset
     else:
         # Cut: where the division leaves a rest, arange runs on to 0, which diffusers keeps and asks
         # its network for timestep -1 (at 61 steps, for one).
@@ -158,16 +168,94 @@ def euler_grid(cfg: ScheduleConfig, steps: int) -> Grid:
     Raises:
         ValueError: as `timesteps`.
     """
+    t = timesteps(cfg, steps, fractional=True)
+    k = np.interp(t, np.arange(cfg.train_steps), _finite_k(cfg))
+    visited = 1.0 / (1.0 + k**2)
+    scale = 1.0 if cfg.spacing == "leading" else (1.0 - visited[0]) ** 0.5
+    return _chain(t, visited, 1.0, scale)
+
+
+def multistep_grid(cfg: ScheduleConfig, steps: int, karras: bool = False) -> Grid:
+    """The grid of diffusers' DPMSolverMultistep and UniPC, whose steps chain and end without noise.
+
+    `karras` takes the noise levels of arXiv 2206.00364, eq. 5 with rho 7, between the schedule's
+    ends, whatever the spacing says; the network is told the nearest whole timestep, as in
+    diffusers (k-diffusion keeps the fraction). The plain start is standard normal noise.
+
+    Raises:
+        ValueError: as `timesteps`.
+    """
+    k, total = _finite_k(cfg), cfg.train_steps
+    t = timesteps(cfg, steps, ends=True)
+    if karras:
+        ramp = np.linspace(0, 1, steps)
+        levels = (k[-1] ** (1 / 7) + ramp * (k[0] ** (1 / 7) - k[-1] ** (1 / 7))) ** 7
+        t = np.round(np.interp(np.log(levels), np.log(k), np.arange(total)))
+    else:
+        levels = k[t.astype(np.int64)]
+    return _chain(t, 1.0 / (1.0 + levels**2), 1.0)
+
+
+def consistency_grid(cfg: ScheduleConfig, steps: int, original_steps: int = 50) -> Grid:
+    """The grid of diffusers' LCM: of the distilled solver's own points, evenly chosen ones.
+
+    The spacing and its offset are not asked. The plain start is standard normal noise.
+
+    Raises:
+        ValueError: `steps` is not in 1..original_steps, or those are more than the schedule has.
+    """
+    t = _distilled(cfg, steps, original_steps)
+    return _chain(t, _squared_signal(cfg)[t], 1.0)
+
+
+def trajectory_grid(
+    cfg: ScheduleConfig, steps: int, eta: float = 0.3, original_steps: int = 50
+) -> Grid:
+    """The grid of diffusers' TCD: `consistency_grid`'s points, and how far past each a step jumps.
+
+    The last step lands on timestep 0's own noise, or on none (`final_alpha_one`).
+
+    Raises:
+        ValueError: as `consistency_grid`, or `eta` is not in 0..1.
+    """
+    if not 0 <= eta <= 1:
+        raise ValueError(f"TCD's eta goes from 0 to 1, not {eta}")
+    squared, t = _squared_signal(cfg), _distilled(cfg, steps, original_steps)
+    grid = _chain(t, squared[t], 1.0 if cfg.final_alpha_one else squared[0])
+    # A little is added, so that 0.7 of 500 is 350 in any precision.
+    past = squared[np.floor((1.0 - eta) * np.append(t[1:], 0) + 1e-6).astype(np.int64)]
+    if cfg.final_alpha_one:
+        past[-1] = 1.0
+    kept = grid.alpha_next * np.sqrt((1.0 - past) / past)
+    return grid._replace(kept=kept.astype(np.float32))
+
+
+def _finite_k(cfg: ScheduleConfig) -> np.ndarray:
+    """sigma / alpha `[train_steps]` in float64, with a smallest signal where there is none."""
     squared = _squared_signal(cfg)
     if cfg.zero_terminal_snr:
         squared = np.append(squared[:-1], SMALLEST_SIGNAL)
-    t = timesteps(cfg, steps, fractional=True)
-    k = np.interp(t, np.arange(cfg.train_steps), np.sqrt((1.0 - squared) / squared))
-    visited = 1.0 / (1.0 + k**2)
-    landing = np.append(visited[1:], 1.0)
-    return _grid(
-        t, visited, landing, 1.0 if cfg.spacing == "leading" else (1.0 - visited[0]) ** 0.5
-    )
+    return np.sqrt((1.0 - squared) / squared)
+
+
+def _distilled(cfg: ScheduleConfig, steps: int, original_steps: int) -> np.ndarray:
+    """Whole timesteps `[steps]`, falling, of the `original_steps` of the distilled solver."""
+    if not 1 <= original_steps <= cfg.train_steps:
+        raise ValueError(
+            f"original_steps is {original_steps}; this schedule has {cfg.train_steps} steps"
+        )
+    if not 1 <= steps <= original_steps:
+        raise ValueError(
+            f"cannot sample in {steps} steps: a network distilled from {original_steps} takes "
+            f"1..{original_steps}"
+        )
+    all_steps = np.arange(original_steps, 0, -1) * (cfg.train_steps // original_steps) - 1
+    return all_steps[np.floor(np.linspace(0, original_steps, steps, endpoint=False)).astype(int)]
+
+
+def _chain(t: np.ndarray, visited: np.ndarray, end: float, init_scale: float = 1.0) -> Grid:
+    """A Grid whose steps land where the next one starts, and the last at squared signal `end`."""
+    return _grid(t, visited, np.append(visited[1:], end), init_scale)
 
 
 def _grid(t: np.ndarray, squared: np.ndarray, landing: np.ndarray, init_scale: float) -> Grid:

@@ -3,6 +3,8 @@
 Both kinds share one interface, so that a cascade names its tokenizer and nothing else changes:
 
 - `encode(texts) -> int32 [B, max_length]`, start and end tokens included;
+- `tokenize(text) -> ids` alone, `row(ids) -> int32 [max_length]`, and `in_rows`, whether its text
+  encoders read longer prompts as several rows: what `emphasis` makes marked prompts from;
 - `vocab_size`, `eos_token_id`, `max_length`, for the text encoder's config;
 - `unknown(text) -> [(word, nearest known word)]`, for a warning to the user;
 - `to_json() -> dict` of plain values and `from_json(dict)`, the form kept in a cascade folder.
@@ -15,16 +17,18 @@ from typing import Any, Protocol
 import numpy as np
 
 from mv2_jax.config import nearest
+from mv2_jax.text import emphasis
 from mv2_jax.text.bpe import CLIPTokenizer
 from mv2_jax.text.words import WordTokenizer
 
-__all__ = ["CLIPTokenizer", "Tokenizer", "WordTokenizer", "from_json"]
+__all__ = ["CLIPTokenizer", "Tokenizer", "WordTokenizer", "emphasis", "from_json"]
 
 
 class Tokenizer(Protocol):
     """What every tokenizer of this package offers."""
 
     max_length: int
+    in_rows: bool
 
     @property
     def vocab_size(self) -> int: ...
@@ -33,6 +37,10 @@ class Tokenizer(Protocol):
     def eos_token_id(self) -> int: ...
 
     def encode(self, texts: list[str]) -> np.ndarray: ...
+
+    def tokenize(self, text: str) -> list[int]: ...
+
+    def row(self, ids: list[int]) -> np.ndarray: ...
 
     def unknown(self, text: str) -> list[tuple[str, str]]: ...
 

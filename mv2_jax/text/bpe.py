@@ -108,6 +108,7 @@ class CLIPTokenizer:
     vocab_size = 49408
     bos_token_id = 49406
     eos_token_id = 49407
+    in_rows = True
 
     def __init__(self, max_length: int = 77, padding: str = "eos"):
         if padding not in _PADDINGS:
@@ -130,14 +131,17 @@ class CLIPTokenizer:
                     ids.extend(_word_ids(sub))
         return ids
 
+    def row(self, ids: list[int]) -> np.ndarray:
+        """int32 [max_length] of ids, at most max_length - 2: start, ids, end, padding."""
+        pad = self.eos_token_id if self.padding == "eos" else 0
+        row = np.full(self.max_length, pad, np.int32)
+        row[: len(ids) + 2] = [self.bos_token_id, *ids, self.eos_token_id]
+        return row
+
     def encode(self, texts: list[str]) -> np.ndarray:
         """Prompts -> int32 [B, max_length]."""
-        pad = self.eos_token_id if self.padding == "eos" else 0
-        rows = np.full((len(texts), self.max_length), pad, np.int32)
-        for row, text in zip(rows, texts):
-            ids = self.tokenize(text)[: self.max_length - 2]
-            row[: len(ids) + 2] = [self.bos_token_id, *ids, self.eos_token_id]
-        return rows
+        rows = [self.row(self.tokenize(text)[: self.max_length - 2]) for text in texts]
+        return np.asarray(rows, np.int32).reshape(-1, self.max_length)
 
     def unknown(self, text: str) -> list[tuple[str, str]]:
         """Always empty: bytes are tokens, so CLIP can spell every word."""

@@ -34,6 +34,7 @@ class WordTokenizer:
     """
 
     eos_token_id = END
+    in_rows = False  # its text encoders were trained on single rows
 
     def __init__(self, words: list[str], max_length: int = 20):
         if not words:
@@ -55,14 +56,20 @@ class WordTokenizer:
         """Words and special tokens together."""
         return len(self.words) + END + 1
 
+    def tokenize(self, text: str) -> list[int]:
+        """Ids of `text` alone: no start, no end, no limit; unknown words take the id UNKNOWN."""
+        return [self._ids.get(word, UNKNOWN) for word in split_words(text)]
+
+    def row(self, ids: list[int]) -> np.ndarray:
+        """int32 [max_length] of ids, at most max_length - 2: start, ids, end, padding."""
+        row = np.full(self.max_length, PAD, np.int32)
+        row[: len(ids) + 2] = [START, *ids, END]
+        return row
+
     def encode(self, texts: list[str]) -> np.ndarray:
         """Prompts -> int32 [B, max_length]; unknown words take the id UNKNOWN."""
-        rows = np.full((len(texts), self.max_length), PAD, np.int32)
-        for row, text in zip(rows, texts):
-            ids = [self._ids.get(word, UNKNOWN) for word in split_words(text)]
-            ids = ids[: self.max_length - 2]
-            row[: len(ids) + 2] = [START, *ids, END]
-        return rows
+        rows = [self.row(self.tokenize(text)[: self.max_length - 2]) for text in texts]
+        return np.asarray(rows, np.int32).reshape(-1, self.max_length)
 
     def unknown(self, text: str) -> list[tuple[str, str]]:
         """The words of `text` outside the vocabulary, each with the known word spelt most like it.

@@ -38,6 +38,22 @@ def test_equal_scales_in_three_ways_are_two_ways():
     close(guidance.combine(THREE, g, 3, POINT.k), guidance.combine(TWO, g, 2, POINT.k), 5e-6)
 
 
+@pytest.mark.parametrize(
+    "text, image, ways", [(1, 1, 1), (5, 5, 2), (0, 0, 2), (1, 3, 3), (3, 1, 3), (7.5, 1.5, 3)]
+)
+def test_the_fewest_ways_are_the_same_guidance(text, image, ways):
+    kept = guidance.fewest({"of": THREE}, 3, text, image)["of"]
+    assert kept.shape[0] == ways * B
+    g = guidance.make(text, image)
+    found = guidance.combine(kept, g, ways, POINT.k)
+    close(found, guidance.combine(THREE, g, 3, POINT.k), 5e-6)
+
+
+def test_two_ways_need_one_where_nothing_is_guided():
+    assert (guidance.fewest(TWO, 2, 1.0) == BOTH).all()
+    assert guidance.fewest(TWO, 2, 1.5) is TWO
+
+
 def test_scales_may_differ_by_sample():
     g = guidance.make(jnp.asarray([2.0, 6.0]), jnp.asarray([1.0, 3.0]))
     both = guidance.combine(THREE, g, 3, POINT.k)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +19,25 @@ torch = pytest.importorskip("torch")
 STEPS = 13  # divides nothing: every rounding and every uneven step is met
 SHAPE = (2, 3, 4, 4)
 THEIR_WORDS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
-THEIR_CLASSES = {"ddim": "DDIMScheduler", "euler": "EulerDiscreteScheduler"}
+KARRAS, SDE = {"use_karras_sigmas": True}, {"algorithm_type": "sde-dpmsolver++"}
+DPM, UNIPC = "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"
+THEIR_CLASSES = {
+    "ddim": ("DDIMScheduler", {}),
+    "euler": ("EulerDiscreteScheduler", {}),
+    "euler_a": ("EulerAncestralDiscreteScheduler", {}),
+    "dpmpp_2m": (DPM, {}),
+    "dpmpp_2m_karras": (DPM, KARRAS),
+    "dpmpp_2m_sde": (DPM, SDE),
+    "dpmpp_2m_sde_karras": (DPM, KARRAS | SDE),
+    "unipc": (UNIPC, {}),
+    "unipc_karras": (UNIPC, KARRAS),
+    "lcm": ("LCMScheduler", {}),
+    "tcd": ("TCDScheduler", {}),
+}
 # Measured worst of a whole trajectory, relative to its largest number; see `tolerance`.
 PLAIN_TOLERANCE, ZERO_TOLERANCE = 3e-6, 3e-5
+# Their Karras levels start from sigmas in float32, ours in float64 (measured: 6.6e-6).
+KARRAS_TOLERANCE = 1e-5
 
 
 def network(x, t, xp):
@@ -31,7 +48,8 @@ def network(x, t, xp):
 def oracle(name, cfg, **more):
     if name == "ddim":
         more |= {"clip_sample": False, "set_alpha_to_one": cfg.final_alpha_one}
-    scheduler = getattr(diffusers, THEIR_CLASSES[name])(
+    kind, options = THEIR_CLASSES[name]
+    scheduler = getattr(diffusers, kind)(
         beta_start=cfg.beta_start,
         beta_end=cfg.beta_end,
         beta_schedule=cfg.kind,
@@ -39,6 +57,7 @@ def oracle(name, cfg, **more):
         timestep_spacing=cfg.spacing,
         rescale_betas_zero_snr=cfg.zero_terminal_snr,
         prediction_type=THEIR_WORDS[cfg.prediction],
+        **options,
         **more,
     )
     scheduler.set_timesteps(STEPS)
@@ -47,7 +66,7 @@ def oracle(name, cfg, **more):
 
 def in_vp(scheduler, x, i):
     """Their sample before step i, in the variance-preserving form."""
-    if not hasattr(scheduler, "sigmas"):
+    if not type(scheduler).__name__.startswith("Euler"):
         return x.numpy()
     return (x / (scheduler.sigmas[i] ** 2 + 1) ** 0.5).numpy()
 
@@ -97,6 +116,15 @@ def tolerance(cfg):
 
 
 EPS = np.asarray(jax.random.normal(jax.random.key(0), SHAPE))
+KEYS = named.seeds([4, 8])
+
+
+def noise_of(i):
+    """What our samplers draw in step i."""
+    drawn = named.normal(named.fold(named.fold(KEYS, "sampler"), i), SHAPE[1:])
+    return torch.from_numpy(np.array(drawn))
+
+
 CASES = [
     (name, kind, spacing, zero)
     for name in ("ddim", "euler")
@@ -131,12 +159,7 @@ def test_ddim_ends_as_diffusers_ends(kind, final_alpha_one):
 @pytest.mark.parametrize("eta", [0.4, 1.0])
 def test_noisy_ddim_equals_diffusers_given_the_same_noise(eta):
     cfg = ScheduleConfig(prediction="v", spacing="trailing", zero_terminal_snr=True)
-    keys = named.seeds([4, 8])
-    grid, state = begin("ddim", cfg, EPS, keys)
-
-    def noise(i):
-        drawn = named.normal(named.fold(named.fold(keys, "sampler"), i), SHAPE[1:])
-        return torch.from_numpy(np.array(drawn))
+    grid, state = begin("ddim", cfg, EPS, KEYS)
 
     # In float32 theirs takes the root of 1 - alpha'^2 - std^2, which at eta = 1 and zero SNR is the
     # root of a rounding error: 1.7e-4 off. The same code in float64 is the better judge.
@@ -144,7 +167,7 @@ def test_noisy_ddim_equals_diffusers_given_the_same_noise(eta):
     scheduler.alphas_cumprod = scheduler.alphas_cumprod.double()
     scheduler.final_alpha_cumprod = scheduler.alphas_cumprod[0]
     theirs = their_trajectory(
-        scheduler, torch.tensor(EPS).double(), eta=lambda i: eta, variance_noise=noise
+        scheduler, torch.tensor(EPS).double(), eta=lambda i: eta, variance_noise=noise_of
     )
     error = worst(my_trajectory("ddim", "v", grid, state, eta), theirs)
     print(f"eta={eta}: {error:.1e}")
@@ -174,3 +197,53 @@ def test_partial_chains_equal_diffusers(name, strength):
     assert worst(np.asarray(mine), in_vp(scheduler, x, first)) < PLAIN_TOLERANCE
     state = samplers.start(sampler, grid, mine, index=index)
     assert worst(my_trajectory(name, "v", grid, state), theirs) < PLAIN_TOLERANCE
+
+
+MULTI = [name for name in THEIR_CLASSES if name.startswith(("dpmpp", "unipc"))]
+MORE_CASES = [
+    (name, kind, spacing, offset, zero)
+    for name in ("euler_a", *MULTI, "lcm", "tcd")
+    for kind in ("eps", "v")
+    # Where these take their timesteps from does not depend on the schedule's spacing.
+    for spacing, offset in (
+        [("trailing", 0)]
+        if name in ("lcm", "tcd") or "karras" in name
+        else [("leading", 0), ("leading", 1), ("linspace", 1), ("trailing", 1)]
+    )
+    for zero in (False, True)
+    if not zero or (kind == "v" and spacing == "trailing")
+]
+
+
+@pytest.fixture
+def same_noise(monkeypatch):
+    """Makes their schedulers draw our noise; gives the count of draws."""
+    draws = []
+
+    def draw(*args, **kwargs):
+        draws.append(len(draws))
+        return noise_of(draws[-1])
+
+    for kind, _ in THEIR_CLASSES.values():
+        module = sys.modules[getattr(diffusers, kind).__module__]
+        if hasattr(module, "randn_tensor"):
+            monkeypatch.setattr(module, "randn_tensor", draw)
+    return draws
+
+
+@pytest.mark.parametrize("name, kind, spacing, offset, zero", MORE_CASES)
+def test_solvers_equal_diffusers_given_the_same_noise(
+    name, kind, spacing, offset, zero, same_noise
+):
+    cfg = ScheduleConfig(
+        prediction=kind, spacing=spacing, steps_offset=offset, zero_terminal_snr=zero
+    )
+    grid, state = begin(name, cfg, EPS, KEYS)
+    scheduler = oracle(name, cfg)
+    np.testing.assert_allclose(grid.t, scheduler.timesteps.numpy(), rtol=0, atol=0)
+    theirs = their_trajectory(scheduler, torch.tensor(EPS) * scheduler.init_noise_sigma)
+    error = worst(my_trajectory(name, kind, grid, state), theirs)
+    print(f"{name} {kind} {spacing} {offset} zero={zero}: {error:.1e}")
+    noisy = name in ("euler_a", "lcm", "tcd") or "sde" in name
+    assert len(same_noise) >= (STEPS - 1 if noisy else 0)
+    assert error < (KARRAS_TOLERANCE if "karras" in name and not zero else tolerance(cfg))
