@@ -31,8 +31,33 @@ class ConditionEmbedding(nn.Module):
             x = nn.silu(conv(widths[i], name=f"blocks_{2 * i}", dtype=self.dtype)(x))
             x = conv(widths[i + 1], 3, 2, name=f"blocks_{2 * i + 1}", dtype=self.dtype)(x)
             x = nn.silu(x)
-        features = self.cfg.unet.channels[0]
-        return conv(features, name="conv_out", dtype=self.dtype, zero=True)(x)
+        # The original starts this layer at zero too. The residuals' own zeros already make the
+        # network the identity at first, and with both the picture stays unseen until they grow.
+        return conv(self.cfg.unet.channels[0], name="conv_out", dtype=self.dtype)(x)
+
+
+def outlets(
+    dtype: Dtype,
+    skips: tuple[jax.Array, ...],
+    middle: jax.Array,
+    scale: jax.Array | float,
+    frames: int,
+) -> tuple[tuple[jax.Array, ...], jax.Array]:
+    """The residuals that a body's states [B*T, h, w, c] give, each through a 1x1 convolution.
+
+    `scale` (scalar or [B]) multiplies them. Call it inside a compact module; it owns
+    `controlnet_down_blocks_*` and `controlnet_mid_block` there.
+    """
+
+    def residual(name: str, state: jax.Array) -> jax.Array:
+        out = conv(state.shape[-1], 1, name=name, dtype=dtype, zero=True)(state)
+        factor = jnp.asarray(scale, out.dtype)
+        if factor.ndim:
+            factor = jnp.repeat(factor, frames)[:, None, None, None]
+        return out * factor
+
+    skips = tuple(residual(f"controlnet_down_blocks_{i}", s) for i, s in enumerate(skips))
+    return skips, residual("controlnet_mid_block", middle)
 
 
 class ControlNet(nn.Module):
@@ -77,13 +102,4 @@ class ControlNet(nn.Module):
         y = x.reshape(b * frames, h, w, -1).astype(dtype)
         y = conv(unet.channels[0], name="conv_in", dtype=dtype)(y) + hint
         middle, skips = encode(unet, dtype, y, temb, context, self.remat)
-
-        def residual(name: str, state: jax.Array) -> jax.Array:
-            out = conv(state.shape[-1], 1, name=name, dtype=dtype, zero=True)(state)
-            factor = jnp.asarray(scale, out.dtype)
-            if factor.ndim:
-                factor = jnp.repeat(factor, frames)[:, None, None, None]
-            return out * factor
-
-        skips = tuple(residual(f"controlnet_down_blocks_{i}", s) for i, s in enumerate(skips))
-        return skips, residual("controlnet_mid_block", middle)
+        return outlets(dtype, skips, middle, scale, frames)

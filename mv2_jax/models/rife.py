@@ -227,7 +227,7 @@ def _warped(source: Array, flows: Flows, side: int, scale: int, count: int) -> A
     points = (grid[None] + moved).reshape(pairs, count, *grid.shape)
     n = len(inside)
     cells = (pairs * count, height // scale, n, width // scale, n, channels)
-    return sample(source, points).reshape(cells).mean(axis=(2, 4))
+    return sample(source, points, dense=scale == 1).reshape(cells).mean(axis=(2, 4))
 
 
 def _each_cell(size: int, scale: int) -> np.ndarray:

@@ -14,7 +14,7 @@ from flax import linen as nn
 
 from mv2_jax.config import MotionConfig, UNetConfig
 from mv2_jax.nn.layers import Dtype, EmbeddingMLP, GroupNorm, conv, sinusoid
-from mv2_jax.nn.motion import MotionModule
+from mv2_jax.nn.motion import MotionModule, frames_together
 from mv2_jax.nn.resnet import Downsample, ResnetBlock, Upsample
 from mv2_jax.nn.transformer import Context, SpatialTransformer
 from mv2_jax.sharding import FRAMES, constrain
@@ -60,9 +60,7 @@ class Level(nn.Module):
 
     def unit(self, x: jax.Array, temb: jax.Array, context: Context, j: int) -> jax.Array:
         cfg, i = self.cfg, self.index
-        x = ResnetBlock(cfg.channels[i], cfg.norm_groups, 1e-5, self.dtype, name=f"resnets_{j}")(
-            x, temb
-        )
+        x = resnet(cfg, cfg.channels[i], self.dtype, x, temb, context, f"resnets_{j}")
         if cfg.transformers[i]:
             x = SpatialTransformer(
                 cfg.heads[i],
@@ -86,7 +84,7 @@ class MidBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, temb: jax.Array, context: Context) -> jax.Array:
         cfg, width = self.cfg, self.cfg.channels[-1]
-        x = ResnetBlock(width, cfg.norm_groups, 1e-5, self.dtype, name="resnets_0")(x, temb)
+        x = resnet(cfg, width, self.dtype, x, temb, context, "resnets_0")
         if cfg.mid_transformers:
             x = SpatialTransformer(
                 cfg.heads[-1],
@@ -98,7 +96,29 @@ class MidBlock(nn.Module):
             )(x, context)
         if cfg.motion is not None and cfg.motion.mid_block:
             x = over_time(x, context, cfg.motion, self.dtype, "motion_modules_0")
-        return ResnetBlock(width, cfg.norm_groups, 1e-5, self.dtype, name="resnets_1")(x, temb)
+        return resnet(cfg, width, self.dtype, x, temb, context, "resnets_1")
+
+
+def resnet(
+    cfg: UNetConfig,
+    width: int,
+    dtype: Dtype,
+    x: jax.Array,
+    temb: jax.Array,
+    context: Context,
+    name: str,
+) -> jax.Array:
+    """A residual block on states [B*T, H, W, C] -> [B*T, H, W, width]."""
+    frames = normalised_together(cfg, x, context)
+    block = ResnetBlock(width, cfg.norm_groups, 1e-5, dtype, frames=frames, name=name)
+    return block(x, temb)
+
+
+def normalised_together(cfg: UNetConfig, x: jax.Array, context: Context) -> int:
+    """How many rows of x [B*T, ...] the resnets' norms take at once: one, or a clip's T."""
+    if cfg.motion is None:
+        return 1
+    return frames_together(cfg.motion.resnet_norm_scope, x.shape[0] // context.text.shape[0])
 
 
 def over_time(
@@ -195,6 +215,7 @@ class UNet(nn.Module):
             resample = "up" if i < last else None
             block = level(cfg, last - i, count, resample, dtype, name=f"up_blocks_{i}")
             y, _ = block(y, temb, context, own, size)
-        y = nn.silu(GroupNorm(cfg.norm_groups, 1e-5, name="conv_norm_out")(y))
+        together = normalised_together(cfg, y, context)
+        y = nn.silu(GroupNorm(cfg.norm_groups, 1e-5, together, name="conv_norm_out")(y))
         y = conv(cfg.out_channels, name="conv_out", dtype=dtype, zero=True)(y)
         return y.reshape(b, frames, h, w, -1).astype(x.dtype)

@@ -21,11 +21,13 @@ Dtype = jnp.dtype
 class GroupNorm(nn.Module):
     """Group normalisation over all axes of x [B, ..., C] but the first, per channel group.
 
-    Two-pass variance in fp32, as torch computes it; the result has x's dtype.
+    `frames` rows of B that follow each other, a clip's, are normalised together. Two-pass
+    variance in fp32, as torch computes it; the result has x's dtype.
     """
 
     groups: int = 32
     eps: float = 1e-5
+    frames: int = 1
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -34,7 +36,7 @@ class GroupNorm(nn.Module):
             raise ValueError(f"{channels} channels do not divide into {self.groups} norm groups")
         scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
-        flat = x.reshape(x.shape[0], -1, channels).astype(jnp.float32)
+        flat = x.reshape(x.shape[0] // self.frames, -1, channels).astype(jnp.float32)
 
         def per_group(stat):  # [B, C] channel means -> the group's mean, on every channel of it
             grouped = stat.reshape(-1, self.groups, channels // self.groups).mean(-1)

@@ -20,6 +20,17 @@ def sinusoid_table(length: int, width: int) -> jax.Array:
     return jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(length, -1)[:, :width]
 
 
+def frames_together(scope: str, frames: int) -> int:
+    """How many of a clip's `frames` a group norm of this scope, "frame" or "clip", takes at once.
+
+    Raises:
+        ValueError: another scope.
+    """
+    if scope not in ("frame", "clip"):
+        raise ValueError(f"a norm's scope is 'frame' or 'clip', not {scope!r}")
+    return frames if scope == "clip" else 1
+
+
 class TemporalAttention(nn.Module):
     """Self-attention over frames: x [P, T, C], positions as batch -> the same.
 
@@ -68,14 +79,10 @@ class MotionModule(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         b, t, h, w, c = x.shape
-        if self.cfg.norm_scope == "frame":
-            y = x.reshape(b * t, h, w, c)
-        elif self.cfg.norm_scope == "clip":
-            y = x
-        else:
-            raise ValueError(f"norm_scope is 'frame' or 'clip', not {self.cfg.norm_scope!r}")
-        y = GroupNorm(self.cfg.norm_groups, 1e-6, name="norm")(y).reshape(b, t, h * w, c)
-        y = y.transpose(0, 2, 1, 3).reshape(b * h * w, t, c)
+        together = frames_together(self.cfg.norm_scope, t)
+        y = x.reshape(b * t, h, w, c)
+        y = GroupNorm(self.cfg.norm_groups, 1e-6, together, name="norm")(y)
+        y = y.reshape(b, t, h * w, c).transpose(0, 2, 1, 3).reshape(b * h * w, t, c)
         y = dense(c, name="proj_in", dtype=self.dtype)(y)
         for k in range(self.cfg.layers):
             y = MotionLayer(self.cfg, self.dtype, name=f"transformer_blocks_{k}")(y)

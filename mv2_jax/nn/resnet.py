@@ -14,7 +14,8 @@ class ResnetBlock(nn.Module):
 
     Norm, SiLU, conv twice, the time embedding added between, a 1x1 shortcut where widths differ.
     The second convolution starts at zero, as in the original diffusion UNets; a VAE starts it
-    at random (`zero=False`), for there is no noise to fall back on.
+    at random (`zero=False`), for there is no noise to fall back on. The norms take `frames` rows
+    of B together.
     """
 
     features: int
@@ -22,15 +23,16 @@ class ResnetBlock(nn.Module):
     eps: float = 1e-5
     dtype: Dtype = jnp.float32
     zero: bool = True
+    frames: int = 1
 
     @nn.compact
     def __call__(self, x: jax.Array, temb: jax.Array | None = None) -> jax.Array:
-        h = nn.silu(GroupNorm(self.groups, self.eps, name="norm1")(x))
+        h = nn.silu(GroupNorm(self.groups, self.eps, self.frames, name="norm1")(x))
         h = conv(self.features, name="conv1", dtype=self.dtype)(h)
         if temb is not None:
             shift = dense(self.features, name="time_emb_proj", dtype=self.dtype)(nn.silu(temb))
             h = h + shift[:, None, None]
-        h = nn.silu(GroupNorm(self.groups, self.eps, name="norm2")(h))
+        h = nn.silu(GroupNorm(self.groups, self.eps, self.frames, name="norm2")(h))
         h = conv(self.features, name="conv2", dtype=self.dtype, zero=self.zero)(h)
         if x.shape[-1] != self.features:
             x = conv(self.features, 1, name="conv_shortcut", dtype=self.dtype)(x)

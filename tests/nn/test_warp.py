@@ -39,6 +39,27 @@ def test_equals_grid_sample_inside_and_outside(impl, plane):
     np.testing.assert_array_equal(ours[:, 0, 1], image[:, -1, -1])
 
 
+@pytest.mark.parametrize("plane, channels", [((70, 90), 3), ((9, 130), 2)])
+def test_tiles_equal_grid_sample_by_windows_and_by_gathers(plane, channels):
+    """Smooth flows, large ones too, fit their windows; a torn one is gathered. All are exact."""
+    random = np.random.default_rng(2)
+    image = random.normal(size=(2, *plane, channels)).astype(np.float32)
+    y, x = np.mgrid[: plane[0], : plane[1]].astype(np.float32)
+    smooth = np.stack((40 + 6 * np.sin(y / 9), -25 + 5 * np.cos(x / 11)), -1)
+    torn = np.where(x[..., None] > plane[1] // 3, smooth, -smooth)
+    run = jax.jit(lambda i, f: warp(i, f, impl="tiles"))
+    for flow in (smooth, torn, np.zeros_like(smooth)):
+        flow = np.stack((flow, flow[::-1] * 0.3)).astype(np.float32)
+        points = np.asarray(pixel_grid(*plane))[None] + flow
+        np.testing.assert_allclose(run(image, flow), _oracle(image, points), atol=2e-5)
+    np.testing.assert_array_equal(run(image, np.zeros_like(flow)), image)
+    # Several grids of points an image, as an interpolator has one a time.
+    points = np.stack((points, points + 0.25), 1)
+    both = jax.jit(sample, static_argnames="impl")(image, points, impl="tiles")
+    for k in range(2):
+        np.testing.assert_allclose(both[:, k], _oracle(image, points[:, k]), atol=2e-5)
+
+
 def test_flow_is_x_then_y_and_reads_backwards():
     image = np.arange(2 * 5 * 7, dtype=np.float32).reshape(2, 5, 7, 1)
     flow = np.zeros((2, 5, 7, 2), np.float32)
@@ -63,9 +84,8 @@ def test_gradients_equal_torchs_and_nan_stays_inside(impl):
     random = np.random.default_rng(1)
     image = random.normal(size=(1, 6, 5, 2)).astype(np.float32)
     points = (np.asarray(pixel_grid(6, 5))[None] * 0.7 + 0.31).astype(np.float32)
-    ours = jax.grad(lambda i, p: (sample(i, p, impl=impl) ** 2).sum(), argnums=(0, 1))(
-        image, points
-    )
+    gradient = jax.grad(lambda i, p: (sample(i, p, impl=impl) ** 2).sum(), argnums=(0, 1))
+    ours = jax.jit(gradient)(image, points)
     leaf_image = torch.tensor(image, requires_grad=True)
     leaf_points = torch.tensor(points, requires_grad=True)
     grid = leaf_points / torch.tensor([4.0, 5.0]) * 2 - 1
@@ -76,7 +96,8 @@ def test_gradients_equal_torchs_and_nan_stays_inside(impl):
     np.testing.assert_allclose(ours[0], leaf_image.grad.numpy(), atol=1e-4)
     np.testing.assert_allclose(ours[1], leaf_points.grad.numpy(), atol=1e-4)
 
-    broken = sample(image, jnp.full((1, 1, 2), jnp.nan), impl=impl)
+    read = jax.jit(sample, static_argnames="impl")
+    broken = read(image, jnp.full((1, 1, 2), jnp.nan), impl=impl)
     assert np.isnan(broken).all()  # says so, rather than reading memory at random
 
 
@@ -84,5 +105,5 @@ def test_bad_arguments_say_what_is_wanted():
     image = jnp.zeros((1, 4, 4, 3))
     with pytest.raises(ValueError, match="same B"):
         sample(image, jnp.zeros((2, 5, 2)))
-    with pytest.raises(ValueError, match="corners, quad"):
+    with pytest.raises(ValueError, match="corners, quad, tiles"):
         sample(image, jnp.zeros((1, 5, 2)), impl="fast")
