@@ -113,7 +113,7 @@ def denoiser(stage: str, cfg: Any, rows: int) -> tuple[Callable[..., jax.Array],
     x = jax.ShapeDtypeStruct((rows, *cfg.latent_shape), float32)
     number = jax.ShapeDtypeStruct((rows,), float32)
     if stage == "t2i":
-        parameters, condition = {"spatial": tree["spatial"]}, text
+        parameters, condition = {"spatial": tree["spatial"]}, t2i.Prompt(text)
     else:
         parameters = {name: tree[name] for name in ("spatial", "motion", "control")}
         parameters["image_attn"] = {"unet": tree["image_attn"]["unet"]}

@@ -2,7 +2,8 @@
 
 Prompts name four-tuples of the two withheld sets in their canonical words; the judge looks at the
 T2I picture (thing, colour, scene) and at the final video (all four). Rates come with Wilson's 95%
-intervals.
+intervals. What verdicts do not say (does the video keep the picture's thing, does it flicker ...)
+`toybox.measures` do, beside true renders of the same words.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 from mv2_jax import bundle as bundles
 from mv2_jax import files
 from mv2_jax.errors import InputError
-from mv2_jax.infer import generate, media, settings
+from mv2_jax.infer import generate, measured, media, settings
 from mv2_jax.infer.progress import Bars
 
 
@@ -76,7 +77,7 @@ def toybox(
     Args:
         seed: of the choice of prompts; video i is made from seed + i.
         batch: videos made at a time.
-        out: a folder for `eval.json` and `eval.png`, six frames of the first videos.
+        out: a folder for `eval.json` and `eval.png`: the first videos' pictures and six frames.
 
     Raises:
         InputError: fewer than two prompts, no judge, or missing or damaged weights.
@@ -91,6 +92,7 @@ def toybox(
     words, names, prompts = withheld(count, seed)
     cascade, _ = generate.load(bundle)
     started, seen, pictures, rows = time.monotonic(), [], [], []
+    tally = measured.Tally()
     with Bars() as bars:
         for first in range(0, count, batch):
             chosen = [int(i) for i in np.minimum(np.arange(first, first + batch), count - 1)]
@@ -105,16 +107,39 @@ def toybox(
             seen.append(evaluate.judge(jury, made.frames[:keep]))
             pictures.append(evaluate.judge(jury, made.picture[:keep, None]))
             picks = np.linspace(0, made.frames.shape[1] - 1, 6).round().astype(int)
-            rows.extend(made.frames[:keep, picks])
+            first_column = media.fit_all(made.picture[:keep], made.frames.shape[2:4])[:, None]
+            rows.extend(np.concatenate([first_column, made.frames[:keep, picks]], axis=1))
+            tally.add(made.frames[:keep], made.picture[:keep], words[first : first + keep])
+        differs = _spread(cascade, numbers, prompts, words, batch)
     hits = {what: _hits(parts, words) for what, parts in (("image", pictures), ("video", seen))}
     for kind in ("motion", "all"):
         hits["image"].pop(kind)
     results = {what: rates(found, names) for what, found in hits.items()}
     print(table(results))
+    print(measured.table(tally.means(), differs))
     print(f"{count} prompts in {time.monotonic() - started:.0f} s")
     if out is not None:
-        _write(Path(out), results, prompts, hits, rows)
+        extra = {"measures": _plain(tally.means()), "seeds": differs}
+        _write(Path(out), results, prompts, hits, rows, extra)
     return results
+
+
+def _spread(cascade: Any, numbers: Any, prompts: Any, words: np.ndarray, batch: int) -> Any:
+    """How much seeds differ, over one prompt in sixteen, six at most."""
+    from mv2_jax.diffusion import keys as random
+
+    def picture(texts: list[str], seeds: list[int]) -> np.ndarray:
+        made = cascade.t2i(texts, keys=random.seeds(seeds), negative="", **numbers["t2i"])
+        return media.to_uint8(made)
+
+    count = max(1, min(6, len(prompts) // 16))
+    chosen = np.linspace(0, len(prompts) - 1, count).astype(int)
+    size = cascade.picture.stage.size
+    return measured.spread(picture, prompts[chosen], words[chosen], size, batch)
+
+
+def _plain(means: Any) -> Any:
+    return {k: {w: m and m._asdict() for w, m in found.items()} for k, found in means.items()}
 
 
 def _hits(parts: list[dict[str, Any]], words: np.ndarray) -> dict[str, np.ndarray]:
@@ -128,9 +153,12 @@ def _hits(parts: list[dict[str, Any]], words: np.ndarray) -> dict[str, np.ndarra
     return {kind: np.concatenate([f[kind] for f in found]) for kind in found[0]}
 
 
-def _write(folder: Path, results: Any, prompts: Any, hits: Any, rows: list[np.ndarray]) -> None:
+def _write(
+    folder: Path, results: Any, prompts: Any, hits: Any, rows: list[np.ndarray], extra: Any
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     report = {
+        **extra,
         "rates": {
             what: {g: {k: r._asdict() for k, r in f.items()} for g, f in groups.items()}
             for what, groups in results.items()

@@ -26,8 +26,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mv2_jax import bundle as bundles
+from mv2_jax.configs import presets
 from mv2_jax.errors import InputError
-from mv2_jax.infer import cache, media, outputs, settings
+from mv2_jax.infer import cache, choices, media, outputs, settings
 from mv2_jax.infer.progress import Bars
 from mv2_jax.infer.request import Request, sidecar, version
 
@@ -113,9 +114,10 @@ def command(request: Request, out: str | Path, stages: bool = False, batch: int 
     """
     inputs = [source.path for source in (request.image, request.video) if source]
     planned = outputs.plan(out, len(request.prompts), stages, inputs)
-    bundle = bundles.read(request.weights)
-    sized = with_size(bundle, request.size)
-    numbers = settings.resolve(request.given, request.base, bundle)
+    preset = request.choices.get("all", {}).get("preset")
+    bundle = presets.complete(bundles.read(request.weights), preset)
+    sized = choices.apply(with_size(bundle, request.size), request.choices)
+    numbers = settings.resolve(request.given, request.base, sized)
     picture, clip = _starts(request, sized, numbers)
     bundle.verify()
     for line in warnings(request, bundle):
@@ -123,7 +125,8 @@ def command(request: Request, out: str | Path, stages: bool = False, batch: int 
 
     started = time.monotonic()
     cascade, made_with = load(sized)
-    fps = numbers["vfi"]["fps"]
+    used = _keyframes_alone(numbers) if _without_vfi(request) else numbers
+    fps = used["vfi"]["fps"]
     with Bars() as bars:
         for first in range(0, len(planned), batch):
             chosen = request.prompts[first : first + batch]
@@ -134,7 +137,7 @@ def command(request: Request, out: str | Path, stages: bool = False, batch: int 
             made = make(
                 cascade,
                 filled,
-                numbers,
+                used,
                 negative=request.negative,
                 seed=request.seed,
                 picture=picture,
@@ -149,7 +152,7 @@ def command(request: Request, out: str | Path, stages: bool = False, batch: int 
                     "keyframes": one.keyframes,
                     "refined": one.refined,
                 }
-                pace = fps / (int(numbers["vfi"]["between"]) + 1)
+                pace = fps / (int(used["vfi"]["between"]) + 1)
                 outputs.write(planned[index], one.frames, fps, side, parts, pace)
                 seconds = time.monotonic() - started
                 print(summary(planned[index].video, one.frames, fps, seconds))
@@ -212,12 +215,12 @@ def warnings(request: Request, bundle: Any) -> Iterator[str]:
     tokenizer = text.from_json(bundle.tokenizer)
     unknown = {}
     for prompt in (*request.prompts, request.negative):
-        unknown.update(tokenizer.unknown(prompt))
+        unknown.update(tokenizer.unknown(text.emphasis.plain(prompt)))
     if unknown:
         words = ", ".join(f'"{word}" (nearest: "{near}")' for word, near in unknown.items())
         yield f"these weights do not know {words}"
     for prompt in request.prompts:
-        if _is_cut(tokenizer, prompt):
+        if not tokenizer.in_rows and _is_cut(tokenizer, text.emphasis.plain(prompt)):
             yield f'these weights read less than the whole of "{prompt}"; its end is ignored'
     if request.before is not None:
         then = request.before
@@ -263,6 +266,16 @@ def compare(before: Any, now: dict[str, Any]) -> str:
     if before.get("mv2") != version():
         changed.append(f"mv2 {before.get('mv2')} then, {version()} now")
     return f"the frames differ from before ({'; '.join(changed) or 'in rounding, or in inputs'})"
+
+
+def _without_vfi(request: Request) -> bool:
+    return request.choices.get("vfi", {}).get("network") == "none"
+
+
+def _keyframes_alone(numbers: Numbers) -> Numbers:
+    """The numbers with nothing put between the keyframes, at the pace they have in the video."""
+    vfi = numbers["vfi"]
+    return {**numbers, "vfi": {"between": 0, "fps": vfi["fps"] / (int(vfi["between"]) + 1)}}
 
 
 def _starts(

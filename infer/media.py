@@ -63,6 +63,11 @@ def fit(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(resized)
 
 
+def fit_all(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """`fit` for pictures [N, H, W, 3]."""
+    return np.stack([fit(image, size) for image in images])
+
+
 def read_image(path: str | os.PathLike[str], size: tuple[int, int] | None = None) -> np.ndarray:
     """A picture file as [H, W, 3] uint8: turned upright by its EXIF tag, over white where clear.
 

@@ -17,12 +17,14 @@ from typing import Any
 from mv2_jax import files
 from mv2_jax.config import nearest
 from mv2_jax.errors import InputError
+from mv2_jax.infer import choices
+from mv2_jax.infer.choices import Choices
 from mv2_jax.infer.settings import SETTINGS, Numbers, idle
 
 SCHEMA = 1
 _KEYS = (
     "schema", "mv2", "prompt", "negative", "seed", "from_image", "from_video", "size", "settings",
-    "weights", "made_with", "result",
+    "choices", "weights", "made_with", "result",
 )  # fmt: skip
 
 
@@ -57,6 +59,7 @@ _SOUND = {
     "from_video": _is_source,
     "size": _is_size,
     "settings": _is_settings,
+    "choices": _is_settings,
     "weights": _is_weights,
     "made_with": lambda value: isinstance(value, Mapping),
     "result": lambda value: isinstance(value, Mapping),
@@ -86,8 +89,9 @@ class Request:
     """One call of `mv2 generate`.
 
     `size` is the video's (height, width), None for the weights' own. `given` holds the numbers
-    that the user set, by `Setting.dest`; `base` those of the sidecar. `before` is the sidecar
-    itself, if nothing was asked for beside it, so that the new frames must equal the old.
+    that the user set, by `Setting.dest`; `base` those of the sidecar. `choices` are what the user
+    and the sidecar chose (`choices.Choices`). `before` is the sidecar itself, if nothing was asked
+    for beside it, so that the new frames must equal the old.
     """
 
     prompts: tuple[str, ...]
@@ -99,6 +103,7 @@ class Request:
     weights: Path | None = None
     given: Mapping[str, Any] = field(default_factory=dict)
     base: Numbers = field(default_factory=dict)
+    choices: Choices = field(default_factory=dict)
     before: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
@@ -108,7 +113,7 @@ class Request:
             raise InputError("the prompt is empty; say in words what the video is to show")
         if not 0 <= self.seed < 2**32:
             raise InputError(f"--seed is {self.seed}; it goes from 0 to {2**32 - 1}")
-        unused = idle(self.given, self.start)
+        unused = [*idle(self.given, self.start), *choices.idle(self.choices, self.start)]
         if unused:
             raise InputError(f"{unused[0]} has no effect: this video starts at {self.start}")
 
@@ -126,13 +131,14 @@ def from_args(args: Any) -> Request:
     """
     given = {s.dest: getattr(args, s.dest) for s in SETTINGS}
     given = {s.dest: s.parse(given[s.dest]) for s in SETTINGS if given[s.dest] is not None}
+    chosen = choices.given(args)
     old = read_sidecar(args.from_) if args.from_ else {}
     # Where the earlier video started from is replaced as a whole by a new --image or --video.
     sources = {"image": old.get("from_image"), "video": old.get("from_video")}
     if args.image or args.video:
         sources = {"image": args.image, "video": args.video}
     said = [*args.prompt, args.negative, args.seed, args.image, args.video, args.size, args.weights]
-    same = bool(old) and not given and all(value is None for value in said)
+    same = bool(old) and not given and not chosen and all(value is None for value in said)
     weights = args.weights or old.get("weights", {}).get("folder")
     return Request(
         prompts=tuple(args.prompt) or tuple(filter(None, [old.get("prompt")])),
@@ -143,7 +149,8 @@ def from_args(args: Any) -> Request:
         size=_first(parse_size(args.size), _pair(old.get("size"))),
         weights=Path(weights) if weights else None,
         given=given,
-        base=old.get("settings", {}),
+        base=_base(old.get("settings", {}), chosen),
+        choices=choices.merged(choices.checked(old.get("choices", {}), str(args.from_)), chosen),
         before=old if same else None,
     )
 
@@ -172,6 +179,7 @@ def sidecar(
         "from_video": _plain(request.video),
         "size": list(request.size or bundle.stages["v2v"].size),
         "settings": numbers,
+        "choices": request.choices,
         "weights": {
             "name": bundle.name,
             "folder": str(request.weights.absolute()) if request.weights else None,
@@ -192,6 +200,7 @@ def read_sidecar(path: str | Path) -> dict[str, Any]:
         raise InputError(f"cannot read {path}: it is not a JSON file") from None
     if not isinstance(data, dict) or data.get("schema") != SCHEMA:
         raise InputError(f"{path} was not written by mv2 generate, or by another version of it")
+    data.setdefault("choices", {})  # sidecars of version 0.1.0 have none
     for key in data:
         if key not in _KEYS:
             raise InputError(f"{path}: unknown key {key!r}{nearest(key, _KEYS)}")
@@ -204,6 +213,17 @@ def read_sidecar(path: str | Path) -> dict[str, Any]:
 def version() -> str:
     """This package's version."""
     return metadata.version("mv2-jax")
+
+
+def _base(old: Numbers, chosen: Choices) -> Numbers:
+    """The numbers of an earlier video, without those that a newly chosen program brings itself."""
+    brought = ("steps", "guidance")
+    return {
+        stage: {k: v for k, v in numbers.items() if k not in brought}
+        if "few_steps" in chosen.get(stage, {})
+        else numbers
+        for stage, numbers in old.items()
+    }
 
 
 def _source(value: Any) -> Source | None:

@@ -77,6 +77,10 @@ SETTINGS = (
         "first noise holds",
     ),
     Setting(
+        "--free-init", ("i2v",), "free_init", int, 0, 10, 0, "how often to begin again from the "
+        "slow part of what came out (FreeInit)",
+    ),
+    Setting(
         "--image-scale", _BOTH, "image_scale", float, 0, 4, 1.0, "weight of the picture's look"
     ),
     Setting(

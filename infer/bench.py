@@ -1,0 +1,83 @@
+"""`mv2 bench`: how good and how fast, measured on what you have.
+
+`mv2 bench vfi CLIP` leaves frames of a clip out, lets each method predict them, and compares.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import NoReturn
+
+from mv2_jax.errors import InputError
+from mv2_jax.infer import interpolators
+
+METHODS = ("nearest", "blend", "dis", "mv2", "torch")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (see {self.prog} --help)")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs `mv2 bench`; returns the exit code.
+
+    Raises:
+        InputError: a bad flag, or a clip that cannot be used.
+    """
+    args = _parser().parse_args(list(arguments))
+    if interpolators.check(args.vfi) == "none":
+        raise InputError("--vfi none has nothing to measure; `nearest` is measured always")
+    from mv2_jax.infer import bench_vfi
+
+    bench_vfi.command(args)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="mv2 bench", description=__doc__.splitlines()[0], allow_abbrev=False)
+    commands = parser.add_subparsers(metavar="WHAT", required=True, parser_class=_Parser)
+    vfi = commands.add_parser(
+        "vfi",
+        help="predict frames left out of a clip",
+        description="Leaves frames of a clip out, predicts them, and prints PSNR and SSIM (means "
+        "over frames, RGB of 8 bits) and the seconds a frame takes. Gaps with a cut are skipped.",
+        allow_abbrev=False,
+    )
+    add = vfi.add_argument
+    add("clip", metavar="CLIP", help="any video")
+    add("--times", type=_times, default=(2, 3), metavar="N,...", help="keep each Nth frame (2,3)")
+    add("--gaps", type=_count, metavar="N", help="only that many gaps, evenly spread (all)")
+    add("--views", type=_views, default=(1, 4), metavar="N,...", help="of the network's (1,4)")
+    add("--vfi", default="rife", metavar="NAME", help=interpolators.HELP)
+    add("--methods", type=_methods, default=METHODS, metavar="A,...", help=f"{','.join(METHODS)}")
+    return parser
+
+
+def _numbers(text: str, low: int, high: int) -> tuple[int, ...]:
+    parts = text.split(",")
+    if not all(part.isdecimal() and low <= int(part) <= high for part in parts):
+        raise argparse.ArgumentTypeError(
+            f"takes whole numbers from {low} to {high} and commas, not {text!r}"
+        )
+    return tuple(dict.fromkeys(map(int, parts)))
+
+
+def _times(text: str) -> tuple[int, ...]:
+    return _numbers(text, 2, 16)
+
+
+def _views(text: str) -> tuple[int, ...]:
+    return _numbers(text, 1, 8)
+
+
+def _count(text: str) -> int:
+    return _numbers(text, 1, 10**6)[0]
+
+
+def _methods(text: str) -> tuple[str, ...]:
+    names = tuple(text.split(","))
+    if not set(names) <= set(METHODS):
+        raise argparse.ArgumentTypeError(f"takes some of {','.join(METHODS)}, not {text!r}")
+    return names

@@ -1,0 +1,165 @@
+"""What a user chooses beside numbers: samplers, frames, presets; each another compiled program.
+
+Nothing here imports JAX: `mv2 --help` reads this table. A choice changes a stage's config, where a
+number of `settings` is handed to the stage. Only what was chosen is kept, in the sidecar too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mv2_jax.config import nearest
+from mv2_jax.configs import presets
+from mv2_jax.configs.few_steps import FEW_STEPS, few
+from mv2_jax.errors import InputError
+
+Choices = dict[str, dict[str, Any]]
+"""{stage: {name: value}}, for instance {"i2v": {"sampler": "euler"}}; "all" is every stage."""
+
+# The names of mv2_jax.diffusion.samplers, which needs JAX (a test compares them).
+SAMPLERS = (
+    "ddim", "euler", "euler_a", "dpmpp_2m", "dpmpp_2m_karras", "dpmpp_2m_sde",
+    "dpmpp_2m_sde_karras", "unipc", "unipc_karras", "lcm", "tcd",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One choice: its flag, the stages it belongs to, its name there, and what may be chosen.
+
+    `known` are words, or the (lowest, highest) of a whole number.
+    """
+
+    flag: str
+    stages: tuple[str, ...]
+    name: str
+    known: tuple[str, ...] | tuple[int, int]
+    help: str
+
+    @property
+    def dest(self) -> str:
+        """The flag's name in Python."""
+        return self.flag.removeprefix("--").replace("-", "_")
+
+    @property
+    def metavar(self) -> str:
+        """What stands for the value in a help text."""
+        return "NAME" if isinstance(self.known[0], str) else "N"
+
+    def parse(self, value: Any) -> Any:
+        """The choice that a text (or a sidecar's value) stands for.
+
+        Raises:
+            InputError: it is not among what is known.
+        """
+        if isinstance(self.known[0], str):
+            if value not in self.known:
+                known = ", ".join(self.known)
+                near = nearest(str(value), self.known)
+                raise InputError(f"{self.flag}: unknown {value!r} (known: {known}){near}")
+            return value
+        low, high = self.known
+        number = str(value).strip()
+        if not number.isdecimal() or not low <= int(number) <= high:
+            raise InputError(f"{self.flag} takes a whole number from {low} to {high}, not {value}")
+        return int(number)
+
+
+_VIDEO, _EVERY = ("i2v", "v2v"), ("t2i", "i2v", "v2v")
+CHOICES = (
+    Choice("--preset", ("all",), "preset", tuple(presets.PRESETS), "sizes and frames of a full-"
+           "size cascade: " + ", ".join(presets.PRESETS)),
+    *(
+        Choice(f"--{stage}-sampler", (stage,), "sampler", SAMPLERS, "one of " + ", ".join(SAMPLERS))
+        for stage in _EVERY
+    ),
+    Choice("--few-steps", _VIDEO, "few_steps", tuple(FEW_STEPS), "how distilled motion modules are "
+           "sampled: " + ", ".join(FEW_STEPS)),
+    Choice("--frames", _VIDEO, "frames", (1, 1024), "keyframes; more than the motion modules know "
+           "are made in overlapping windows"),
+    Choice("--overlap", _VIDEO, "overlap", (0, 1023), "frames that two windows share (a quarter)"),
+    Choice("--clip-skip", _EVERY, "clip_skip", (0, 47), "last layers of the text encoder left out; "
+           "1 is the web UI's 2"),
+    Choice("--vfi", ("vfi",), "network", ("rife", "none"), "what makes the frames between the "
+           "keyframes; none shows the keyframes alone, as long as the video would be"),
+)  # fmt: skip
+
+
+def given(args: Any) -> Choices:
+    """What parsed command-line arguments choose. Raises InputError where a choice is unknown."""
+    made: Choices = {}
+    for choice in CHOICES:
+        value = getattr(args, choice.dest, None)
+        if value is not None:
+            for stage in choice.stages:
+                made.setdefault(stage, {})[choice.name] = choice.parse(value)
+    return made
+
+
+def checked(old: Mapping[str, Mapping[str, Any]], where: str) -> Choices:
+    """A sidecar's choices. Raises InputError where there is no such choice or value."""
+    known = {(stage, choice.name): choice for choice in CHOICES for stage in choice.stages}
+    made: Choices = {}
+    for stage, values in old.items():
+        for name, value in values.items():
+            if (stage, name) not in known:
+                names = [other for at, other in known if at == stage]
+                raise InputError(f"{where}: {stage} has no choice {name!r}{nearest(name, names)}")
+            made.setdefault(stage, {})[name] = known[stage, name].parse(value)
+    return made
+
+
+def merged(old: Choices, new: Choices) -> Choices:
+    """Both, the new ones first."""
+    return {stage: {**old.get(stage, {}), **new.get(stage, {})} for stage in {**old, **new}}
+
+
+def idle(chosen: Choices, start: str) -> list[str]:
+    """The flags that were given but choose only for stages before `start`."""
+    skipped = _EVERY[: _EVERY.index(start)]
+    return [
+        choice.flag
+        for choice in CHOICES
+        if set(choice.stages) <= set(skipped)
+        and any(choice.name in chosen.get(stage, {}) for stage in choice.stages)
+    ]
+
+
+def apply(bundle: Any, chosen: Choices) -> Any:
+    """The bundle (`mv2_jax.bundle.Bundle`) with its stages as chosen; the preset is `presets`'.
+
+    Raises:
+        InputError: more layers are to be left out than a text encoder has, windows overlap by
+            more than they hold, or the folder names a sampler that there is not.
+    """
+    stages, defaults = dict(bundle.stages), dict(bundle.defaults)
+    for name in _EVERY:
+        values = dict(chosen.get(name, {}))
+        stage, program = stages[name], values.pop("few_steps", None)
+        if program:
+            stage = few(stage, program)
+            numbers = {k: v for k, v in defaults.get(name, {}).items() if k != "steps"}
+            defaults[name] = {**numbers, "guidance": FEW_STEPS[program].guidance}
+        stages[name] = dataclasses.replace(stage, **values)
+        _check(bundle, name, stages[name], values)
+    return dataclasses.replace(bundle, stages=stages, defaults=defaults)
+
+
+def _check(bundle: Any, name: str, stage: Any, values: Mapping[str, Any]) -> None:
+    """Refuses what the parser of a flag could not know to be wrong."""
+    if stage.sampler not in SAMPLERS:
+        near = nearest(stage.sampler, SAMPLERS)
+        raise InputError(f"{bundle.folder}: {name} has an unknown sampler {stage.sampler!r}{near}")
+    if "clip_skip" in values:
+        layers = bundle.config("text_encoder").layers
+        if stage.clip_skip >= layers:
+            raise InputError(
+                f"--clip-skip {stage.clip_skip}: these weights' text encoder has {layers} layers"
+            )
+    if "overlap" in values:
+        window, overlap = stage.windows
+        if overlap >= window:
+            raise InputError(f"--overlap {overlap}: motion windows are {window} frames long")

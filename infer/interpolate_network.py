@@ -1,0 +1,80 @@
+"""The network of `mv2 interpolate`, from the encoder's planes to the encoder's planes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mv2_jax import params as parameters
+from mv2_jax.errors import InputError
+from mv2_jax.infer import cache, interpolators
+from mv2_jax.infer import interpolate_pictures as pictures
+from mv2_jax.infer.interpolate_pictures import Layout, Planes
+from mv2_jax.stages import interpolators as networks
+
+# New frames of this many pixels and more are made one by one: on CPU a frame of 640 x 360 keeps
+# two cores busy by itself, and each costs up to 600 bytes a pixel while it is made.
+ALONE = 2**17
+
+
+def filler(
+    name: str, views: int, layout: Layout
+) -> Callable[[Planes, Planes, Sequence[float]], list[Planes]]:
+    """A function that makes the pictures at some times in (0, 1) between two.
+
+    Args:
+        name: of the interpolator, other than "none" (see `infer.interpolators`).
+        views: how often each picture is made, see `stages.interpolators.between`.
+        layout: of the pictures that it will get.
+
+    Raises:
+        InputError: the file `name` is no good; and the function, for a time the network cannot do.
+    """
+    cache.enable()
+    stored, cfg = interpolators.load(name)
+    dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    params = jax.device_put(parameters.cast(stored, dtype))
+    together = 1 if layout.height * layout.width >= ALONE else 2
+
+    middle_alone = not getattr(cfg, "any_time", True)
+
+    def fill(first: Planes, second: Planes, parts: Sequence[float]) -> list[Planes]:
+        if middle_alone and any(part != 0.5 for part in parts):
+            raise InputError(f"{name} knows the middle between two frames alone; use --times 2")
+        made: list[Planes] = []
+        for start in range(0, len(parts), together):
+            wanted = list(parts[start : start + together])
+            count = len(wanted)
+            wanted += wanted[-1:] * (together - count if start else 0)
+            times = np.float32(wanted)[None]
+            new = _between(
+                params, first, second, times, cfg=cfg, layout=layout, views=views, dtype=dtype
+            )
+            new = [np.asarray(plane) for plane in new]
+            made += [tuple(plane[k] for plane in new) for k in range(count)]
+        return made
+
+    return fill
+
+
+@partial(jax.jit, static_argnames=("cfg", "layout", "views", "dtype"))
+def _between(
+    params: Any,
+    first: Planes,
+    second: Planes,
+    times: jax.Array,
+    *,
+    cfg: Any,
+    layout: Layout,
+    views: int,
+    dtype: Any,
+) -> tuple[jax.Array, ...]:
+    """Planes of two pictures and times [1, K] -> three planes [K, rows, columns]."""
+    pair = [pictures.rgb(planes, layout)[None] * 2 - 1 for planes in (first, second)]
+    new = networks.between(params, cfg, *pair, times, views=views, dtype=dtype)
+    return jax.vmap(lambda picture: pictures.planes(picture, layout))(new[0] * 0.5 + 0.5)

@@ -1,0 +1,274 @@
+"""`mv2 rehearse`: a preset's cascade run at its full widths with random weights.
+
+What it makes means nothing; that every stage runs, in how much memory and how long, is the answer.
+Stages run one after another, each with its own weights, so that the largest one sets the memory.
+Planes and steps may be reduced: a plane that is odd stays odd.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from mv2_jax.configs import presets
+from mv2_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from mv2_jax.cascade import Cascade
+
+STAGES = ("t2i", "i2v", "v2v", "vfi")
+PROMPT = "a lighthouse in a storm, oil painting"
+_TYPES = ("bfloat16", "float16", "float32")
+
+
+@dataclass
+class Report:
+    """One stage: millions of parameters, seconds of compiling and of all the rest, peak bytes.
+
+    `made` is the shape of what came out. The peak is the process's (or device's) since it began.
+    """
+
+    stage: str
+    parameters: float
+    made: tuple[int, ...] = ()
+    compiling: float = 0.0
+    running: float = 0.0
+    peak: int = 0
+    _began: dict[str, float] = field(default_factory=dict, repr=False)
+
+    def progress(self, label: str, done: int, total: int) -> None:
+        """A stage's progress callback, which times what is compiled."""
+        if label.startswith("compiling"):
+            now = time.monotonic()
+            if done == 0:
+                self._began[label] = now
+            else:
+                self.compiling += now - self._began.pop(label)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs `mv2 rehearse`; returns the exit code.
+
+    Raises:
+        InputError: an unknown flag, or a number that cannot be.
+    """
+    args = _parser().parse_args(list(arguments))
+    print(f"{args.preset}, {args.dtype}, planes 1/{args.shrink}, {args.steps} steps", flush=True)
+    print(f"{'stage':<6}{'M params':>10}{'compile s':>11}{'run s':>9}{'peak GiB':>10}  made")
+    chosen = args.only or STAGES
+    preset = reduced(presets.PRESETS[args.preset], args.shrink, args.frames)
+    for report in rehearse(preset, chosen, args.steps, args.dtype):
+        print(
+            f"{report.stage:<6}{report.parameters:>10.1f}{report.compiling:>11.1f}"
+            f"{report.running:>9.1f}{report.peak / 2**30:>10.2f}  "
+            + "x".join(map(str, report.made)),
+            flush=True,
+        )
+    return 0
+
+
+def reduced(preset: Any, shrink: int, frames: int | None = None) -> Any:
+    """The preset with planes of 1 / `shrink` along each side, and fewer frames where asked."""
+    import dataclasses
+    from types import SimpleNamespace
+
+    made = SimpleNamespace(
+        **{name: getattr(preset, name) for name in dir(preset) if name.isupper()}
+    )
+    for name, factor in (
+        ("T2I", preset.PICTURE_VAE.factor),
+        ("I2V", preset.VAE.factor),
+        ("V2V", preset.VAE.factor),
+    ):
+        stage = getattr(preset, name)
+        size = tuple(_cells(side // factor, shrink) * factor for side in stage.size)
+        count = stage.frames if frames is None or name == "T2I" else frames
+        setattr(made, name, dataclasses.replace(stage, size=size, frames=count))
+    return made
+
+
+def _cells(cells: int, shrink: int) -> int:
+    """Cells along a side, a `shrink`th of them; an odd number stays odd."""
+    fewer = max(2, cells // shrink)
+    return fewer | 1 if cells % 2 else fewer
+
+
+def rehearse(preset: Any, stages: Sequence[str], steps: int, dtype: str) -> Iterator[Report]:
+    """Runs the stages of a preset in their order and reports each as it is done.
+
+    A stage whose forerunner is left out begins from noise of the right shape.
+    """
+    import jax
+    import numpy as np
+
+    from mv2_jax import params as trees
+    from mv2_jax.diffusion import keys
+
+    rng, key = np.random.default_rng(0), keys.seeds([0])
+    given = {name: _noise(rng, shape) for name, shape in _shapes(preset).items()}
+    for stage in [stage for stage in STAGES if stage in stages]:
+        tree = random_params(shapes(preset, stage), dtype)
+        report = Report(stage, trees.count(tree) / 1e6)
+        four = build(preset, tree, dtype)
+        common = {"keys": key, "steps": steps, "progress": report.progress}
+        began = time.monotonic()
+        if stage == "t2i":
+            out = four.t2i([PROMPT], **common)
+        elif stage == "i2v":
+            out = four.i2v([PROMPT], given["t2i"], **common)
+        elif stage == "v2v":
+            out = four.v2v([PROMPT], given["t2i"], given["i2v"], strength=1.0, **common)
+        else:
+            times = int(preset.DEFAULTS["vfi"]["between"]) + 1
+            out = four.vfi(given["v2v"], times, progress=report.progress)
+        given[stage] = np.asarray(jax.block_until_ready(out))
+        report.running = time.monotonic() - began - report.compiling
+        report.made, report.peak = given[stage].shape, peak()
+        if not np.isfinite(given[stage]).all():
+            raise RuntimeError(f"{stage} made numbers that are not finite")
+        del tree, four, out
+        yield report
+
+
+def build(preset: Any, params: dict[str, Any], dtype: Any) -> Cascade:
+    """A cascade of the preset's networks that holds `params`, which may be of some stages only."""
+    import jax.numpy as jnp
+
+    from mv2_jax.cascade import Cascade
+    from mv2_jax.stages import t2i, video
+    from mv2_jax.text import CLIPTokenizer
+
+    dtype = jnp.dtype(dtype)
+
+    def moving(stage: Any) -> video.Config:
+        return video.Config(
+            stage,
+            preset.TEXT,
+            preset.VISION,
+            preset.PROJECTION,
+            preset.CONTROL,
+            preset.VAE.factor,
+            dtype,
+        )
+
+    return Cascade(
+        params=params,
+        tokenizer=CLIPTokenizer(max_length=preset.TEXT.max_length),
+        vae=preset.VAE,
+        rife=preset.RIFE,
+        picture=t2i.Config(
+            preset.T2I, preset.TEXT, preset.PICTURE_VAE.factor, dtype, preset.TEXT_2
+        ),
+        keyframes=moving(preset.I2V),
+        refined=moving(preset.V2V),
+        dtype=dtype,
+        picture_vae=preset.PICTURE_VAE,
+    )
+
+
+def shapes(preset: Any, stage: str) -> dict[str, Any]:
+    """The abstract trees of the components that a stage takes, named as in `Cascade.params`."""
+    import jax
+    import jax.numpy as jnp
+
+    from mv2_jax.models.rife import RIFE
+    from mv2_jax.models.vae import AutoencoderKL
+    from mv2_jax.stages import t2i, video
+
+    four, key = build(preset, {}, "float32"), jax.random.key(0)
+    if stage == "vfi":
+        side = preset.RIFE.pad_to
+        frame = jnp.zeros((1, side, side, 3))
+        tree = jax.eval_shape(RIFE(preset.RIFE).init, key, frame, frame, jnp.zeros((1, 1)))
+        return {"rife": tree["params"]}
+    cfg = preset.PICTURE_VAE if stage == "t2i" else preset.VAE
+    pixels = jnp.zeros((1, cfg.factor * 2, cfg.factor * 2, cfg.in_channels))
+    vae = jax.eval_shape(AutoencoderKL(cfg).init, key, pixels)["params"]
+    if stage == "t2i":
+        own = jax.eval_shape(lambda key: t2i.init(four.picture, key), key)
+        names = {"spatial": "t2i_unet"}
+        own = {names.get(name, f"t2i_{name}"): tree for name, tree in own.items()}
+        return {**own, "t2i_vae": vae}
+    held = four.keyframes if stage == "i2v" else four.refined
+    tree = jax.eval_shape(lambda key: video.init(held, key), key)
+    motion = tree.pop("motion")
+    return {**tree, f"motion_{stage}": motion, "vae": vae}
+
+
+def random_params(tree: Any, dtype: Any) -> Any:
+    """Parameters of these shapes: kernels that keep a signal's scale, norms at their start."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    rng, dtype = np.random.default_rng(1), jnp.dtype(dtype)
+
+    def leaf(path: Any, shape: Any) -> Any:
+        name = path[-1].key
+        if name == "scale":
+            made = np.ones(shape.shape, np.float32)
+        elif name in ("bias", "beta"):
+            made = np.zeros(shape.shape, np.float32)
+        else:
+            fan_in = int(np.prod(shape.shape[:-1])) if name == "kernel" else 2500
+            made = rng.standard_normal(shape.shape, np.float32) / np.float32(fan_in**0.5)
+        return jax.device_put(made.astype(dtype))
+
+    return jax.tree_util.tree_map_with_path(leaf, tree)
+
+
+def peak() -> int:
+    """The most bytes that were in use: of the device where it says so, else of this process."""
+    import resource
+    import sys
+
+    import jax
+
+    stats = jax.devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in stats:
+        return int(stats["peak_bytes_in_use"])
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
+
+
+def _shapes(preset: Any) -> dict[str, tuple[int, ...]]:
+    """What T2I, I2V and V2V make, as pixels."""
+    made = {"t2i": (1, *preset.T2I.size, 3)}
+    for name, stage in (("i2v", preset.I2V), ("v2v", preset.V2V)):
+        made[name] = (1, stage.frames, *stage.size, 3)
+    return made
+
+
+def _noise(rng: Any, shape: tuple[int, ...]) -> Any:
+    return rng.uniform(-1, 1, shape).astype("float32")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (see {self.prog} --help)")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="mv2 rehearse",
+        description="Runs a preset's cascade at full width with random weights, stage by stage, "
+        "and reports memory and time. Full width takes about 5 GiB a stage in bfloat16.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("preset", choices=list(presets.PRESETS), help="which cascade")
+    add("--shrink", type=_positive, default=8, metavar="N", help="planes of 1/N a side (8)")
+    add("--frames", type=_positive, metavar="N", help="keyframes (the preset's)")
+    add("--steps", type=_positive, default=2, metavar="N", help="denoising steps of a stage (2)")
+    add("--dtype", choices=_TYPES, default=_TYPES[0], help="of parameters and computation")
+    add("--only", nargs="+", choices=STAGES, metavar="STAGE", help="these stages alone")
+    return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 1024:
+        raise argparse.ArgumentTypeError(f"takes a whole number from 1 to 1024, not {text!r}")
+    return int(text)

@@ -1,0 +1,199 @@
+"""`mv2 study`: what each mechanism is worth, on the same prompts and seeds with and without it.
+
+    mv2 study inference            # mechanisms switched and varied over given weights
+    mv2 study training             # I2V trained with and without each, at equal small budgets
+    mv2 study preference           # after Diffusion-DPO, and after fine-tuning on the winners
+
+Prompts are of withheld worlds. Every variant makes every video, so differences are paired; their
+intervals are 95%, and verdicts are tested by McNemar's exact test too. Each variant's batches are
+kept as they are done: the same command goes on where a study was cut, and one that asks for more
+variants makes only those.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+from mv2_jax import bundle as bundles
+from mv2_jax import files
+from mv2_jax.errors import InputError
+from mv2_jax.infer import settings
+
+FRAMES = 6  # of a video on the strip
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (see {self.prog} --help)")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs `mv2 study`; returns the exit code.
+
+    Raises:
+        InputError: a bad flag, an unknown mechanism, missing weights.
+    """
+    parser = _Parser(prog="mv2 study", description=_ABOUT, allow_abbrev=False)
+    add = parser.add_argument
+    add("which", choices=("inference", "training", "preference"), help="what to compare")
+    add("--only", default="", metavar="A,B", help="mechanisms of `inference`, such as prior,vfi")
+    add("--prompts", type=int, default=40, metavar="N", help="prompts of withheld worlds (40)")
+    add("--seed", type=int, default=0, metavar="N", help="another choice of prompts (0)")
+    add("--batch", type=int, default=4, metavar="N", help="videos made at a time (4)")
+    add("--steps", type=int, metavar="N", help="of each arm's training (the recipe's)")
+    add("--judge", metavar="FILE", help="another judge: its file, or a phase's weights")
+    add("--weights", metavar="DIR", help="a cascade folder (the one that ships)")
+    add("--runs", default="runs", metavar="DIR", help="the folder of all training runs (runs)")
+    add("-o", "--out", metavar="DIR", help="where table and strip go (study-WHICH)")
+    args = parser.parse_args(list(arguments))
+    if args.which == "preference" and not args.judge:
+        raise InputError(
+            "a preference is not to be reported by the judge that ranked the pairs: train another "
+            "with `mv2 train toybox/second_judge` and name its weights folder with --judge"
+        )
+    if args.prompts < 2 or args.batch < 1:
+        raise InputError("--prompts is at least 2 and --batch at least 1")
+    bundle = bundles.read(args.weights)
+    from mv2_jax.infer import mechanisms, study_arms
+
+    only = [name for name in args.only.split(",") if name]
+    if args.which == "inference":
+        variants, others = (mechanisms.FULL, *mechanisms.choose(mechanisms.VARIED, only)), None
+    elif only:
+        raise InputError("--only goes with `mv2 study inference`")
+    else:
+        trained = study_arms.train(args.which, bundle, Path(args.runs), args.steps)
+        if trained is None:
+            return 130
+        variants, others = study_arms.variants(args.which), trained
+    out = Path(args.out or f"study-{args.which}")
+    run(bundle, variants, out, others, args.prompts, args.seed, args.batch, args.judge)
+    return 0
+
+
+_ABOUT = (
+    "Makes the same videos with and without each mechanism, and writes a table of paired "
+    "differences with their 95% intervals (study.md, study.json) and a strip (study.png)."
+)
+
+
+def run(
+    bundle: Any,
+    variants: Sequence[Any],
+    out: Path,
+    others: Any = None,
+    count: int = 40,
+    seed: int = 0,
+    batch: int = 4,
+    judge: str | None = None,
+) -> dict[str, dict[str, np.ndarray]]:
+    """Makes and measures every video of a study, and writes its table and strip into `out`.
+
+    Args:
+        variants: what to compare; the first is what the others are compared with.
+        others: {arm: {stage: components}} of trained arms, see `study_arms`.
+        seed: of the choice of prompts; video i is made from seed + i.
+
+    Returns:
+        {variant's name: {measure: [count]}}; nan where a measure has nothing to say.
+    """
+    from mv2_jax.infer import evaluate, generate, mechanisms, study_arms, study_report
+    from mv2_jax.infer.progress import Bars
+
+    jury = _jury(judge)
+    words, _, prompts = evaluate.withheld(count, seed)
+    numbers = settings.resolve({}, {}, bundle)
+    cascade, _ = generate.load(bundle)
+    arms = study_arms.cascades(cascade, others or {})
+    facts = [bundle.digest, numbers, study_arms.digest(others or {}), judge]
+    parts: list[dict[str, dict[str, list[float]]]] = []
+    (out / "parts").mkdir(parents=True, exist_ok=True)
+    with Bars() as bars:
+        for first in range(0, count, batch):
+            chosen = [min(i, count - 1) for i in range(first, first + batch)]
+            seeds, texts = [seed + i for i in chosen], [str(prompts[i]) for i in chosen]
+            paths = {
+                v.name: out / "parts" / f"{first:05d}-{_print([*facts, seeds, texts], v)}.json"
+                for v in variants
+            }
+            missing = [v for v in variants if not paths[v.name].is_file()]
+            if missing:
+                bench = mechanisms.Bench(cascade, texts, seeds, numbers, "", bars, arms)
+                bars.prefix = f"{min(first + batch, count)}/{count} "
+                _one(bench, missing, words[chosen], min(batch, count - first), jury, paths)
+            parts.append({name: json.loads(path.read_text()) for name, path in paths.items()})
+            if first == 0:
+                rows = np.stack([np.load(path.with_suffix(".npy")) for path in paths.values()])
+    values = {
+        variant.name: {
+            name: np.concatenate([np.array(part[variant.name][name], float) for part in parts])
+            for name in parts[0][variant.name]
+        }
+        for variant in variants
+    }
+    names = [variant.name for variant in variants]
+    study_report.write(out, values, names, rows, str(prompts[0]))
+    return values
+
+
+def _jury(path: str | None) -> Any:
+    """The judge that ships, one in a safetensors file, or one in a finished phase's weights."""
+    from mv2_jax.toybox import evaluate, examine
+
+    if path is None:
+        return evaluate.load()
+    if Path(path).is_dir():
+        return examine.from_phase(Path(path))[0]
+    return evaluate.load(path)
+
+
+def _print(facts: list[Any], variant: Any) -> str:
+    """Letters that change with anything that one variant's batch depends on."""
+    of_variant = [variant.changes, sorted(variant.skip), variant.weights]
+    text = json.dumps([facts, of_variant], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _one(
+    bench: Any, variants: Any, words: np.ndarray, keep: int, jury: Any, paths: dict[str, Path]
+) -> None:
+    """Makes, measures and keeps one batch in these variants, a .json and a .npy each."""
+    for variant in variants:
+        made, path = bench.make(variant), paths[variant.name]
+        found = {
+            name: [None if np.isnan(v) else float(v) for v in values]
+            for name, values in measured(made, words, keep, jury).items()
+        }
+        picks = np.round(np.linspace(0, made.frames.shape[1] - 1, FRAMES)).astype(int)
+        with files.whole(path.with_suffix(".npy")) as scratch, scratch.open("wb") as file:
+            np.save(file, made.frames[0, picks, ::2, ::2])
+        with files.whole(path) as scratch:
+            scratch.write_text(json.dumps(found))
+
+
+def measured(made: Any, words: np.ndarray, keep: int, jury: Any) -> dict[str, np.ndarray]:
+    """{name: [keep]} of the first `keep` videos of a batch: verdicts (1 right, 0 wrong), measures.
+
+    "picture" is T2I's: thing, colour and scene all right.
+    """
+    from mv2_jax.toybox import evaluate as judging
+    from mv2_jax.toybox import measures
+
+    words, frames, pictures = words[:keep], made.frames[:keep], made.picture[:keep]
+    stills = judging.right(judging.judge(jury, pictures[:, None]), words)
+    of_picture = stills["thing"] & stills["colour"] & stills["scene"]
+    verdicts = judging.right(judging.judge(jury, frames), words)
+    known = measures.measure(frames, pictures, words)
+    renamed = {"thing": "one thing", "colour": "kept colour", "shape": "kept shape"}
+    return {
+        "picture": of_picture.astype(float),
+        **{kind: hits.astype(float) for kind, hits in verdicts.items()},
+        **{renamed.get(name, name): values for name, values in known.items()},
+    }

@@ -1,0 +1,65 @@
+"""The network inside `mv2 interpolate`, by weights in a file: it makes what it makes elsewhere."""
+
+import av
+import jax
+import numpy as np
+import pytest
+
+from mv2_jax import cli, params
+from mv2_jax.config import RIFEConfig, VAEConfig, to_dict
+from mv2_jax.convert import rife as converter
+from mv2_jax.infer import interpolate_network, media
+from mv2_jax.infer import interpolate_pictures as pictures
+from mv2_jax.stages import vfi
+
+CFG = RIFEConfig(widths=(8, 4), scales=(2, 1), pad_to=16)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    random = np.random.default_rng(7)
+    tree = jax.tree.map(
+        lambda leaf: (random.normal(size=leaf.shape) * 0.1).astype(np.float32),
+        converter.target(CFG),
+    )
+    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
+    params.save(path, tree, {"config": to_dict(CFG)})
+    return str(path)
+
+
+def test_new_pictures_are_the_networks_in_the_videos_own_samples(weights):
+    layout = pictures.Layout(20, 24, "420", 10, matrix=1, range=1)
+    random = np.random.default_rng(0)
+    pair = [
+        tuple(random.integers(200, 800, size=s).astype(np.uint16) for s in layout.shapes)
+        for _ in range(2)
+    ]
+    made = interpolate_network.filler(weights, 1, layout)(*pair, [0.25, 0.5, 0.9])
+    assert len(made) == 3
+    shown = [np.asarray(pictures.rgb(p, layout))[None] * 2 - 1 for p in pair]
+    times = np.float32([[0.25, 0.5, 0.9]])
+    wanted = np.asarray(vfi.between(params.load(weights), CFG, *shown, times))[0] * 0.5 + 0.5
+    for ours, theirs in zip(made, wanted):
+        for a, b in zip(ours, pictures.planes(theirs, layout)):
+            assert a.dtype == np.uint16
+            np.testing.assert_allclose(a.astype(int), b, atol=1)  # of 1023
+
+
+def test_a_file_of_weights_makes_a_video_and_a_bad_one_a_line(weights, tmp_path, capsys):
+    ramp = np.arange(64, dtype=np.uint8)[None, :, None] * np.ones((48, 1, 3), np.uint8)
+    frames = np.stack([ramp, ramp + 60, ramp + 60, ramp + 120])
+    media.write_video(tmp_path / "in.mp4", frames, 10)
+    out, other = tmp_path / "out.mp4", tmp_path / "vae.safetensors"
+    words = ["interpolate", str(tmp_path / "in.mp4"), "-o", str(out), "--vfi"]
+    assert cli.main([*words, weights]) == 0
+    with av.open(str(out)) as container:
+        assert sum(1 for _ in container.decode(video=0)) == 7
+    capsys.readouterr()
+    params.save(other, {"w": np.ones(3)}, {"config": to_dict(VAEConfig())})
+    (tmp_path / "text.safetensors").write_text("no weights")
+    out.unlink()
+    for name, says in (("vae", "no interpolator has a VAEConfig"), ("text", "cannot use")):
+        assert cli.main([*words, str(tmp_path / f"{name}.safetensors")]) == 2
+        lines = [x for x in capsys.readouterr().err.splitlines() if "mv2: error:" in x]
+        assert len(lines) == 1 and says in lines[0]
+        assert not out.exists()
