@@ -13,7 +13,7 @@ from mv2_jax.train.recipe import INDEX, components_in, folder_of
 
 # Trained over one spatial tree; the cascade folder refuses to mix them with another.
 OVER_SPATIAL = ("motion_i2v", "motion_v2v", "image_attn", "control")
-NEEDED = tuple(name for name in bundle.COMPONENTS if name != "rife")  # the package has a public one
+NEEDED = tuple(name for name in bundle.COMPONENTS if name not in bundle.OPTIONAL)
 
 
 def gather(folders: Iterable[Path], licence: str) -> tuple[dict[str, bundle.Part], dict[str, Any]]:

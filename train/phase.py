@@ -23,6 +23,7 @@ def phase(task: str, **settings: Any) -> ConfigDict:
             "max_minutes": 0.0,  # 0: no limit; counted over all resumed runs
             "batch": 16,
             "precision": "auto",  # auto, fp32 or bf16
+            "remat": False,  # recompute UNet blocks in the backward pass: less memory
             "log_every": 50,
             "sample_minutes": 10.0,  # also redraws the curves; 0: at the end only
             "checkpoint_minutes": 10.0,  # 0: at the end only
@@ -85,3 +86,10 @@ def recipe(pack: ConfigDict | None = None, /, **phases: ConfigDict) -> ConfigDic
     """
     cfg = {"order": tuple(phases), "phases": ConfigDict(phases), "quick_compile": False}
     return ConfigDict(cfg if pack is None else {**cfg, "pack": pack})
+
+
+def arms(**phases: ConfigDict) -> ConfigDict:
+    """A recipe whose phases do not build on each other: all begin alike, to be compared."""
+    made = recipe(**phases)
+    made.chain = False
+    return made

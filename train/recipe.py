@@ -121,7 +121,7 @@ def folder_of(root: Path, source: str) -> Path:
 
 
 def begin_from(root: Path, short: str, recipe: ConfigDict, phase: str) -> dict[str, Component]:
-    """What a phase starts with: `begin` sources, and above them the chain's earlier phases.
+    """What a phase starts with: `begin` sources, and (in a chain) above them its earlier phases.
 
     A later phase's component replaces an earlier one's of the same name.
 
@@ -137,7 +137,8 @@ def begin_from(root: Path, short: str, recipe: ConfigDict, phase: str) -> dict[s
                 f"it holds {', '.join(sorted(held))}"
             )
         begin[name] = held[name]
-    for earlier in recipe.order[: list(recipe.order).index(phase)]:
+    order = list(recipe.order) if recipe.get("chain", True) else [phase]
+    for earlier in order[: order.index(phase)]:
         folder = root / short / earlier / "weights"
         if not (folder / INDEX).is_file():
             raise InputError(
@@ -185,7 +186,8 @@ def write_weights(
         listed = {}
         for name, tree in task.components(averaged).items():
             file = f"{name}.safetensors"
-            params.save(scratch / file, params.cast(tree, jnp.float16), {"phase": cfg.name})
+            notes = {"phase": cfg.name, "config": config.to_dict(configs[name])}
+            params.save(scratch / file, params.cast(tree, jnp.float16), notes)
             listed[name] = {
                 "file": file,
                 "digest": params.digest(params.load(scratch / file)),

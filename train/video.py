@@ -62,6 +62,7 @@ class VideoTask:
             control=held("control", "control"),
             factor=factor,
             dtype=compute_dtype(cfg.precision),
+            remat=cfg.remat,
         )
         self.size = self.net.stage.size
         if any(side % factor for side in self.size):
@@ -87,8 +88,9 @@ class VideoTask:
     def loss(self, params: Params, frozen: Params, batch: Batch, key: jax.Array):
         whole = {name: {**frozen, **params}[name] for name in TREES}
         batch = {**batch, "latent": batch["latent"].astype(jnp.float32), "null_ids": self.null}
-        drops = {"drop_text": self.cfg.loss.drop_text, "drop_image": self.cfg.loss.drop_image}
-        return video.loss(whole, self.net, batch, key, **drops, shape=self.shape)
+        names = ("drop_text", "drop_image", "image_scale", "control_scale")
+        given = {name: self.cfg.loss[name] for name in names if name in self.cfg.loss}
+        return video.loss(whole, self.net, batch, key, **given, shape=self.shape)
 
     def shards(self) -> Shards:
         """Keyframes of numbered worlds: "latent" [T, h, w, C] fp16, "label" [4] int8."""

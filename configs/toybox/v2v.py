@@ -34,7 +34,7 @@ def get_config() -> ConfigDict:
                 "image_batch": 32,
                 "decoded": 0.5,
             },
-            loss={"drop_text": 0.1, "drop_image": 0.1, "shape": asdict(LossConfig())},
+            loss={"drop_text": 0.1, "drop_image": 0.1, "shape": asdict(LossConfig(shift=0.35))},
             sample={"guidance": 4.0, "image_guidance": 1.5, "strength": 0.5, "steps": 20},
             optim={"lr": 3e-4, "schedule": "warmup_stable_decay", "clock": "time"},
             ema={"decay": 0.999},

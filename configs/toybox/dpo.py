@@ -1,0 +1,59 @@
+"""Preference on the toybox: Diffusion-DPO on pairs that a judge ranked, and the same time spent on
+fine-tuning on the winners, for pictures and for clips.
+
+The pictures' arms change the spatial weights that I2V's parts were trained over, so they are for
+T2I alone; to build a cascade on them, train toybox/i2v and toybox/v2v over them.
+"""
+
+from dataclasses import asdict
+
+from ml_collections import ConfigDict
+
+from mv2_jax.config import to_dict
+from mv2_jax.configs.toybox import sizes
+from mv2_jax.diffusion.losses import LossConfig
+from mv2_jax.train.phase import arms, phase
+
+PICTURES = {"vae": "toybox/vae", "text_encoder": "toybox/t2i", "spatial": "toybox/t2i"}
+CLIPS = ("motion_i2v", "image_encoder", "image_attn", "control")
+
+
+def _arm(stage: str, kind: str) -> ConfigDict:
+    pictures = stage == "t2i"
+    video = {
+        "i2v": to_dict(sizes.I2V),
+        "vision": to_dict(sizes.VISION),
+        "projection": to_dict(sizes.PROJECTION),
+        "control": to_dict(sizes.CONTROL),
+    }
+    return phase(
+        "dpo",
+        stage=stage,
+        begin=PICTURES if pictures else {**PICTURES, **dict.fromkeys(CLIPS, "toybox/i2v")},
+        train=("spatial",) if pictures else ("motion",),
+        lora={"rank": 0, "match": "", "scale": 1.0},
+        steps=600 if pictures else 300,
+        batch=16 if pictures else 4,
+        sample_minutes=0.0,
+        model={"t2i": to_dict(sizes.T2I)} if pictures else video,
+        data={
+            "count": 1024 if pictures else 256,  # pairs
+            "shard": 128 if pictures else 32,
+            "chunk": 16 if pictures else 4,  # prompts whose candidates are made at a time
+            "candidates": 4,
+            "judge": "",  # its file; empty: the one that ships
+        },
+        loss={"kind": kind, "beta": 2000.0, "shape": asdict(LossConfig())},
+        sample={"guidance": 4.0, "image_guidance": 1.5, "steps": 15},
+        optim={"lr": 5e-5, "warmup": 25, "schedule": "constant", "weight_decay": 0.0},
+        ema={"decay": 0.99},
+    )
+
+
+def get_config() -> ConfigDict:
+    return arms(
+        pictures=_arm("t2i", "dpo"),
+        pictures_winners=_arm("t2i", "winners"),
+        clips=_arm("i2v", "dpo"),
+        clips_winners=_arm("i2v", "winners"),
+    )

@@ -1,0 +1,48 @@
+"""What a GAN's two sides minimise, and how strongly the critic may pull (arXiv 2012.09841)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+Score = Callable[[jax.Array], jax.Array]
+
+_TINY = 1e-8
+_STRONGEST = 1e4
+
+
+def hinge(real: jax.Array, made: jax.Array) -> jax.Array:
+    """The critic's loss from its logits of real and of made pictures, any shapes."""
+    return 0.5 * (jnp.mean(jax.nn.relu(1.0 - real)) + jnp.mean(jax.nn.relu(1.0 + made)))
+
+
+def balanced(
+    made: jax.Array, quality: Score, doubt: Score, weight: float | jax.Array
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """quality(made) + w * doubt(made), w such that both pull equally hard, times `weight`.
+
+    VQGAN's adaptive weight, w = |d quality| / |d doubt|, which takes both gradients at the last
+    layer's weights. Here they are taken at the picture: its last layer lies before a sum of fifty
+    reads, through which each gradient would have to pass once more.
+
+    Both scores are differentiated once, here; what is returned passes the joint gradient on to
+    whatever made the picture.
+
+    Args:
+        made: pictures [B, H, W, 3].
+        quality, doubt: pictures -> scalar; neither may depend on anything that is trained by it.
+        weight: scalar, traced or not; 0 leaves `quality` alone.
+
+    Returns:
+        A scalar with its gradient, and the scalars {"quality", "doubt", "doubt_weight"}.
+    """
+    fixed = jax.lax.stop_gradient(made)
+    good, pull = jax.value_and_grad(quality)(fixed)
+    bad, push = jax.value_and_grad(doubt)(fixed)
+    ratio = jnp.linalg.norm(pull.ravel()) / (jnp.linalg.norm(push.ravel()) + _TINY)
+    ratio = jnp.clip(ratio, 0.0, _STRONGEST) * weight
+    steered = jnp.sum(made * jax.lax.stop_gradient(pull + ratio * push))
+    value = jax.lax.stop_gradient(good + ratio * bad - steered) + steered
+    return value, {"quality": good, "doubt": bad, "doubt_weight": ratio}

@@ -1,0 +1,87 @@
+"""Pairs to learn preferences from: candidates of one prompt, ranked by a judge.
+
+Prompts are of the training split. Of every prompt some candidates are made with other noise; the
+one in which the judge finds the asked-for words most surely is the better, the one in which it does
+least is the worse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from mv2_jax.diffusion import keys as named
+from mv2_jax.toybox import captions, evaluate
+from mv2_jax.toybox.judge import KINDS
+from mv2_jax.train import worlds
+
+_FLOOR = 1e-4  # of a probability: one word that is surely wrong does not drown the others
+
+
+def labels(seed: int, numbers: np.ndarray) -> np.ndarray:
+    """The words [n, 4] int32 of the prompts with these numbers."""
+    return np.asarray(worlds.labels(worlds.numbered(seed, numbers)))
+
+
+def prompts(words: np.ndarray) -> list[str]:
+    """The canonical captions of words [n, 4]."""
+    return [captions.canonical(*row) for row in words.tolist()]
+
+
+def keys(seed: int, numbers: np.ndarray, candidate: int) -> jax.Array:
+    """Keys [n] of one candidate each of these prompts."""
+    base = named.fold(named.fold(named.seed(seed % 2**32), "preference pairs"), candidate)
+    each = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
+    return each(base, np.asarray(numbers, np.uint32))
+
+
+def scores(jury: evaluate.Jury, video: Any, words: np.ndarray) -> np.ndarray:
+    """How surely the judge finds the asked-for words in clips [n, T, H, W, 3]: the sum [n] of the
+    words' log-probabilities. Of single frames the motion does not count."""
+    verdicts = evaluate.judge(jury, video)
+    kinds = KINDS if np.shape(video)[1] > 1 else KINDS[:3]
+    total = np.zeros(len(words))
+    for i, kind in enumerate(kinds):
+        share = verdicts[kind].probabilities[np.arange(len(words)), words[:, i]]
+        total += np.log(np.maximum(share, _FLOOR))
+    return total
+
+
+def rank(
+    jury: evaluate.Jury,
+    words: np.ndarray,
+    candidates: int,
+    make: Callable[[int], tuple[np.ndarray, Any]],
+) -> dict[str, np.ndarray]:
+    """The better and the worse latent for every row of words [n, 4].
+
+    Args:
+        candidates: how many are made of each prompt, at least 2.
+        make: number of a candidate -> (latents [n, ..., C], clips [n, T, H, W, 3]).
+
+    Returns:
+        {"better", "worse": latents fp16, "margin": [n] fp32, how much surer the judge is}.
+
+    Raises:
+        ValueError: fewer than two candidates.
+    """
+    if candidates < 2:
+        raise ValueError(f"a pair takes two candidates at least, not {candidates}")
+    latents, found = [], []
+    for number in range(candidates):
+        latent, video = make(number)
+        latents.append(np.asarray(latent, np.float16))
+        found.append(scores(jury, video, words))
+    all_latents, all_scores = np.stack(latents), np.stack(found)
+    best, worst, rows = all_scores.argmax(0), all_scores.argmin(0), np.arange(len(words))
+    # Where the judge sees no difference, the first and the last stand for a pair without a margin.
+    worst = np.where(best == worst, candidates - 1, worst)
+    margin = all_scores[best, rows] - all_scores[worst, rows]
+    return {
+        "better": all_latents[best, rows],
+        "worse": all_latents[worst, rows],
+        "margin": margin.astype(np.float32),
+    }

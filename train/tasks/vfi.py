@@ -1,0 +1,193 @@
+"""Training the GAN interpolator: L1, features, vector quantisation and a critic.
+
+MagicVideo-V2 (arXiv 2401.04468) trains its interpolator as a GAN; the losses are VQ-FIGAN's
+(LDMVFI, arXiv 2303.09508, after VQGAN, arXiv 2012.09841): L1 and features' distance, codebook and
+commitment, and from step `loss.critic_from` on a hinge critic whose pull is balanced against the
+others'. One optimiser serves both sides, for Adam's steps do not depend on how a loss is scaled.
+
+Two frames, the one between them and the light model's guess make a sample; see `train.triplets`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mv2_jax import config
+from mv2_jax import params as trees
+from mv2_jax.errors import InputError
+from mv2_jax.models.discriminator import PatchCritic
+from mv2_jax.models.gan_vfi import GANVFI
+from mv2_jax.models.vq import perplexity
+from mv2_jax.stages import vfi
+from mv2_jax.train import adversary, features, triplets, videos
+from mv2_jax.train.latents import Shards, position
+from mv2_jax.train.report import grid, to_uint8
+from mv2_jax.train.task import Batch, Component, Metrics, Params, Task, compute_dtype, require
+from mv2_jax.train.tasks.vae import psnr
+
+NAME = "vfi_gan"
+SHOWN = 6  # samples on a sheet
+
+
+def make(cfg: Any, begin: Mapping[str, Component], folder: Path) -> Task:
+    """The task, with `begin["vae"]`'s features; it goes on from `begin["vfi_gan"]` where that is.
+
+    Raises:
+        InputError: no autoencoder, no videos, or a `data.side` that does not fit the networks.
+    """
+    require(begin, "vae")
+    return VFITask(cfg, begin, folder).task()
+
+
+class VFITask:
+    """The interpolator as a task: data, losses, sheets.
+
+    Raises:
+        InputError: a side that does not fit, or no videos under `data.root`.
+    """
+
+    def __init__(self, cfg: Any, begin: Mapping[str, Component], folder: Path) -> None:
+        self.cfg, self.folder, self.held = cfg, folder, begin.get(NAME)
+        stored = self.held.config if self.held else None
+        self.net = stored or config.from_dict(cfg.model.vfi.to_dict())
+        self.vae = begin["vae"]
+        self.model = GANVFI(self.net, compute_dtype(cfg.precision))
+        self.critic = PatchCritic(cfg.critic.width, cfg.critic.layers, compute_dtype(cfg.precision))
+        side = cfg.data.side
+        for what, unit in (("network", self.net.pad_to), ("autoencoder", self.vae.config.factor)):
+            if side <= 0 or side % unit:
+                raise InputError(f"data.side: {side} is not a multiple of the {what}'s {unit}")
+        if "size" in cfg.data and cfg.data.size < side:
+            raise InputError(f"data.size: frames of {cfg.data.size} hold no crop of {side}")
+        self.paths = videos.find(cfg.data.root, side) if "root" in cfg.data else []
+        self.light_params, self.light_cfg = vfi.shipped()
+        if self.light_cfg != self.net.light:
+            raise InputError("model.vfi.light: training uses the RIFE that ships with the package")
+
+    def init(self, key: jax.Array) -> Params:
+        one, two = jax.random.split(key)
+        image = jnp.zeros((1, self.net.pad_to, self.net.pad_to, 3))
+        made = jax.jit(self.model.init)(one, image, image, image, jnp.zeros((1,)))["params"]
+        critic = jax.jit(self.critic.init)(two, image)["params"]
+        return {"gan": self.held.params["gan"] if self.held else made, "critic": critic}
+
+    def parts(self, params: Params) -> dict[str, Params]:
+        """The interpolator as `stages.vfi_gan` takes it: the light model's weights beside its own.
+
+        So the file that a finished phase leaves is all that `mv2 interpolate --vfi FILE` needs.
+        """
+        return {NAME: {"light": self.light_params, "gan": params["gan"]}}
+
+    def generate(self, params: Params, batch: Batch) -> tuple[Any, ...]:
+        """(first, second, target, guess, made, codes) of a batch; frames fp32 in [-1, 1]."""
+        frames = [batch[name].astype(jnp.float32) / 127.5 - 1 for name in triplets.IMAGES]
+        first, second, target, guess = frames
+        variables = {"params": params}
+        made, codes = self.model.apply(variables, first, second, guess, batch["time"])
+        return first, second, target, guess, made, codes
+
+    def loss(self, params: Params, frozen: Params, batch: Batch, key: jax.Array):
+        del key
+        weights = self.cfg.loss
+        _, _, target, guess, made, codes = self.generate(params["gan"], batch)
+        fixed = jax.lax.stop_gradient(params["critic"])
+        active = jnp.mean(batch["critic"])
+
+        def judged(tree: Params, images: jax.Array) -> jax.Array:
+            return self.critic.apply({"params": tree}, images)
+
+        def quality(x: jax.Array) -> jax.Array:
+            far = features.distance(frozen["vae"], self.vae.config, x, target)
+            return jnp.mean(jnp.abs(x - target)) + weights.features * far
+
+        pulled, terms = adversary.balanced(
+            made, quality, lambda x: -jnp.mean(judged(fixed, x)), active * weights.critic
+        )
+        both = judged(params["critic"], jnp.concatenate((target, jax.lax.stop_gradient(made))))
+        critic = active * adversary.hinge(*jnp.split(both, 2))
+        codebook = codes.codebook + weights.commitment * codes.commitment
+        metrics: Metrics = {
+            **terms,
+            "loss_codes": codebook,
+            "loss_critic": critic,
+            "l1": jnp.mean(jnp.abs(made - target)),
+            "codes_used": perplexity(codes.index, self.net.codes),
+            "psnr": psnr(target, made),
+            "psnr_light": psnr(target, guess),
+            "sharpness": sharpness(made, target),
+            "sharpness_light": sharpness(guess, target),
+        }
+        return pulled + weights.codebook * codebook + critic, metrics
+
+    def shards(self) -> Shards:
+        """The samples, made when a step first needs them."""
+        cfg, data = self.cfg, self.cfg.data
+        facts = {
+            "what": "triplets",
+            "seed": cfg.seed,
+            "data": data.to_dict(),
+            "videos": [[str(p), p.stat().st_size] for p in self.paths],
+            "light": trees.digest(self.light_params),
+        }
+        light_params = jax.device_put(trees.cast(self.light_params, np.float32))
+
+        def light(first: jax.Array, second: jax.Array, times: jax.Array) -> jax.Array:
+            return vfi.between(light_params, self.light_cfg, first, second, times)
+
+        def make(numbers: np.ndarray) -> triplets.Arrays:
+            if self.paths:
+                drawn = videos.draw(self.paths, cfg.seed, numbers, data.side, tuple(data.gap))
+            else:
+                drawn = triplets.toybox(cfg.seed, numbers, data.size, data.side, tuple(data.gap))
+            return triplets.with_guess(light, drawn)
+
+        return Shards(self.folder.parent / "triplets", facts, make, data.count, data.shard)
+
+    def batches(self, seed: int, start: int) -> Iterator[Batch]:
+        """Samples, mirrored and transposed at random; "critic" is 1 once it takes part."""
+        shards, count = self.shards(), self.cfg.batch
+        step = start
+        while True:
+            found = shards.take(position(seed, step, count, self.cfg.data.count))
+            active = np.full((count,), step >= self.cfg.loss.critic_from, np.float32)
+            yield {**triplets.turned(found, seed, step), "critic": active}
+            step += 1
+
+    def sample(self, params: Params, frozen: Params, key: jax.Array) -> np.ndarray:
+        """Six columns: both frames, the true one between, the light model's, and this network's."""
+        del frozen, key
+        batch = self.shards().take(np.arange(min(SHOWN, self.cfg.data.shard)))
+        first, second, target, guess, made, _ = jax.jit(self.generate)(params["gan"], batch)
+        rows = np.concatenate([np.asarray(x) for x in (first, second, target, guess, made)])
+        return grid(to_uint8(rows), columns=len(first))
+
+    def task(self) -> Task:
+        """The loop's view."""
+        return Task(
+            init=self.init,
+            frozen={"vae": trees.cast(self.vae.params, np.float32)},
+            loss=self.loss,
+            batches=self.batches,
+            components=self.parts,
+            configs=lambda params: {NAME: self.net},
+            sample=self.sample,
+        )
+
+
+def sharpness(made: jax.Array, real: jax.Array) -> jax.Array:
+    """How much neighbouring pixels differ, as a share of how much they do in the real pictures.
+
+    1 is as sharp, less is softer. [B, H, W, 3] twice.
+    """
+
+    def edges(x: jax.Array) -> jax.Array:
+        down, across = x[:, 1:] - x[:, :-1], x[:, :, 1:] - x[:, :, :-1]
+        return jnp.mean(jnp.abs(down)) + jnp.mean(jnp.abs(across))
+
+    return edges(made) / jnp.maximum(edges(real), 1e-6)

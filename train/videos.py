@@ -1,0 +1,123 @@
+"""Frames of people's own videos as samples for frame interpolation."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import av
+import numpy as np
+
+from mv2_jax.errors import InputError
+from mv2_jax.train.triplets import CUTS, IMAGES, Arrays
+
+SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".y4m", ".gif")
+TRIES = 20  # draws for one sample before its video folder is called unfit
+# Mean change, in levels, of a pair: less is a still picture, more is a cut (or hopeless).
+STILL, CUT = 0.5, 48.0
+
+
+def find(root: str | os.PathLike[str], side: int) -> list[Path]:
+    """The videos below a folder that are at least `side` pixels high and wide, sorted by name.
+
+    Raises:
+        InputError: no such folder, or no such video in it; the message says what was looked for.
+    """
+    folder = Path(root)
+    if not str(root):
+        raise InputError(
+            "data.root: name the folder of videos to learn from, with --set data.root=FOLDER"
+        )
+    if not folder.is_dir():
+        raise InputError(f"data.root: there is no folder {root}")
+    named = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    if not named:
+        raise InputError(f"data.root: no videos under {root} (looked for {', '.join(SUFFIXES)})")
+    fit = [path for path in named if min(_size(path)) >= side]
+    if not fit:
+        raise InputError(
+            f"data.root: none of the {len(named)} videos under {root} can be read and is at least "
+            f"{side} pixels high and wide; a smaller data.side takes smaller ones"
+        )
+    return fit
+
+
+def draw(
+    paths: Sequence[Path], seed: int, numbers: np.ndarray, side: int, gap: tuple[int, int]
+) -> Arrays:
+    """Samples with these numbers, without guesses; each depends on the seed and its number alone.
+
+    Two frames `gap` (least, most, at least 2) frames apart and one between them, cut to the square
+    of `side` that moves most of a few random ones.
+
+    Raises:
+        InputError: no moving pair was found in `TRIES` draws.
+    """
+    samples = [_sample(paths, np.random.default_rng([seed, int(n)]), side, gap) for n in numbers]
+    images = {name: np.stack([s[0][i] for s in samples]) for i, name in enumerate(IMAGES[:3])}
+    return {**images, "time": np.array([s[1] for s in samples], np.float32)}
+
+
+def _sample(
+    paths: Sequence[Path], random: np.random.Generator, side: int, gap: tuple[int, int]
+) -> tuple[list[np.ndarray], float]:
+    for _ in range(TRIES):
+        path = paths[random.integers(len(paths))]
+        apart = int(random.integers(gap[0], gap[1] + 1))
+        frames = list(_frames(path, random.random(), apart + 1))
+        if len(frames) <= apart:
+            continue
+        middle = int(random.integers(1, apart))
+        chosen = [frames[0], frames[apart], frames[middle]]
+        cut = _busiest(chosen, random, side)
+        if STILL <= _change(cut) <= CUT:
+            return cut, middle / apart
+    raise InputError(
+        f"data.root: {TRIES} draws found no moving pair {gap[0]} to {gap[1]} frames apart (the "
+        f"last looked at was in {path}); are the videos stills, or very short?"
+    )
+
+
+def _busiest(frames: list[np.ndarray], random: np.random.Generator, side: int) -> list[np.ndarray]:
+    height, width = frames[0].shape[:2]
+    cuts = []
+    for _ in range(CUTS):
+        y, x = random.integers(height - side + 1), random.integers(width - side + 1)
+        cuts.append([frame[y : y + side, x : x + side] for frame in frames])
+    return max(cuts, key=_change)
+
+
+def _change(frames: list[np.ndarray]) -> float:
+    return float(np.abs(frames[0].astype(np.int16) - frames[1]).mean())
+
+
+def _frames(path: Path, share: float, count: int) -> Iterator[np.ndarray]:
+    """`count` frames (fewer at the end) from about a `share` of the way in, uint8 [H, W, 3]."""
+    try:
+        with av.open(os.fspath(path)) as container:
+            stream = container.streams.video[0]
+            stream.thread_type = "AUTO"
+            # Containers that do not know their length are read from the start.
+            if stream.duration:
+                start = (stream.start_time or 0) + int(0.9 * share * stream.duration)
+                container.seek(start, stream=stream)
+            for frame in container.decode(stream):
+                yield frame.to_ndarray(format="rgb24")
+                count -= 1
+                if not count:
+                    return
+    except (av.FFmpegError, OSError):
+        return  # a damaged part: another draw finds another
+
+
+def _size(path: Path) -> tuple[int, int]:
+    """(height, width), or zeros where there is no video to read."""
+    try:
+        with av.open(os.fspath(path)) as container:
+            if not container.streams.video:
+                return 0, 0
+            stream = container.streams.video[0]
+            return stream.height, stream.width
+    except (av.FFmpegError, OSError):
+        return 0, 0
