@@ -1,0 +1,81 @@
+"""The scripts of examples/, each run on networks of nothing."""
+
+import importlib.util
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+FOLDER = Path(__file__).parents[2] / "examples"
+SCRIPTS = sorted(FOLDER.glob("*.py"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    """Programs that run once are not worth optimising."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def four():
+    return tiny.make()
+
+
+def main(name):
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
+
+
+def test_there_are_five_and_they_are_short():
+    assert len(SCRIPTS) == 5
+    assert max(len(path.read_text().splitlines()) for path in SCRIPTS) <= 40
+
+
+def test_own_sampler(four, monkeypatch):
+    from mv2_jax.diffusion import samplers
+
+    monkeypatch.setattr(samplers, "SAMPLERS", dict(samplers.SAMPLERS))  # the script adds to them
+    sheet = main("own_sampler")(four, steps=4)
+    ddim, own = sheet[:, :48].astype(int), sheet[:, 48:].astype(int)
+    # Another way through the same field from the same noise: not the same, and not far off.
+    assert 0 < np.abs(ddim - own).mean() < 0.5 * ddim.std()
+
+
+@pytest.mark.slow
+def test_own_condition(four):
+    pictures = np.asarray(main("own_condition")(four, steps=2, batch=2))
+    assert pictures.shape == (3, 48, 48, 3)
+    assert np.abs(pictures[0] - pictures[2]).max() > 1e-3  # the size is heard
+
+
+def test_guidance_vmap(four):
+    from mv2_jax.diffusion import keys
+    from mv2_jax.infer import media
+
+    sheet = main("guidance_vmap")(four, scales=(1.0, 6.0))
+    prompt = ["a golden star rising at sunset"]
+    for place, scale in ((sheet[:, :48], 1.0), (sheet[:, 48:], 6.0)):
+        alone = media.to_uint8(four.t2i(prompt, keys=keys.seeds([7]), guidance=scale)[0])
+        assert np.abs(place.astype(int) - alone).max() <= 1
+    assert not np.array_equal(sheet[:, :48], sheet[:, 48:])
+
+
+@pytest.mark.slow
+def test_noise_gradient(four):
+    strip, scores = main("noise_gradient")(four, steps=2, climbs=3, rate=0.02)
+    assert strip.shape == (32, 96, 3) and scores == sorted(scores) and scores[-1] > scores[0]
+
+
+@pytest.mark.slow
+def test_swap_network(four, capsys):
+    sheet = main("swap_network")(four)
+    sizes = [int(line.split()[3].replace(",", "")) for line in capsys.readouterr().out.splitlines()]
+    assert sheet.shape == (64, 96, 3) and sizes[1] > 2 * sizes[0]
+    frames = sheet[32:].reshape(32, 3, 32, 3).astype(int)
+    assert np.isfinite(frames).all()
