@@ -33,6 +33,8 @@ from mv2_jax.errors import InputError
 SCHEMA = 1
 INDEX = "cascade.json"
 SHIPPED = Path(__file__).parent / "weights" / "toybox"
+# T2I's own networks, where it does not share the others'; and "rife", of which the package has one.
+OPTIONAL = ("rife", "t2i_text_encoder", "t2i_text_encoder_2", "t2i_vae", "t2i_unet")
 COMPONENTS = (
     "text_encoder",
     "vae",
@@ -42,7 +44,7 @@ COMPONENTS = (
     "image_encoder",
     "image_attn",
     "control",
-    "rife",
+    *OPTIONAL,
 )
 STAGES = ("t2i", "i2v", "v2v", "vfi")
 
@@ -55,10 +57,10 @@ class Part:
     """A component on its way into a folder: parameters, what they configure, whose they are.
 
     `over` is `params.digest` of the stored (half-precision) spatial tree that the component was
-    trained over, where it was trained over one.
+    trained over, where it was trained over one. One Part under two names is stored once.
     """
 
-    tree: Mapping[str, Any]
+    tree: Mapping[str, Any] | params.Pending
     config: Any
     licence: str
     source: str
@@ -175,7 +177,8 @@ def write(
 ) -> Bundle:
     """Writes a cascade folder, which appears whole or not at all, and reads it back.
 
-    Parameters are cast to `dtype`. `texts` are further files by name, such as licences.
+    Parameters are cast to `dtype`; pending ones keep their own type, and are made here, one
+    component after the other. `texts` are further files by name, such as licences.
     `replace` allows an existing cascade folder to be replaced.
 
     Raises:
@@ -203,12 +206,13 @@ def write(
             "tokenizer": tokenizer,
         }
         for key, part in components.items():
-            with np.errstate(over="ignore"):  # the check below names the leaf
-                tree = params.cast(part.tree, dtype)
-            _check_finite(key, tree)
+            twin = next((k for k in index["components"] if components[k] is part), None)
+            if twin is None:
+                index["components"][key] = _write_part(scratch, key, part, dtype)
+            else:
+                index["components"][key] = dict(index["components"][twin])
             if key == "spatial":
-                index["spatial"] = params.digest(tree)
-            index["components"][key] = _write_part(scratch, key, part, tree)
+                index["spatial"] = params.file_digest(scratch / f"{key}.safetensors")
         for file, text in (texts or {}).items():
             (scratch / file).write_text(text, encoding="utf-8")
         text = json.dumps(index, indent=1, ensure_ascii=False) + "\n"
@@ -308,8 +312,13 @@ def _read_component(folder: Path, name: str, data: dict[str, Any]) -> Component:
     )
 
 
-def _write_part(folder: Path, name: str, part: Part, tree: params.Tree) -> dict[str, Any]:
+def _write_part(folder: Path, name: str, part: Part, dtype: Any) -> dict[str, Any]:
     path = folder / f"{name}.safetensors"
+    tree = part.tree
+    if not isinstance(tree, params.Pending):
+        with np.errstate(over="ignore"):  # the check below names the leaf
+            tree = params.cast(tree, dtype)
+        _check_finite(name, tree)
     params.save(path, tree, {"component": name, "licence": part.licence, "source": part.source})
     return {
         "config": config.to_dict(part.config),

@@ -13,6 +13,7 @@ stage is the pure functions of `mv2_jax.stages`; this file says what one hands t
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,14 +26,24 @@ import numpy as np
 from mv2_jax import params as trees
 from mv2_jax import text as tokenizers
 from mv2_jax.bundle import Bundle
-from mv2_jax.config import RIFEConfig, VAEConfig
+from mv2_jax.config import RIFEConfig, VAEConfig, nearest
 from mv2_jax.diffusion import guidance as guides
 from mv2_jax.diffusion.samplers import State
 from mv2_jax.programs import Programs, Progress, silent
-from mv2_jax.stages import i2v, latents, t2i, v2v, vfi, video
-from mv2_jax.text import Tokenizer
+from mv2_jax.stages import i2v, interpolators, latents, t2i, v2v, vfi, video
+from mv2_jax.stages.prompts import Ids
+from mv2_jax.text import Tokenizer, emphasis
+from mv2_jax.text.emphasis import Marked
 
 STEPS_AT_ONCE = 5  # a progress bar breathes this often; the result is that of one whole scan
+
+# What T2I calls its networks -> the component that holds its own, where a folder has one.
+_PICTURE = {
+    "text_encoder": "t2i_text_encoder",
+    "text_encoder_2": "t2i_text_encoder_2",
+    "spatial": "t2i_unet",
+    "vae": "t2i_vae",
+}
 
 
 @partial(jax.jit, static_argnames=("cfg", "dtype"))
@@ -66,6 +77,7 @@ class Cascade:
     keyframes: video.Config
     refined: video.Config
     dtype: Any
+    picture_vae: VAEConfig | None = None  # T2I's, where it has its own
     programs: Programs = field(default_factory=Programs, repr=False, compare=False)
 
     def t2i(
@@ -81,8 +93,9 @@ class Cascade:
         """Prompts -> pictures [B, H, W, 3] of the stage's size."""
         cfg, run = self.picture, partial(self.programs, "t2i", progress=progress)
         steps = steps or cfg.stage.steps
-        params = {name: self.params[name] for name in ("text_encoder", "spatial")}
-        given = run(t2i.condition, params, *self._ids(prompts, negative), cfg=cfg)
+        params = self.parameters("t2i")
+        given = run(t2i.condition, params, *self.ids(prompts, negative), cfg=cfg)
+        given = guides.fewest(given, t2i.WAYS, guidance)
         state = run(t2i.start, keys, cfg=cfg, steps=steps)
         scales = guides.make(guidance)
 
@@ -90,7 +103,8 @@ class Cascade:
             return run(t2i.advance, params, given, scales, state, cfg=cfg, steps=steps, k=k)
 
         state = _chain("t2i", some, state, steps, progress)
-        return run(_decode, self.params["vae"], state.x, cfg=self.vae, dtype=self.dtype)
+        vae, vae_cfg = self._own("vae"), self.picture_vae or self.vae
+        return run(_decode, vae, state.x, cfg=vae_cfg, dtype=self.dtype)
 
     def i2v(
         self,
@@ -105,19 +119,28 @@ class Cascade:
         noise_prior: float = 1.0,
         image_scale: float = 1.0,
         control_scale: float = 1.0,
+        free_init: int = 0,
         progress: Progress = silent,
     ) -> jax.Array:
-        """Prompts and reference pictures [B, H, W, 3] -> keyframes [B, T, h, w, 3]."""
+        """Prompts and reference pictures [B, H, W, 3] -> keyframes [B, T, h, w, 3].
+
+        `free_init`: how often the chain is begun again from the low frequencies of its end.
+        """
         cfg, run = self.keyframes, partial(self.programs, "i2v", progress=progress)
         steps = steps or cfg.stage.steps
-        params, image = self._video_params("i2v"), jnp.asarray(image, jnp.float32)
-        ids = self._ids(prompts, negative)
+        params, image = self.parameters("i2v"), jnp.asarray(image, jnp.float32)
+        ids = self.ids(prompts, negative)
         scales = (np.float32(image_scale), np.float32(control_scale))
         given = run(video.condition, params, *ids, image, *scales, cfg=cfg)
+        given = guides.fewest(given, video.WAYS, guidance, image_guidance)
         small = run(_resize, image, size=cfg.stage.size)
         z = run(_encode, self.params["vae"], small, cfg=self.vae, dtype=self.dtype)
         state = run(i2v.start, keys, z, np.float32(noise_prior), cfg=cfg, steps=steps)
-        return self._finish("i2v", run, cfg, params, given, state, steps, guidance, image_guidance)
+        scales = guides.make(guidance, image_guidance)
+        for turn in range(int(free_init)):
+            ended = self._denoise("i2v", run, cfg, params, given, state, steps, scales)
+            state = run(i2v.again, keys, ended.x, np.int32(turn), cfg=cfg, steps=steps)
+        return self._finish("i2v", run, cfg, params, given, state, steps, scales)
 
     def v2v(
         self,
@@ -138,14 +161,16 @@ class Cascade:
         """Prompts, reference pictures and keyframes [B, T, h, w, 3] -> [B, T, H, W, 3]."""
         cfg, run = self.refined, partial(self.programs, "v2v", progress=progress)
         steps = steps or cfg.stage.steps
-        params, image = self._video_params("v2v"), jnp.asarray(image, jnp.float32)
-        ids = self._ids(prompts, negative)
+        params, image = self.parameters("v2v"), jnp.asarray(image, jnp.float32)
+        ids = self.ids(prompts, negative)
         scales = (np.float32(image_scale), np.float32(control_scale))
         given = run(video.condition, params, *ids, image, *scales, cfg=cfg)
+        given = guides.fewest(given, video.WAYS, guidance, image_guidance)
         large = run(_resize, jnp.asarray(keyframes, jnp.float32), size=cfg.stage.size)
         z = run(_encode, self.params["vae"], large, cfg=self.vae, dtype=self.dtype)
         state = run(v2v.start, keys, z, np.float32(strength), cfg=cfg, steps=steps)
-        return self._finish("v2v", run, cfg, params, given, state, steps, guidance, image_guidance)
+        scales = guides.make(guidance, image_guidance)
+        return self._finish("v2v", run, cfg, params, given, state, steps, scales)
 
     def vfi(self, frames: Any, times: int, *, progress: Progress = silent) -> jax.Array:
         """Frames [B, T, H, W, 3] -> [B, (T - 1) * times + 1, H, W, 3]."""
@@ -158,17 +183,74 @@ class Cascade:
         progress("vfi", 1, 1)
         return out
 
-    def _ids(self, prompts: Sequence[str], negative: str) -> tuple[jax.Array, jax.Array]:
-        texts = list(prompts)
-        encode = self.tokenizer.encode
-        return jnp.asarray(encode(texts)), jnp.asarray(encode([negative] * len(texts)))
+    def encode(self, pixels: Any) -> jax.Array:
+        """Pixels [B, (T,) H, W, 3] in [-1, 1] -> scaled latents [B, (T,) h, w, C]."""
+        pixels = jnp.asarray(pixels, jnp.float32)
+        return _encode(self.params["vae"], pixels, cfg=self.vae, dtype=self.dtype)
 
-    def _video_params(self, stage: str) -> dict[str, Any]:
+    def decode(self, latents: Any) -> jax.Array:
+        """Scaled latents [B, (T,) h, w, C] -> pixels [B, (T,) H, W, 3] in [-1, 1]."""
+        return _decode(self.params["vae"], jnp.asarray(latents), cfg=self.vae, dtype=self.dtype)
+
+    def ids(self, prompts: Sequence[str], negative: str = "") -> tuple[Ids, Ids]:
+        """Token ids [B, L] of the prompts, and of what to steer away from, one row a prompt.
+
+        `Marked`, both of them, where a part is marked to count more or less, or a prompt is longer
+        than a row.
+        """
+        texts = list(prompts)
+        marked = emphasis.rows(self.tokenizer, [*texts, *[negative] * len(texts)])
+        ids, weights, empty = (jnp.asarray(part) for part in marked)
+        halves = slice(len(texts)), slice(len(texts), None)
+        if ids.shape[1] == 1 and (marked.weights == 1).all():
+            towards, away = (ids[half, 0] for half in halves)
+        else:
+            towards, away = (Marked(ids[half], weights[half], empty) for half in halves)
+        return towards, away
+
+    def parameters(self, stage: str) -> dict[str, Any]:
+        """The trees that a stage's functions take: `t2i`'s, or for "i2v" and "v2v" `video`'s."""
+        if stage == "t2i":
+            second = ("text_encoder_2",) if self.picture.text_2 else ()
+            return {name: self._own(name) for name in ("text_encoder", *second, "spatial")}
         names = ("text_encoder", "spatial", "image_encoder", "image_attn", "control")
         params = {name: self.params[name] for name in names}
         return {**params, "motion": self.params[f"motion_{stage}"]}
 
-    def _finish(
+    def _own(self, name: str) -> Any:
+        """T2I's parameters of this network: its own where the folder has them, or the shared."""
+        own = _PICTURE[name]
+        return self.params[own if own in self.params else name]
+
+    def with_params(self, **trees: Any) -> Cascade:
+        """This cascade with other parameters for some components: `with_params(motion_i2v=...)`.
+
+        Raises:
+            ValueError: a component that it does not have; the nearest is named.
+        """
+        for name in trees:
+            if name not in self.params:
+                raise ValueError(f"there is no component {name!r}{nearest(name, self.params)}")
+        return dataclasses.replace(self, params={**self.params, **trees})
+
+    def with_stage(self, name: str, **changes: Any) -> Cascade:
+        """This cascade with another `StageConfig` for a stage: `with_stage("t2i", sampler="lcm")`.
+
+        Raises:
+            ValueError: an unknown stage or field; the nearest is named.
+        """
+        held = {"t2i": "picture", "i2v": "keyframes", "v2v": "refined"}
+        if name not in held:
+            raise ValueError(f"there is no stage {name!r}{nearest(name, held)}")
+        cfg = getattr(self, held[name])
+        known = [field.name for field in dataclasses.fields(cfg.stage)]
+        for field_name in changes:
+            if field_name not in known:
+                raise ValueError(f"a stage has no {field_name!r}{nearest(field_name, known)}")
+        stage = dataclasses.replace(cfg.stage, **changes)
+        return dataclasses.replace(self, **{held[name]: dataclasses.replace(cfg, stage=stage)})
+
+    def _denoise(
         self,
         name: str,
         run: Any,
@@ -177,22 +259,24 @@ class Cascade:
         given: video.Condition,
         state: State,
         steps: int,
-        guidance: float,
-        image_guidance: float,
-    ) -> jax.Array:
-        """The chain of a video stage from its first state to pixels."""
-        scales = guides.make(guidance, image_guidance)
+        scales: guides.Guidance,
+    ) -> State:
+        """The chain of a video stage from its first state to its last."""
 
         def some(state: State, k: int) -> State:
             return run(video.advance, params, given, scales, state, cfg=cfg, steps=steps, k=k)
 
-        state = _chain(name, some, state, steps, run.keywords["progress"])
+        return _chain(name, some, state, steps, run.keywords["progress"])
+
+    def _finish(self, *chain: Any) -> jax.Array:
+        """The chain of a video stage (`_denoise`'s arguments) to its end, and that in pixels."""
+        run, state = chain[1], self._denoise(*chain)
         return run(_decode, self.params["vae"], state.x, cfg=self.vae, dtype=self.dtype)
 
 
 @partial(jax.jit, static_argnames=("cfg", "times", "dtype"))
 def _interpolate(params: Any, frames: jax.Array, *, cfg: Any, times: int, dtype: Any) -> jax.Array:
-    return vfi.interpolate(params, cfg, frames, times, dtype=dtype)
+    return interpolators.interpolate(params, cfg, frames, times, dtype=dtype)
 
 
 def _chain(name: str, some: Any, state: State, steps: int, progress: Progress) -> State:
@@ -236,13 +320,23 @@ def load(bundle: Bundle, dtype: Any = jnp.float32) -> Cascade:
             dtype=dtype,
         )
 
+    def own(name: str) -> Any:
+        """The config of T2I's own network of this name, or of the one it shares."""
+        held = _PICTURE[name] in bundle.components
+        return bundle.config(_PICTURE[name] if held else name)
+
+    second, picture_vae = _PICTURE["text_encoder_2"], own("vae")
+    text_2 = bundle.config(second) if second in bundle.components else None
     return Cascade(
         params=params,
         tokenizer=tokenizers.from_json(bundle.tokenizer),
         vae=vae,
         rife=rife,
-        picture=t2i.Config(bundle.stages["t2i"], text, vae.factor, dtype),
+        picture=t2i.Config(
+            bundle.stages["t2i"], own("text_encoder"), picture_vae.factor, dtype, text_2
+        ),
         keyframes=video_config("i2v"),
         refined=video_config("v2v"),
         dtype=dtype,
+        picture_vae=picture_vae,
     )

@@ -7,12 +7,26 @@ Exit codes: 0 done; 1 the disk failed; 2 bad input, with one line that says what
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
 from mv2_jax.config import nearest
 from mv2_jax.errors import InputError
+
+# Commands with a parser of their own: the module whose main(arguments) runs each, and its help.
+APART = {
+    "bench": ("mv2_jax.infer.bench", "how good and fast a part is, on a clip of yours"),
+    "interpolate": ("mv2_jax.infer.interpolate", "make any video smoother"),
+    "plan": ("mv2_jax.infer.plan", "would a stage fit on hardware not here?"),
+    "rehearse": ("mv2_jax.infer.rehearse", "run a full-size cascade with random weights"),
+    "explain": ("mv2_jax.infer.explain", "how the cascade came to its video, on one HTML page"),
+    "study": ("mv2_jax.infer.study", "what each mechanism is worth, on paired prompts"),
+    "convert": ("mv2_jax.convert.cli", "assemble a cascade from public PyTorch checkpoints"),
+    "verify": ("mv2_jax.convert.verify", "does a converted cascade compute what PyTorch does?"),
+    "export": ("mv2_jax.convert.export", "a component back in the layout of PyTorch's libraries"),
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -31,10 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code."""
     try:
         arguments = list(sys.argv[1:] if argv is None else argv)
-        if arguments[:1] == ["plan"]:  # it has a parser of its own
-            from mv2_jax.infer import plan
-
-            return plan.main(arguments[1:])
+        if arguments and arguments[0] in APART:
+            return importlib.import_module(APART[arguments[0]][0]).main(arguments[1:])
         args = _parse(arguments)
         return args.run(args) or 0
     except InputError as error:
@@ -61,7 +73,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         "train": _train_parser(commands),
         "info": _info_parser(commands),
         "eval": _eval_parser(commands),
-        "plan": commands.add_parser("plan", help="would a stage fit on hardware not here?"),
+        **{name: commands.add_parser(name, help=what) for name, (_, what) in APART.items()},
     }
     parser.set_defaults(run=lambda args: _top(parser, args))
     if arguments and not arguments[0].startswith("-") and arguments[0] not in subparsers:
@@ -87,6 +99,7 @@ def _top(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
 
 
 def _generate_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
+    from mv2_jax.infer.choices import CHOICES
     from mv2_jax.infer.settings import SETTINGS
 
     parser = commands.add_parser(
@@ -113,6 +126,12 @@ def _generate_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentP
         stages = ", ".join(stage.upper() for stage in setting.stages)
         numbers.add_argument(
             setting.flag, dest=setting.dest, metavar="N", help=f"{stages}: {setting.help}"
+        )
+    others = parser.add_argument_group("samplers, lengths and sizes; the weights know good ones")
+    for choice in CHOICES:
+        stages = ", ".join(stage.upper() for stage in choice.stages)
+        others.add_argument(
+            choice.flag, dest=choice.dest, metavar=choice.metavar, help=f"{stages}: {choice.help}"
         )
     parser.set_defaults(run=_generate)
     return parser

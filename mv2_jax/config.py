@@ -16,6 +16,14 @@ import typing
 from dataclasses import dataclass
 from typing import Any
 
+from mv2_jax.config_vfi import (
+    EDSCConfig,
+    EMAVFIConfig,
+    GANVFIConfig,
+    RefinedRIFEConfig,
+    RIFEConfig,
+)
+
 
 @dataclass(frozen=True)
 class VAEConfig:
@@ -107,8 +115,11 @@ class MotionConfig:
     """AnimateDiff temporal transformer (arXiv 2307.04725), v3 shape by default.
 
     `mid_block`: v2 has a motion module there, v1 and v3 do not.
-    `norm_scope`: "frame" normalises each frame alone (the original code);
-    "clip" over all frames of a clip (diffusers).
+    `norm_scope`, of the modules' own norms: "frame" normalises each frame alone (the original
+    code of v1, v2 and v3), "clip" all frames of a clip together (the original code for SDXL, and
+    diffusers always).
+    `resnet_norm_scope`, of the norms in the UNet's resnets and before its last convolution,
+    while these modules are in it: "clip" is what v1 was trained with, "frame" all others.
     """
 
     max_frames: int = 32
@@ -118,6 +129,7 @@ class MotionConfig:
     mid_block: bool = False
     norm_groups: int = 32
     norm_scope: str = "frame"
+    resnet_norm_scope: str = "frame"
     mlp_ratio: int = 4
 
 
@@ -166,12 +178,15 @@ class ControlNetConfig:
 
 
 @dataclass(frozen=True)
-class RIFEConfig:
-    """RIFE 4.25 (arXiv 2011.06294; hzwer/Practical-RIFE): intermediate flow network."""
+class SparseControlConfig:
+    """SparseCtrl with latents as its condition (arXiv 2311.16933), the RGB encoder by default.
 
-    widths: tuple[int, ...] = (192, 128, 96, 64, 32)
-    scales: tuple[int, ...] = (16, 8, 4, 2, 1)
-    pad_to: int = 64
+    `unet` is its body, with motion modules of one self-attention a layer and none in the middle;
+    `condition_channels` are those of a given frame's latent, the mask's not counted.
+    """
+
+    unet: UNetConfig = UNetConfig(motion=MotionConfig(attentions=1))
+    condition_channels: int = 4
 
 
 @dataclass(frozen=True)
@@ -203,6 +218,9 @@ class StageConfig:
 
     `size` is (height, width) in pixels and `frames` the frames made (1 for T2I).
     `steps`, `sampler`: the default sampling program.
+    `clip_skip`: last layers of the text encoder left out, in diffusers' counting.
+    Clips longer than `window` frames (None: what the motion modules know) are denoised in windows
+    that overlap by `overlap` (None: a quarter), blended by `blend`; see `diffusion.windows`.
     """
 
     unet: UNetConfig
@@ -211,6 +229,17 @@ class StageConfig:
     frames: int = 1
     steps: int = 25
     sampler: str = "ddim"
+    clip_skip: int = 0
+    window: int | None = None
+    overlap: int | None = None
+    blend: str = "pyramid"
+
+    @property
+    def windows(self) -> tuple[int, int]:
+        """Frames of a motion window, and of an overlap of two."""
+        known = self.unet.motion.max_frames if self.unet.motion else self.frames
+        window = known if self.window is None else self.window
+        return window, window // 4 if self.overlap is None else self.overlap
 
 
 @dataclass(frozen=True)
@@ -238,7 +267,12 @@ CLASSES: dict[str, type] = {
         MotionConfig,
         UNetConfig,
         ControlNetConfig,
+        SparseControlConfig,
         RIFEConfig,
+        RefinedRIFEConfig,
+        EMAVFIConfig,
+        EDSCConfig,
+        GANVFIConfig,
         ScheduleConfig,
         StageConfig,
         JudgeConfig,

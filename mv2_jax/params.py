@@ -11,15 +11,30 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-from mv2_jax import files
+from mv2_jax import tensorfile
+from mv2_jax.tensorfile import Spec
 
 Tree = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A tree that `save` makes leaf by leaf, for trees too large to lie in memory.
+
+    `specs` are every leaf's shape and type by its name; `make()` yields (name, array), each once,
+    in any order.
+    """
+
+    specs: Mapping[str, Spec]
+    make: Callable[[], Iterable[tuple[str, np.ndarray]]]
+
 
 _FLOATS = tuple(np.dtype(t) for t in (np.float16, ml_dtypes.bfloat16, np.float32, np.float64))
 # One metadata entry holds them all as JSON: safetensors writes several in a random order, and
@@ -109,9 +124,18 @@ def count(tree: Mapping[str, Any]) -> int:
 
 def digest(tree: Mapping[str, Any]) -> str:
     """SHA-256 over names, types, shapes and values: equal for equal trees, whatever the order."""
+    return _digest((name, _host(leaf)) for name, leaf in sorted(flatten(tree).items()))
+
+
+def file_digest(path: str | os.PathLike[str]) -> str:
+    """`digest` of the tree in a file, one leaf in memory at a time. Raises as `load` does."""
+    with _open(path) as file:
+        return _digest((name, file.get_tensor(name)) for name in sorted(file.keys()))
+
+
+def _digest(leaves: Iterable[tuple[str, np.ndarray]]) -> str:
     state = hashlib.sha256()
-    for name, leaf in sorted(flatten(tree).items()):
-        array = _host(leaf)
+    for name, array in leaves:
         state.update(f"{name} {array.dtype.name} {array.shape}\n".encode())
         state.update(array.tobytes())
     return state.hexdigest()
@@ -119,7 +143,7 @@ def digest(tree: Mapping[str, Any]) -> str:
 
 def save(
     path: str | os.PathLike[str],
-    tree: Mapping[str, Any],
+    tree: Mapping[str, Any] | Pending,
     metadata: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes the tree as safetensors with '/'-joined names; the file appears whole or not at all.
@@ -129,13 +153,14 @@ def save(
     Raises:
         OSError: the file cannot be written.
     """
-    from safetensors.numpy import save as to_bytes
-
-    arrays = {name: _host(leaf) for name, leaf in flatten(tree).items()}
     text = json.dumps(dict(metadata or {}), sort_keys=True)
-    with files.whole(path) as scratch:
-        # Not safetensors' own save_file: that makes files which no other user may read.
-        scratch.write_bytes(to_bytes(arrays, metadata={_METADATA: text}))
+    if isinstance(tree, Pending):
+        specs, leaves = tree.specs, tree.make()
+    else:
+        arrays = {name: _host(leaf) for name, leaf in flatten(tree).items()}
+        specs = {name: Spec(array.shape, array.dtype) for name, array in arrays.items()}
+        leaves = arrays.items()
+    tensorfile.write(path, specs, leaves, {_METADATA: text})
 
 
 def load(path: str | os.PathLike[str]) -> Tree:

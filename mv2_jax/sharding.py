@@ -66,7 +66,7 @@ RULES: tuple[tuple[str, tuple[Axes, ...]], ...] = (
     (r"/(conv_shortcut|(down|up)samplers_0/conv)/kernel$", (None, None, None, "fsdp")),
     (r"(^|/)(conv_in|conv_out|quant_conv|post_quant_conv)/kernel$", (None, None, None, "fsdp")),
     (r"(^|/)controlnet_(mid_block|down_blocks_\d+)/kernel$", (None, None, None, "fsdp")),
-    (r"(^|/)controlnet_cond_embedding/blocks_\d+/kernel$", (None, None, None, "fsdp")),
+    (r"(^|/)controlnet_cond_embedding(/blocks_\d+)?/kernel$", (None, None, None, "fsdp")),
     (r"/patch_embedding/kernel$", (None, None, None, "fsdp")),
     (r"(^|/)(proj_in|proj_out|image_embeds|\w+_projection)/kernel$", (None, "fsdp")),
     # embeddings
@@ -83,10 +83,14 @@ RULES: tuple[tuple[str, tuple[Axes, ...]], ...] = (
     ),
     (r"(^|/)(conv_in|conv_out|quant_conv|post_quant_conv|blocks_\d+)/bias$", _WHOLE),
     (r"(^|/)(proj_in|proj_out|image_embeds)/bias$", _WHOLE),
-    (r"(^|/)controlnet_(mid_block|down_blocks_\d+)/bias$", _WHOLE),
+    (r"(^|/)controlnet_(mid_block|down_blocks_\d+|cond_embedding)/bias$", _WHOLE),
     (r"/(pe|position_embedding/embedding|class_embedding)$|(^|/)latents$", _WHOLE),
     # whole: RIFE, 6 million parameters in all
     (r"(^|/)(block\d+|encode)/", _WHOLE),
+    # whole: LoRA's factors
+    (r"/kernel/(down|up)$", _WHOLE),
+    # The last rule holds where no other does. Whole: the GAN interpolator and its critic.
+    (r"(^|/)(gan|critic)/", _WHOLE),
 )
 
 
@@ -114,7 +118,9 @@ def make_mesh(
 
 def matching(path: str) -> list[int]:
     """Indices of the rules that match a '/'-joined parameter path; one, for every known one."""
-    return [i for i, (pattern, _) in enumerate(RULES) if re.search(pattern, path)]
+    found = [i for i, (pattern, _) in enumerate(RULES) if re.search(pattern, path)]
+    last = len(RULES) - 1
+    return found if found == [last] else [i for i in found if i != last]
 
 
 def fit(axes: Axes, size: int, mesh: Mesh | AbstractMesh) -> Axes:

@@ -10,7 +10,8 @@ ROOT = Path(__file__).parent.parent
 
 # Each row may import the rows above it. Within a row, a package or module imports itself only.
 ORDER = (
-    ("config", "errors", "files"),
+    ("config_vfi", "errors", "files"),
+    ("config", "tensorfile"),
     ("params", "programs"),
     ("sharding",),
     ("nn", "diffusion", "text"),

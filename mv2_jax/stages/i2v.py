@@ -10,15 +10,16 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
+from mv2_jax.diffusion import free_init, noise_prior, samplers
 from mv2_jax.diffusion import keys as named
-from mv2_jax.diffusion import noise_prior, samplers
 from mv2_jax.diffusion.guidance import Guidance
 from mv2_jax.diffusion.samplers import State
 from mv2_jax.stages import chain
 from mv2_jax.stages.video import Config, Params, advance, condition, init, loss
 
-__all__ = ["Config", "advance", "condition", "init", "loss", "sample", "start"]
+__all__ = ["Config", "advance", "again", "condition", "init", "loss", "sample", "start"]
 
 
 @partial(jax.jit, static_argnames=("cfg", "steps"))
@@ -33,9 +34,32 @@ def start(
         strength: lambda of the noise prior, []; at 0 the start is plain noise, bit for bit.
     """
     sampler, grid = chain.program(cfg.stage, steps)
-    eps = named.normal(named.fold(keys, "i2v noise"), cfg.latent_shape)
-    x = noise_prior.initial(grid, eps, reference, strength)
+    x = noise_prior.initial(grid, _noise(keys, cfg), reference, strength)
     return samplers.start(sampler, grid, x, named.fold(keys, "i2v sampler"))
+
+
+@partial(jax.jit, static_argnames=("cfg", "steps"))
+def again(
+    keys: jax.Array, latents: jax.Array, turn: jax.Array, *, cfg: Config, steps: int
+) -> State:
+    """A new first state from where a chain ended, by FreeInit (`diffusion.free_init`).
+
+    Args:
+        keys: [B], those that the first chain began with.
+        latents: [B, T, h, w, C], the end of the chain before.
+        turn: int32 [], which restart this is, from 0: each has its own noise.
+    """
+    sampler, grid = chain.program(cfg.stage, steps)
+    fresh = named.fold(named.fold(keys, "i2v free init"), turn)
+    gain = free_init.low_pass(cfg.latent_shape[:-1])
+    new = named.normal(fresh, cfg.latent_shape)
+    x = free_init.restart(grid, latents, _noise(keys, cfg), new, gain)
+    return samplers.start(sampler, grid, x, named.fold(fresh, "i2v sampler"))
+
+
+def _noise(keys: jax.Array, cfg: Config) -> jax.Array:
+    """The noise that a clip begins with."""
+    return named.normal(named.fold(keys, "i2v noise"), cfg.latent_shape)
 
 
 def sample(
@@ -48,8 +72,15 @@ def sample(
     *,
     noise_prior: float = 1.0,
     steps: int | None = None,
+    free_init: int = 0,
 ) -> jax.Array:
-    """Conditions (`condition`) and a reference latent -> clip latents [B, T, h, w, C], one scan."""
+    """Conditions (`condition`) and a reference latent -> clip latents [B, T, h, w, C].
+
+    One scan, and one more for every restart by FreeInit.
+    """
     steps = steps or cfg.stage.steps
     state = start(keys, reference, noise_prior, cfg=cfg, steps=steps)
+    for turn in range(free_init):
+        ended = advance(params, given, guidance, state, cfg=cfg, steps=steps)
+        state = again(keys, ended.x, jnp.int32(turn), cfg=cfg, steps=steps)
     return advance(params, given, guidance, state, cfg=cfg, steps=steps).x

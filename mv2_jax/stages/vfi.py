@@ -1,8 +1,8 @@
 """The last stage: frames between the frames (VFI).
 
 The paper's stage makes 94 frames of 32 with a GAN-trained interpolator steadied by a light
-pretrained one, EMA-VFI (arXiv 2401.04468). This is a light one alone, RIFE 4.25: the choice of this
-project, since its weights are public and their licence lets them ship.
+pretrained one, EMA-VFI (arXiv 2401.04468): `vfi_gan` and `vfi_ema`. This is RIFE 4.25 alone, what
+runs by default: its weights are public and their licence lets them ship.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from jax import Array, lax
 from mv2_jax import params as parameters
 from mv2_jax.config import RIFEConfig
 from mv2_jax.models.rife import RIFE
+from mv2_jax.stages import gaps
 
 SHIPPED = Path(__file__).parents[1] / "weights" / "rife" / "rife.safetensors"
 # New pixels made at once, each 300 to 600 bytes of working memory. On CPU two frames of 256 x 256
@@ -62,13 +63,7 @@ def interpolate(
     Raises:
         ValueError: another shape, integer frames, or `times` below 1.
     """
-    frames = jnp.asarray(frames)
-    if frames.ndim != 5 or frames.shape[-1] != 3 or frames.shape[1] < 1:
-        raise ValueError(f"interpolate needs frames [B, T, H, W, 3]; got {frames.shape}")
-    if not jnp.issubdtype(frames.dtype, jnp.floating):
-        raise ValueError(f"interpolate needs frames in [-1, 1], floating point; got {frames.dtype}")
-    if int(times) != times or times < 1:
-        raise ValueError(f"times must be a whole number of at least 1; got {times}")
+    frames = gaps.checked(frames, times)
     if times == 1 or frames.shape[1] == 1:
         return frames
     return _interpolate(params, cfg, frames, int(times), dtype)
@@ -89,8 +84,8 @@ def between(
     Frames are in [-1, 1]; time 0 is the first's, 1 the second's. Identical pairs give copies.
     """
     tree = parameters.cast(params, dtype)
-    new = RIFE(cfg, dtype).apply({"params": tree}, _unit(first), _unit(second), times)
-    return _keep_stills(first, second, new)
+    new = RIFE(cfg, dtype).apply({"params": tree}, gaps.unit(first), gaps.unit(second), times)
+    return gaps.keep_stills(first, second, new)
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "times", "dtype"))
@@ -101,39 +96,28 @@ def _interpolate(params: Any, cfg: RIFEConfig, frames: Array, times: int, dtype:
 
     def clip(frames: Array) -> Array:
         count, height, width, _ = frames.shape
-        gaps = count - 1
+        pairs = count - 1
         padded = math.prod(-(-side // cfg.pad_to) * cfg.pad_to for side in (height, width))
         budget = PIXELS_AT_ONCE.get(jax.default_backend(), PIXELS_AT_ONCE["other"])
-        steps = -(-gaps // max(1, budget // (padded * (times - 1))))
-        each = -(-gaps // steps)
+        steps = -(-pairs // max(1, budget // (padded * (times - 1))))
+        each = -(-pairs // steps)
         # The last step may want more frames than there are: it repeats the last one.
-        later = jnp.concatenate((frames[1:], jnp.repeat(frames[-1:], steps * each - gaps, axis=0)))
+        later = jnp.concatenate((frames[1:], jnp.repeat(frames[-1:], steps * each - pairs, axis=0)))
         later = later.reshape(steps, each, *frames.shape[1:])
 
         def step(last: Array, seconds: Array) -> tuple[Array, Array]:
             # A frame's features are made once: the last ones travel to the next step.
-            second = model.apply(variables, _unit(seconds), method="features")
+            second = model.apply(variables, gaps.unit(seconds), method="features")
             first = jnp.concatenate((last, second[:-1]))
             at = jnp.broadcast_to(clock, (each, times - 1))
             new = model.apply(variables, first, second, at, method="between")
             return second[-1:], new[:, :, :height, :width]
 
-        start = model.apply(variables, _unit(frames[:1]), method="features")
+        start = model.apply(variables, gaps.unit(frames[:1]), method="features")
         _, new = lax.scan(step, start, later)
-        new = new.reshape(-1, times - 1, *frames.shape[1:])[:gaps]
-        new = _keep_stills(frames[:-1], frames[1:], new)
+        new = new.reshape(-1, times - 1, *frames.shape[1:])[:pairs]
+        new = gaps.keep_stills(frames[:-1], frames[1:], new)
         filled = jnp.concatenate((frames[:-1, None], new), axis=1)
         return jnp.concatenate((filled.reshape(-1, *frames.shape[1:]), frames[-1:]))
 
     return lax.map(clip, frames)
-
-
-def _unit(frames: Array) -> Array:
-    return frames.astype(jnp.float32) * 0.5 + 0.5
-
-
-def _keep_stills(first: Array, second: Array, new: Array) -> Array:
-    """New frames [P, K, H, W, 3] from [0, 1] to [-1, 1]; where the pair is identical, copies."""
-    still = jnp.all(first == second, axis=(1, 2, 3))[:, None, None, None, None]
-    new = (new * 2 - 1).astype(first.dtype)
-    return jnp.where(still, jnp.broadcast_to(first[:, None], new.shape), new)

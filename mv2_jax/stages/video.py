@@ -31,6 +31,7 @@ from mv2_jax.config import (
 )
 from mv2_jax.diffusion import guidance as guides
 from mv2_jax.diffusion import keys as named
+from mv2_jax.diffusion import windows
 from mv2_jax.diffusion.guidance import Guidance
 from mv2_jax.diffusion.losses import LossConfig, diffusion_loss
 from mv2_jax.diffusion.samplers import State
@@ -38,7 +39,7 @@ from mv2_jax.models import clip_text, clip_vision, image_projection
 from mv2_jax.models.controlnet import ControlNet
 from mv2_jax.models.unet import UNet
 from mv2_jax.nn.transformer import Context
-from mv2_jax.stages import chain
+from mv2_jax.stages import chain, prompts
 from mv2_jax.stages.latents import resize
 
 Params = dict[str, Any]
@@ -47,7 +48,10 @@ WAYS = 3  # guidance: nothing, the image, the image and the text
 
 @dataclass(frozen=True)
 class Config:
-    """The stage's networks. `factor`: pixels along a latent cell; `dtype`: of computation."""
+    """The stage's networks. `factor`: pixels along a latent cell; `dtype`: of computation.
+
+    `remat`: recompute each block of UNet and ControlNet in the backward pass, for memory.
+    """
 
     stage: StageConfig
     text: TextConfig
@@ -56,6 +60,7 @@ class Config:
     control: ControlNetConfig
     factor: int
     dtype: Any = jnp.float32
+    remat: bool = False
 
     @property
     def latent_shape(self) -> tuple[int, int, int, int]:
@@ -133,11 +138,15 @@ def copy_body(control: Params, spatial: Params) -> Params:
     )
 
 
-def encode_text(params: Params, cfg: Config, ids: jax.Array) -> jax.Array:
-    """Token ids [B, L] -> text states [B, L, C] that cross-attention reads."""
-    encoder = clip_text.TextEncoder(cfg.text, cfg.dtype)
-    output = encoder.apply({"params": params["text_encoder"]}, ids)
-    return clip_text.context(params["text_encoder"], cfg.text, output)
+def encode_text(params: Params, cfg: Config, ids: prompts.Ids) -> jax.Array:
+    """Token ids [B, L] (or `Marked`) -> text states [B, L, C] that cross-attention reads."""
+    encoder, own = clip_text.TextEncoder(cfg.text, cfg.dtype), params["text_encoder"]
+
+    def encode(ids: jax.Array) -> tuple[jax.Array, None]:
+        output = encoder.apply({"params": own}, ids)
+        return clip_text.context(own, cfg.text, output, cfg.stage.clip_skip), None
+
+    return prompts.states(encode, ids)[0]
 
 
 def encode_image(params: Params, cfg: Config, image: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -164,11 +173,11 @@ def predict(
     """The network's output at noisy latents x [B, T, h, w, C] and timesteps t [B]."""
     given = condition
     unet = trees.merge(params["spatial"], params["motion"], params["image_attn"]["unet"])
-    residuals = ControlNet(cfg.control, cfg.dtype).apply(
+    residuals = ControlNet(cfg.control, cfg.dtype, cfg.remat).apply(
         {"params": params["control"]}, x, t, Context(given.text), given.pixels, given.control_scale
     )
     context = Context(given.text, given.tokens, given.image_scale)
-    network = UNet(cfg.stage.unet, cfg.dtype)
+    network = UNet(cfg.stage.unet, cfg.dtype, cfg.remat)
     return network.apply({"params": unet}, x, t, context, residuals=residuals)
 
 
@@ -180,6 +189,8 @@ def loss(
     *,
     drop_text: float = 0.1,
     drop_image: float = 0.1,
+    image_scale: float = 1.0,
+    control_scale: float = 1.0,
     shape: LossConfig = LossConfig(),
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The denoising loss of a batch of clips, or of pictures as one-frame clips.
@@ -189,6 +200,8 @@ def loss(
     Args:
         batch: "latent" [B, T, h, w, C] scaled; "image" [B, H, W, 3] the reference in [-1, 1],
             of the latents' size in pixels; "ids" [B, L]; "null_ids" [L] of the empty prompt.
+        image_scale, control_scale: weights of the image tokens and of the ControlNet; at 0 the
+            network learns to do without, and is to be sampled so.
     """
     latent, image = batch["latent"], batch["image"]
     keys = named.per_sample(key, latent.shape[0])
@@ -199,9 +212,9 @@ def loss(
     given = Condition(
         text=encode_text(params, cfg, ids),
         tokens=jnp.where(no_image[:, None, None], none, tokens),
-        image_scale=jnp.ones(latent.shape[:1]),
+        image_scale=jnp.full(latent.shape[:1], image_scale),
         pixels=image * 0.5 + 0.5,
-        control_scale=1.0 - no_image.astype(jnp.float32),
+        control_scale=control_scale * (1.0 - no_image.astype(jnp.float32)),
     )
     return diffusion_loss(
         lambda x, t: predict(params, cfg, x, t, given), latent, keys, cfg.stage.schedule, shape
@@ -211,8 +224,8 @@ def loss(
 @partial(jax.jit, static_argnames=("cfg",))
 def condition(
     params: Params,
-    ids: jax.Array,
-    negative: jax.Array,
+    ids: prompts.Ids,
+    negative: prompts.Ids,
     image: jax.Array,
     image_scale: jax.Array,
     control_scale: jax.Array,
@@ -222,12 +235,13 @@ def condition(
     """The conditions of a chain, stacked for three ways of guidance.
 
     Args:
-        ids, negative: token ids [B, L] of the prompt, and of what to steer away from.
+        ids, negative: token ids [B, L] of the prompt, and of what to steer away from; both may
+            be `Marked`.
         image: the reference [B, H, W, 3] in [-1, 1], of any size.
         image_scale, control_scale: numbers [] that weigh its tokens and its ControlNet.
     """
-    batch = ids.shape[0]
-    text = encode_text(params, cfg, jnp.concatenate([negative, ids]))
+    batch = image.shape[0]
+    text = encode_text(params, cfg, prompts.together(negative, ids))
     tokens, none = encode_image(params, cfg, image)
     ones = jnp.ones((batch,), jnp.float32)
     with_image = Condition(
@@ -254,9 +268,15 @@ def advance(
     steps: int,
     k: int | None = None,
 ) -> State:
-    """The next `k` of `steps` steps. `given` is `condition`'s; the last state's x is the latent."""
+    """The next `k` of `steps` steps; the last state's x is the latent.
+
+    `given` is `condition`'s, or what `guidance.fewest` left of it.
+    """
 
     def model(x: jax.Array, t: jax.Array, given: Condition) -> jax.Array:
         return predict(params, cfg, x, t, given)
 
-    return chain.further(model, cfg.stage, given, guidance, state, ways=WAYS, steps=steps, k=k)
+    stage = cfg.stage
+    model = windows.over(model, state.x.shape[1], *stage.windows, stage.blend)
+    ways = given.text.shape[0] // state.x.shape[0]
+    return chain.further(model, stage, given, guidance, state, ways=ways, steps=steps, k=k)

@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import re
 
-import numpy as np
-
-from mv2_jax.toybox import split
 from mv2_jax.toybox.world import COLOURS, MOTIONS, SCENES, THINGS
 
 _COLOUR_NAMES = {
@@ -197,19 +194,3 @@ def indices(words: dict[str, str]) -> tuple[int, int, int, int]:
     """The four indices (thing, colour, scene, motion) of what `parse` returns."""
     thing, colour, scene, motion = (known.index(words[kind]) for kind, known in _KINDS.items())
     return thing, colour, scene, motion
-
-
-def test_prompts(which: str, count: int, seed: int = 0) -> list[tuple[str, tuple[int, ...]]]:
-    """`count` (prompt, four-tuple of indices) of a test set, "triples" or "quads".
-
-    Half of the prompts are canonical, half any caption of the grammar.
-
-    Raises:
-        ValueError: an unknown set.
-    """
-    tuples = [tuple(int(v) for v in row) for row in split.test_tuples(which, count, seed)]
-    chance = np.random.default_rng(seed + 1).integers(2**32, size=count)
-    return [
-        (canonical(*words) if i % 2 == 0 else caption(chance[i], *words), words)
-        for i, words in enumerate(tuples)
-    ]

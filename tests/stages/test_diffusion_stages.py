@@ -118,7 +118,7 @@ def test_a_fresh_video_network_is_the_picture_network_on_every_frame(fresh, imag
     last = jax.tree.map(lambda leaf: leaf[2:], condition)
     clip = video.predict(fresh, CLIP, x, t, last)
     for frame in range(3):
-        picture = t2i.predict(fresh, PICTURE, x[:, frame], t, last.text)
+        picture = t2i.predict(fresh, PICTURE, x[:, frame], t, t2i.Prompt(last.text))
         np.testing.assert_allclose(clip[:, frame], picture, rtol=0, atol=2e-6)
     assert np.abs(clip).max() > 0.1
 

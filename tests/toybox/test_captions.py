@@ -3,7 +3,7 @@ import itertools
 import pytest
 
 from mv2_jax.text import WordTokenizer
-from mv2_jax.toybox import captions, split
+from mv2_jax.toybox import captions
 from mv2_jax.toybox.world import COLOURS, MOTIONS, SCENES, SIZES, THINGS
 
 
@@ -71,11 +71,3 @@ def test_articles():
 def test_the_vocabulary_suits_the_word_tokenizer():
     tokenizer = WordTokenizer(captions.VOCABULARY)
     assert not tokenizer.unknown("a red ball bouncing over a meadow")
-
-
-def test_test_prompts_are_withheld():
-    prompts = captions.test_prompts("quads", 40, seed=3)
-    assert prompts == captions.test_prompts("quads", 40, seed=3)
-    for text, words in prompts:
-        assert captions.indices(captions.parse(text)) == words
-        assert not split.is_train(*words)

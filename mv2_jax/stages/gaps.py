@@ -1,0 +1,103 @@
+"""Filling the gaps of a clip with an interpolator that sees two frames at a time."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+Between = Callable[[Array, Array, Array], Array]
+
+
+def unit(frames: Array) -> Array:
+    """[-1, 1] -> fp32 [0, 1]."""
+    return frames.astype(jnp.float32) * 0.5 + 0.5
+
+
+def keep_stills(first: Array, second: Array, new: Array) -> Array:
+    """New frames [P, K, H, W, 3] from [0, 1] to [-1, 1]; where the pair is identical, copies."""
+    still = jnp.all(first == second, axis=(1, 2, 3))[:, None, None, None, None]
+    new = (new * 2 - 1).astype(first.dtype)
+    return jnp.where(still, jnp.broadcast_to(first[:, None], new.shape), new)
+
+
+def interpolate(
+    between: Callable[..., Array],
+    params: Any,
+    cfg: Any,
+    frames: Array,
+    times: int,
+    **options: Any,
+) -> Array:
+    """`times` frames for every one, by a stage's own `between`, which takes the options.
+
+    Raises:
+        ValueError: another shape than [B, T, H, W, 3], integer frames, or `times` below 1.
+    """
+    frames = checked(frames, times)
+    if times == 1 or frames.shape[1] == 1:
+        return frames
+    return _filled(between, params, cfg, frames, int(times), tuple(sorted(options.items())))
+
+
+@functools.partial(jax.jit, static_argnames=("between", "cfg", "times", "options"))
+def _filled(
+    between: Callable[..., Array],
+    params: Any,
+    cfg: Any,
+    frames: Array,
+    times: int,
+    options: tuple[tuple[str, Any], ...],
+) -> Array:
+    def one(first: Array, second: Array, clock: Array) -> Array:
+        return between(params, cfg, first, second, clock, **dict(options))
+
+    return fill(one, frames, times)
+
+
+def fill(between: Between, frames: Array, times: int) -> Array:
+    """`times` frames for every one, the gaps worked through one after the other.
+
+    Args:
+        between: two frames [1, H, W, 3] and times [1, K] -> [1, K, H, W, 3], all in [-1, 1].
+        frames: [B, T, H, W, 3], T of at least 2.
+        times: at least 2.
+
+    Returns:
+        [B, (T - 1) * times + 1, H, W, 3]; the given frames as they went in.
+    """
+    batch, count, *shape = frames.shape
+    clock = jnp.arange(1, times, dtype=jnp.float32)[None] / times
+    pairs = (x.reshape(-1, 1, *shape) for x in (frames[:, :-1], frames[:, 1:]))
+    new = lax.map(lambda pair: between(*pair, clock)[0], tuple(pairs))
+    new = new.astype(frames.dtype).reshape(batch, count - 1, times - 1, *shape)
+    filled = jnp.concatenate((frames[:, :-1, None], new), axis=2)
+    return jnp.concatenate((filled.reshape(batch, -1, *shape), frames[:, -1:]), axis=1)
+
+
+def checked(frames: Array, times: int) -> Array:
+    """`frames` as an array.
+
+    Raises:
+        ValueError: not [B, T, H, W, 3] in floating point, or `times` no whole number from 1 up.
+    """
+    frames = jnp.asarray(frames)
+    if frames.ndim != 5 or frames.shape[-1] != 3 or frames.shape[1] < 1:
+        raise ValueError(f"interpolate needs frames [B, T, H, W, 3]; got {frames.shape}")
+    if not jnp.issubdtype(frames.dtype, jnp.floating):
+        raise ValueError(f"interpolate needs frames in [-1, 1], floating point; got {frames.dtype}")
+    if int(times) != times or times < 1:
+        raise ValueError(f"times must be a whole number of at least 1; got {times}")
+    return frames
+
+
+def each_time(make: Callable[[Array], Array], times: Array) -> Array:
+    """Calls `make` for one time [P] after another of [P, K]: [P, ...] -> [P, K, ...].
+
+    Working memory does not grow with K so.
+    """
+    return jnp.moveaxis(lax.map(make, times.T), 0, 1)

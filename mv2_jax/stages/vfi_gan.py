@@ -1,0 +1,100 @@
+"""Frames between the frames by the paper's GAN interpolator, steadied by a light model.
+
+MagicVideo-V2 (arXiv 2401.04468), section 2.4. The light model, RIFE or EMA-VFI, makes each frame
+first; the network of `models.gan_vfi` encodes and corrects it. The functions answer to those of
+`stages.vfi`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+
+from mv2_jax import params as parameters
+from mv2_jax.config import EMAVFIConfig, GANVFIConfig, RefinedRIFEConfig, RIFEConfig
+from mv2_jax.models.ema_vfi import EMAVFI
+from mv2_jax.models.gan_vfi import GANVFI
+from mv2_jax.models.rife import RIFE
+from mv2_jax.models.rife_refined import RefinedRIFE
+from mv2_jax.stages import gaps, vfi, vfi_ema, vfi_refined
+
+
+class Light(NamedTuple):
+    """A light model: its network's class, and its `between`."""
+
+    network: type[nn.Module]
+    between: Callable[..., Array]
+
+
+LIGHT = {
+    RIFEConfig: Light(RIFE, vfi.between),
+    RefinedRIFEConfig: Light(RefinedRIFE, vfi_refined.between),
+    EMAVFIConfig: Light(EMAVFI, vfi_ema.between),
+}
+
+
+@functools.partial(jax.jit, static_argnames=("cfg", "dtype"))
+def between(
+    params: Mapping[str, Any],
+    cfg: GANVFIConfig,
+    first: Array,
+    second: Array,
+    times: Array,
+    *,
+    dtype: Any = jnp.float32,
+) -> Array:
+    """Frames at chosen times between pairs: [P, H, W, 3] twice, times [P, K] -> [P, K, H, W, 3].
+
+    `params` is {"light": the light model's tree, "gan": the network's}. Frames are in [-1, 1], any
+    plane; time 0 is the first's, 1 the second's. The neighbours are encoded once for all times.
+    Identical pairs give copies.
+    """
+    guesses = LIGHT[type(cfg.light)].between(
+        params["light"], cfg.light, first, second, times, dtype=dtype
+    )
+    model = GANVFI(cfg, dtype)
+    variables = {"params": parameters.cast(params["gan"], dtype)}
+    height, width = first.shape[1:3]
+    around = model.apply(variables, first, second, method="neighbours")
+
+    def make(at: tuple[Array, Array]) -> Array:
+        out, _ = model.apply(variables, around, *at, method="frame")
+        return out[:, :height, :width]
+
+    # One time after the other, so that working memory does not grow with their number.
+    new = jax.lax.map(make, (jnp.moveaxis(guesses, 1, 0), times.T))
+    new = gaps.unit(jnp.clip(jnp.moveaxis(new, 0, 1), -1, 1))
+    return gaps.keep_stills(first, second, new)
+
+
+def interpolate(
+    params: Mapping[str, Any],
+    cfg: GANVFIConfig,
+    frames: Array,
+    times: int,
+    *,
+    dtype: Any = jnp.float32,
+) -> Array:
+    """`times` frames for every one: `times - 1` new ones, evenly spaced, in every gap.
+
+    The given frames come out as they went in. Gaps pass one after the other.
+
+    Args:
+        params: {"light", "gan"}, as for `between`, in any floating-point type.
+        frames: [B, T, H, W, 3] in [-1, 1], any H, W and T >= 1.
+        times: 1 changes nothing; 3 is the paper's (32 frames become 94).
+        dtype: the type of convolutions and attention.
+
+    Returns:
+        [B, (T - 1) * times + 1, H, W, 3] in [-1, 1], of the frames' type.
+
+    Raises:
+        ValueError: another shape, integer frames, or `times` below 1.
+    """
+    return gaps.interpolate(between, params, cfg, frames, times, dtype=dtype)

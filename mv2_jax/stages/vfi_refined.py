@@ -1,0 +1,70 @@
+"""Frames between the frames by RIFE 4.0 with its refinement networks (arXiv 2011.06294).
+
+Not the paper's choice but this project's: beside RIFE 4.25 of `stages.vfi` the best of the public
+interpolators whose licence lets anyone use them. The functions answer to those of that module.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from mv2_jax import params as parameters
+from mv2_jax.config import RefinedRIFEConfig
+from mv2_jax.models.rife_refined import RefinedRIFE
+from mv2_jax.stages import gaps
+
+
+@functools.partial(jax.jit, static_argnames=("cfg", "dtype"))
+def between(
+    params: Mapping[str, Any],
+    cfg: RefinedRIFEConfig,
+    first: Array,
+    second: Array,
+    times: Array,
+    *,
+    dtype: Any = jnp.float32,
+) -> Array:
+    """Frames at chosen times between pairs: [P, H, W, 3] twice, times [P, K] -> [P, K, H, W, 3].
+
+    Frames are in [-1, 1], any plane; time 0 is the first's, 1 the second's. The context networks
+    run once for all times. Identical pairs give copies.
+    """
+    model = RefinedRIFE(cfg, dtype)
+    variables = {"params": parameters.cast(params, dtype)}
+    height, width = first.shape[1:3]
+    pair = model.apply(variables, gaps.unit(first), gaps.unit(second), method="features")
+    new = gaps.each_time(lambda time: model.apply(variables, pair, time, method="at"), times)
+    return gaps.keep_stills(first, second, new[:, :, :height, :width])
+
+
+def interpolate(
+    params: Mapping[str, Any],
+    cfg: RefinedRIFEConfig,
+    frames: Array,
+    times: int,
+    *,
+    dtype: Any = jnp.float32,
+) -> Array:
+    """`times` frames for every one: `times - 1` new ones, evenly spaced, in every gap.
+
+    The given frames come out as they went in. Gaps pass one after the other.
+
+    Args:
+        params: RIFE 4.0's tree, in any floating-point type.
+        frames: [B, T, H, W, 3] in [-1, 1], any H, W and T >= 1.
+        times: 1 changes nothing.
+        dtype: the convolutions' type.
+
+    Returns:
+        [B, (T - 1) * times + 1, H, W, 3] in [-1, 1], of the frames' type.
+
+    Raises:
+        ValueError: another shape, integer frames, or `times` below 1.
+    """
+    return gaps.interpolate(between, params, cfg, frames, times, dtype=dtype)

@@ -1,0 +1,221 @@
+"""T2I on SDXL's networks: two text encoders, pooled text and sizes, against torch's."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mv2_jax.config import ScheduleConfig, StageConfig, TextConfig, UNetConfig
+from mv2_jax.convert.engine import convert
+from mv2_jax.convert.sources import Renamed
+from mv2_jax.convert.tables import clip, unet
+from mv2_jax.diffusion import guidance, keys
+from mv2_jax.stages import t2i
+
+torch = pytest.importorskip("torch")
+diffusers = pytest.importorskip("diffusers")
+transformers = pytest.importorskip("transformers")
+
+VOCAB, LENGTH = 40, 9
+EOS = VOCAB - 1
+TEXT = TextConfig(VOCAB, LENGTH, 16, 2, 2, 32, eos_token_id=EOS)
+TEXT_2 = TextConfig(VOCAB, LENGTH, 24, 3, 3, 36, "gelu", projection=12, eos_token_id=EOS)
+UNET = UNetConfig(
+    channels=(16, 32, 32),
+    layers_per_block=1,
+    transformers=(0, 1, 2),
+    mid_transformers=2,
+    heads=(2, 2, 4),
+    context_width=40,
+    norm_groups=8,
+    linear_projection=True,
+    pooled_width=12,
+    size_ids_width=8,
+)
+SIZE = (40, 56)  # odd planes: 5 x 7 latents
+CFG = t2i.Config(StageConfig(UNET, ScheduleConfig(), SIZE), TEXT, factor=8, text_2=TEXT_2)
+IDS = np.full((3, LENGTH), EOS, np.int32)  # the first tokenizer pads with the end
+IDS[:, 0], IDS[0, 1:4], IDS[1, 1:8], IDS[2, 1] = EOS - 1, (5, 6, 7), range(10, 17), 9
+EMPTY = np.full((3, LENGTH), EOS, np.int32)
+EMPTY[:, 0] = EOS - 1
+
+
+def second_ids(ids):
+    """The second tokenizer's: zeros after the end."""
+    ends = (ids == EOS).argmax(-1)
+    return np.where(np.arange(LENGTH)[None] > ends[:, None], 0, ids)
+
+
+def text_config(cfg):
+    return transformers.CLIPTextConfig(
+        vocab_size=VOCAB,
+        max_position_embeddings=LENGTH,
+        hidden_size=cfg.width,
+        num_hidden_layers=cfg.layers,
+        num_attention_heads=cfg.heads,
+        intermediate_size=cfg.mlp_width,
+        hidden_act=cfg.activation,
+        projection_dim=cfg.projection or 1,
+        bos_token_id=EOS - 1,
+        eos_token_id=EOS,
+    )
+
+
+def randomise(module, seed):
+    """Random weights that keep activations near unit scale, norms near one."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, tensor in module.named_parameters():
+            noise = torch.randn(tensor.shape, generator=generator)
+            if tensor.ndim > 1:
+                tensor.copy_(noise / tensor[0].numel() ** 0.5)
+            else:
+                tensor.copy_(0.2 * noise + ("norm" in name and name.endswith("weight")))
+    return module.eval()
+
+
+@pytest.fixture(scope="module")
+def pair():
+    """SDXL's three networks in torch, with random weights, and the same as our parameters."""
+    first = randomise(transformers.CLIPTextModel(text_config(TEXT)), 0)
+    second = randomise(transformers.CLIPTextModelWithProjection(text_config(TEXT_2)), 1)
+    network = diffusers.UNet2DConditionModel(
+        block_out_channels=UNET.channels,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        transformer_layers_per_block=[1, 1, 2],
+        attention_head_dim=UNET.heads,
+        cross_attention_dim=UNET.context_width,
+        norm_num_groups=UNET.norm_groups,
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=UNET.size_ids_width,
+        projection_class_embeddings_input_dim=UNET.pooled_width + 6 * UNET.size_ids_width,
+    )
+    network = randomise(network, 2)
+    target = jax.eval_shape(lambda key: t2i.init(CFG, key), jax.random.key(0))
+    params = {"spatial": convert(network.state_dict(), unet.rules(UNET), target["spatial"])}
+    for name, module in (("text_encoder", first), ("text_encoder_2", second)):
+        state = module.state_dict()
+        ((prefix, rules),) = clip.find_text(state, projection=name.endswith("2"))
+        params[name] = convert(Renamed(state, prefix), rules, target[name])
+    return (first, second, network), params
+
+
+def torch_prompt(first, second, ids):
+    """What SDXL's pipeline makes of ids, but for its rule for empty prompts."""
+    with torch.no_grad():
+        one = first(torch.from_numpy(ids), output_hidden_states=True)
+        two = second(torch.from_numpy(second_ids(ids)), output_hidden_states=True)
+    return torch.cat([one.hidden_states[-2], two.hidden_states[-2]], -1), two.text_embeds
+
+
+def quick(function):
+    """`jax.jit` with the config static and without LLVM's optimiser: these programs run once."""
+    options = {"xla_backend_optimization_level": 0}
+    return jax.jit(function, static_argnums=1, compiler_options=options)
+
+
+def off(ours, theirs):
+    """Largest difference over the largest magnitude."""
+    ours, theirs = np.asarray(ours), theirs.numpy()
+    assert ours.shape == theirs.shape and theirs.std() > 0.01
+    worst = np.abs(ours - theirs).max() / np.abs(theirs).max()
+    print(f"relative error {worst:.1e}")
+    return worst
+
+
+def test_the_prompt_and_the_network(pair):
+    (first, second, network), params = pair
+    encode = quick(t2i.encode_text)
+    prompt = encode(params, CFG, IDS)
+    text, pooled = torch_prompt(first, second, IDS)
+    assert off(prompt.text, text) < 3e-6
+    assert off(prompt.pooled, pooled) < 3e-6
+    np.testing.assert_array_equal(prompt.size_ids, np.tile([40, 56, 0, 0, 40, 56], (3, 1)))
+    x = np.random.default_rng(0).normal(size=(3, 5, 7, 4)).astype(np.float32)
+    t = np.array([999, 7, 500], np.int32)
+    sizes = torch.tensor([[40.0, 56, 0, 0, 40, 56]]).repeat(3, 1)
+    with torch.no_grad():
+        expected = network(
+            torch.from_numpy(x).permute(0, 3, 1, 2),
+            torch.from_numpy(t),
+            text,
+            added_cond_kwargs=dict(text_embeds=pooled, time_ids=sizes),
+        ).sample
+    got = quick(t2i.predict)(params, CFG, x, t, prompt)
+    assert off(got, expected.permute(0, 2, 3, 1)) < 1e-5
+    nothing = encode(params, CFG, EMPTY)
+    assert not nothing.text.any() and not nothing.pooled.any()
+
+
+@pytest.mark.slow
+def test_twenty_five_guided_steps(pair):
+    """The whole chain against diffusers' pipeline from the same noise, step by step."""
+    (first, second, network), params = pair
+    schedule = CFG.stage.schedule
+    scheduler = diffusers.DDIMScheduler(
+        beta_start=schedule.beta_start,
+        beta_end=schedule.beta_end,
+        beta_schedule=schedule.kind,
+        clip_sample=False,
+        set_alpha_to_one=schedule.final_alpha_one,
+        steps_offset=schedule.steps_offset,
+        timestep_spacing=schedule.spacing,
+    )
+    state = t2i.start(keys.seeds([7, 8, 9]), cfg=CFG, steps=25)
+    noise = torch.from_numpy(np.array(state.x)).permute(0, 3, 1, 2)
+    text, pooled = torch_prompt(first, second, IDS)
+    steps = []
+
+    def keep(pipeline, i, t, values):
+        steps.append(values["latents"].permute(0, 2, 3, 1).clone())
+        return values
+
+    pipeline = diffusers.StableDiffusionXLPipeline(
+        None, first, second, None, None, network, scheduler, add_watermarker=False
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline(
+        height=SIZE[0],
+        width=SIZE[1],
+        num_inference_steps=25,
+        guidance_scale=5.0,
+        latents=noise,
+        prompt_embeds=text,
+        pooled_prompt_embeds=pooled,
+        negative_prompt_embeds=torch.zeros_like(text),
+        negative_pooled_prompt_embeds=torch.zeros_like(pooled),
+        output_type="latent",
+        callback_on_step_end=keep,
+    )
+    prompt = t2i.condition(params, IDS, EMPTY, cfg=CFG)
+    drift = []
+    for expected in steps:
+        scales = guidance.make(5.0)
+        state = t2i.advance(params, prompt, scales, state, cfg=CFG, steps=25, k=1)
+        drift.append(off(state.x, expected))
+    assert len(drift) == 25
+    assert max(drift) < 1e-5  # measured: 1.0e-6 at every step
+
+
+def test_the_loss_says_the_sizes_of_its_pictures(pair, monkeypatch):
+    _, params = pair
+    seen = []
+    monkeypatch.setattr(
+        t2i, "predict", lambda params, cfg, x, t, prompt: seen.append(prompt.size_ids) or x
+    )
+    batch = {"latent": jnp.ones((3, 2, 3, 4)), "ids": IDS, "null_ids": EMPTY[0]}
+    t2i.loss(params, CFG, batch, jax.random.key(0))
+    given = np.arange(18, dtype=np.float32).reshape(3, 6)
+    t2i.loss(params, CFG, {**batch, "size_ids": given}, jax.random.key(0))
+    np.testing.assert_array_equal(seen[0], np.tile([16, 24, 0, 0, 16, 24], (3, 1)))
+    np.testing.assert_array_equal(seen[1], given)
+
+
+def test_encoders_that_do_not_fit_the_network_are_refused():
+    with pytest.raises(ValueError, match="needs a second text encoder"):
+        t2i.Config(CFG.stage, TEXT, factor=8)
+    with pytest.raises(ValueError, match="width 12, but the second text encoder's projection"):
+        t2i.Config(CFG.stage, TEXT, factor=8, text_2=TextConfig(projection=16))

@@ -1,0 +1,37 @@
+import numpy as np
+import pytest
+import tiny
+
+
+@pytest.fixture(scope="module")
+def four():
+    return tiny.make()
+
+
+def test_another_stage_or_component_leaves_the_rest_as_it_is(four):
+    other = four.with_stage("i2v", steps=7, sampler="euler")
+    assert (other.keyframes.stage.steps, other.keyframes.stage.sampler) == (7, "euler")
+    assert four.keyframes.stage.steps == 2 and other.refined is four.refined
+    assert other.params is four.params and other.programs is four.programs
+    tree = {"w": np.zeros(3)}
+    swapped = four.with_params(motion_i2v=tree)
+    assert swapped.parameters("i2v")["motion"] is tree
+    assert swapped.parameters("v2v")["motion"] is four.params["motion_v2v"]
+    assert four.params["motion_i2v"] is not tree
+
+
+def test_unknown_names_are_answered_with_the_nearest(four):
+    with pytest.raises(ValueError, match="no stage 't2ii'; did you mean 't2i'"):
+        four.with_stage("t2ii", steps=3)
+    with pytest.raises(ValueError, match="no 'sampeler'; did you mean 'sampler'"):
+        four.with_stage("t2i", sampeler="ddim")
+    with pytest.raises(ValueError, match="no component 'contrl'; did you mean 'control'"):
+        four.with_params(contrl={})
+
+
+def test_a_stage_is_handed_its_own_trees(four):
+    names = {"text_encoder", "spatial", "image_encoder", "image_attn", "control", "motion"}
+    assert set(four.parameters("t2i")) == {"text_encoder", "spatial"}
+    assert set(four.parameters("i2v")) == set(four.parameters("v2v")) == names
+    ids, nothing = four.ids(["a red ball", "a star"])
+    assert ids.shape == nothing.shape == (2, 20) and np.array_equal(nothing[0], nothing[1])
