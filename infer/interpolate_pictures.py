@@ -110,6 +110,8 @@ def read(frame: av.VideoFrame, layout: Layout) -> Planes:
             dst_colorspace=matrix,
             src_color_range=span if _is_yuv(frame.format) else ColorRange.JPEG,
             dst_color_range=span,
+            # On several threads swscale leaves rows of small 10 bit frames grey now and then.
+            threads=1,
         )
     made = []
     for plane, shape in zip(frame.planes, layout.shapes):
