@@ -24,13 +24,13 @@ def unet(seed=1, widths=WIDTHS, context=CONTEXT):
     return randomise(module, seed)
 
 
-def vae(seed=2):
+def vae(seed=2, levels=2):
     import diffusers
 
     module = diffusers.AutoencoderKL(
-        block_out_channels=(32, 32),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(32,) * levels,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
         layers_per_block=1,
     )
     return randomise(module, seed)
@@ -83,7 +83,7 @@ def motion(seed=5, middle=False):
     return randomise(module, seed)
 
 
-def controlnet(seed=6):
+def controlnet(seed=6, hints=(8, 16)):
     import diffusers
 
     module = diffusers.ControlNetModel(
@@ -92,7 +92,7 @@ def controlnet(seed=6):
         layers_per_block=1,
         attention_head_dim=8,
         cross_attention_dim=CONTEXT,
-        conditioning_embedding_out_channels=(8, 16),
+        conditioning_embedding_out_channels=hints,
     )
     return randomise(module, seed)
 

@@ -1,0 +1,310 @@
+"""Whole guided chains of video beside diffusers' pipelines, from converted checkpoints.
+
+Small networks with random weights, saved by their libraries and converted here; both sides get the
+same noise, pictures and token ids, and take 25 guided steps over odd planes. Latents are compared
+after every step.
+
+diffusers is corrected where it is known to err, and only there:
+
+- Its motion modules normalise whole clips. A cascade of "clip" scope is compared with it as it is;
+  one of "frame" scope, which is what AnimateDiff's own code computes, with each of those norms
+  given one frame at a time.
+- It mixes the pictures of a batch in its IP-Adapter. It is run on one sample at a time, and the
+  samples here together.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mv2_jax import cascade
+from mv2_jax.convert import assemble
+from mv2_jax.diffusion import guidance, keys
+from mv2_jax.models import clip_vision
+from mv2_jax.stages import i2v, v2v, video
+
+torch = pytest.importorskip("torch")
+diffusers = pytest.importorskip("diffusers")
+
+SIZE, FRAMES, STEPS, GUIDANCE = (40, 56), 4, 25, 7.5  # planes of 5 x 7, then 3 x 4
+PROMPTS, NEGATIVE = ["a lighthouse in a storm", "two cats, oil painting"], "blurry"
+KEYS = keys.seeds([7, 8])
+# Measured: at most 3.0e-6 after any step, of that step's largest magnitude.
+BOUND = 1e-5
+
+
+@pytest.fixture(scope="module")
+def public(small, tmp_path_factory):
+    """The torch modules, and the folder where they lie as their publishers would leave them."""
+    from safetensors.numpy import save_file
+
+    root = tmp_path_factory.mktemp("public")
+    modules = {
+        "unet": small.unet(),
+        "vae": small.vae(levels=4),
+        "text_encoder": small.text(),
+        "vision": small.vision(),
+        "motion": small.motion(middle=True),
+        "controlnet": small.controlnet(hints=(8, 8, 16, 16)),
+    }
+    for name, module in modules.items():
+        inside = "pipeline/" if name in ("unet", "vae", "text_encoder") else ""
+        module.save_pretrained(root / f"{inside}{name}")
+    save_file(small.adapter(), root / "adapter.safetensors")
+    return modules, small.adapter(), root
+
+
+@pytest.fixture(scope="module")
+def cascades(public, tmp_path_factory):
+    """Our cascade by the scope of its motion modules' norms."""
+    root = public[2]
+
+    @functools.cache
+    def make(scope):
+        wanted = assemble.Wanted(
+            unet=str(root / "pipeline"),
+            motion=str(root / "motion"),
+            image_adapter=str(root / "adapter.safetensors"),
+            image_encoder=str(root / "vision"),
+            controlnet=str(root / "controlnet"),
+            norm_scope=scope,
+            frames=FRAMES,
+            sizes=dict.fromkeys(("t2i", "i2v", "v2v"), SIZE),
+        )
+        folder = tmp_path_factory.mktemp("cascade") / scope
+        return cascade.load(assemble.write(assemble.assemble(wanted), folder, dtype=None, name="c"))
+
+    return make
+
+
+def quick(function, *static):
+    """A jitted function again without LLVM's optimiser: these programs run once."""
+    options = {"xla_backend_optimization_level": 0}
+    return jax.jit(function.__wrapped__, static_argnames=static, compiler_options=options)
+
+
+CONDITION, ADVANCE = quick(video.condition, "cfg"), quick(video.advance, "cfg", "steps", "k")
+
+
+def pictures():
+    """Reference pictures: uint8 [2, H, W, 3] for torch, and [-1, 1] for ours."""
+    raw = np.random.default_rng(3).integers(0, 256, (2, 5, 7, 3))
+    raw = raw.repeat(8, 1).repeat(8, 2).astype(np.uint8)
+    return raw, raw.astype(np.float32) / 127.5 - 1.0
+
+
+def condition(four, scale):
+    """Ours for both prompts; `scale` weighs the picture's tokens and its ControlNet."""
+    ids = four.ids(PROMPTS, NEGATIVE)
+    image, scale = jnp.asarray(pictures()[1]), np.float32(scale)
+    params = four.parameters("i2v")
+    return CONDITION(params, *ids, image, scale, scale, cfg=four.keyframes)
+
+
+def ours(four, given, scales, state):
+    """Our latents after each step, [B, C, T, h, w]."""
+    states = []
+    for _ in range(int(state.index), STEPS):
+        state = ADVANCE(
+            four.parameters("i2v"), given, scales, state, cfg=four.keyframes, steps=STEPS, k=1
+        )
+        states.append(np.moveaxis(np.asarray(state.x), -1, 1))
+    return states
+
+
+class Torch:
+    """diffusers' side for one sample."""
+
+    def __init__(self, public, sample, scope="frame", *, pictured=True):
+        modules, adapter, _ = public
+        self.sample, self.modules = sample, modules
+        self.unet = diffusers.UNetMotionModel.from_unet2d(modules["unet"], modules["motion"])
+        if scope == "frame":
+            from mv2_jax.convert.reference import EachFrame
+
+            inner = [m for n, m in self.unet.named_modules() if n.endswith(".motion_modules.0")]
+            inner += [m for n, m in self.unet.named_modules() if n.endswith(".motion_modules.1")]
+            for module in inner:
+                module.norm = EachFrame(module.norm)
+        if pictured:
+            halves = {"image_proj": {}, "ip_adapter": {}}
+            for name, value in adapter.items():
+                half, _, rest = name.partition(".")
+                halves[half][rest] = torch.from_numpy(value)
+            self.unet._load_ip_adapter_weights([halves], low_cpu_mem_usage=False)
+        self.unet.eval()
+        self.scheduler = diffusers.DDIMScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="linear",
+            steps_offset=1,
+            clip_sample=False,
+            set_alpha_to_one=False,
+            timestep_spacing="leading",
+        )
+
+    @torch.no_grad()
+    def text(self, ids):
+        """States of one sample's prompt and of what to steer away from."""
+        ids = [torch.from_numpy(np.array(side)[self.sample][None]).long() for side in ids]
+        states = [self.modules["text_encoder"](side).last_hidden_state for side in ids]
+        return dict(zip(("prompt_embeds", "negative_prompt_embeds"), states))
+
+    @torch.no_grad()
+    def picture(self, negative):
+        """The states of the picture before those (`negative`: of a zero picture, or the same)."""
+        image = jnp.asarray(pictures()[1][self.sample][None])
+        pixels = torch.from_numpy(np.array(clip_vision.preprocess(image, 28)))
+        pixels = pixels.permute(0, 3, 1, 2)
+        first = torch.zeros_like(pixels) if negative == "zero" else pixels
+        encode = self.modules["vision"]
+        states = [encode(x, output_hidden_states=True).hidden_states[-2] for x in (first, pixels)]
+        return [torch.stack(states)]
+
+    @torch.no_grad()
+    def latents(self, frames=None):
+        """Scaled latents [1, C, T, h, w] of frames [T, H, W, 3], by default all the picture."""
+        if frames is None:
+            frames = pictures()[1][self.sample][None].repeat(FRAMES, 0)
+        vae = self.modules["vae"]
+        pixels = torch.from_numpy(frames).permute(0, 3, 1, 2)
+        z = vae.encode(pixels).latent_dist.mode() * vae.config.scaling_factor
+        return z.transpose(0, 1)[None]
+
+    def noised(self, z, index, sample_keys):
+        """z with the noise of the step of this index; our noise, by diffusers' scheduler."""
+        eps = np.array(keys.normal(sample_keys, (FRAMES, 5, 7, 4)))[self.sample][None]
+        eps = torch.from_numpy(eps).permute(0, 4, 1, 2, 3)
+        self.scheduler.set_timesteps(STEPS)
+        return self.scheduler.add_noise(z, eps, self.scheduler.timesteps[index : index + 1])
+
+    def run(self, name, latents, ids, **given):
+        """Latents [1, C, T, h, w] after each step of the pipeline of this name."""
+        from PIL import Image
+
+        controlled = {}
+        if "ControlNet" in name:
+            controlled = {"controlnet": self.modules["controlnet"]}
+            frame = Image.fromarray(pictures()[0][self.sample])
+            given["conditioning_frames"] = [frame] * FRAMES
+        pipeline = getattr(diffusers, name)(
+            vae=self.modules["vae"],
+            text_encoder=self.modules["text_encoder"],
+            tokenizer=None,
+            unet=self.unet,
+            motion_adapter=None,
+            scheduler=self.scheduler,
+            **controlled,
+        )
+        pipeline.set_progress_bar_config(disable=True)
+        if "VideoToVideo" not in name:
+            given["num_frames"] = FRAMES
+        states = []
+
+        def keep(pipeline, i, t, values):
+            states.append(values["latents"].numpy().copy())
+            return values
+
+        pipeline(
+            height=SIZE[0],
+            width=SIZE[1],
+            num_inference_steps=STEPS,
+            guidance_scale=GUIDANCE,
+            latents=latents,
+            output_type="latent",
+            callback_on_step_end=keep,
+            **self.text(ids),
+            **given,
+        )
+        return states
+
+
+def drift(ours, theirs):
+    """The largest difference after each step over that step's largest magnitude."""
+    assert len(ours) == len(theirs)
+    found = []
+    for mine, others in zip(ours, theirs):
+        others = np.concatenate(others)
+        assert mine.shape == others.shape and others.std() > 0.01
+        found.append(float(np.abs(mine - others).max() / np.abs(others).max()))
+    assert np.isfinite(found).all()
+    print("drift by step:", " ".join(f"{x:.1e}" for x in found))
+    return max(found)
+
+
+def first(state, sample):
+    """One sample of our first state, in torch's layout."""
+    return torch.from_numpy(np.array(state.x)[sample][None]).permute(0, 4, 1, 2, 3).contiguous()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scope", ["clip", "frame"])
+def test_text_to_video(public, cascades, scope):
+    """AnimateDiffPipeline; here without a picture and from plain noise."""
+    four = cascades(scope)
+    z = jnp.zeros((2, 5, 7, 4))
+    state = i2v.start(KEYS, z, np.float32(0), cfg=four.keyframes, steps=STEPS)
+    given = guidance.fewest(condition(four, 0.0), video.WAYS, GUIDANCE, GUIDANCE)
+    mine = ours(four, given, guidance.make(GUIDANCE, GUIDANCE), state)
+    ids = four.ids(PROMPTS, NEGATIVE)
+    theirs = [
+        Torch(public, n, scope, pictured=False).run("AnimateDiffPipeline", first(state, n), ids)
+        for n in range(2)
+    ]
+    assert len(mine) == STEPS
+    assert drift(mine, list(zip(*theirs))) < BOUND
+
+
+@pytest.mark.slow
+def test_picture_to_video(public, cascades):
+    """AnimateDiffControlNetPipeline with an IP-Adapter-Plus, as it guides: away from the negative
+    prompt without the picture's tokens, but with its ControlNet. The chain starts with the latent
+    noise prior, which is the forward process at the first timestep."""
+    four = cascades("frame")
+    z = four.encode(pictures()[1])
+    state = i2v.start(KEYS, z, np.float32(1), cfg=four.keyframes, steps=STEPS)
+    given = condition(four, 1.0)
+    # With the scales of text and picture equal, two ways remain: guidance over both at once.
+    given = given.replace(control_scale=jnp.ones_like(given.control_scale))
+    given = guidance.fewest(given, video.WAYS, GUIDANCE, GUIDANCE)
+    mine = ours(four, given, guidance.make(GUIDANCE, GUIDANCE), state)
+    ids, theirs = four.ids(PROMPTS, NEGATIVE), []
+    for n in range(2):
+        side = Torch(public, n)
+        latents = side.noised(side.latents(), 0, keys.fold(KEYS, "i2v noise"))
+        np.testing.assert_allclose(first(state, n), latents, rtol=0, atol=BOUND)
+        picture = side.picture(negative="zero")
+        name = "AnimateDiffControlNetPipeline"
+        theirs.append(side.run(name, latents, ids, ip_adapter_image_embeds=picture))
+    assert len(mine) == STEPS
+    assert drift(mine, list(zip(*theirs))) < BOUND
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strength, steps", [(0.3, 7), (1.0, 25)])
+def test_video_to_video(public, cascades, strength, steps):
+    """AnimateDiffVideoToVideoControlNetPipeline with an IP-Adapter-Plus, guided as V2V is here by
+    default: over the text alone, with the picture's tokens and ControlNet on both sides."""
+    four = cascades("frame")
+    clips = (
+        pictures()[1][:, None]
+        * np.linspace(0.4, 1, FRAMES, dtype=np.float32)[None, :, None, None, None]
+    )
+    z = four.encode(clips)
+    cfg = four.refined
+    state = v2v.start(KEYS, z, np.float32(strength), cfg=cfg, steps=STEPS)
+    mine = ours(four, condition(four, 1.0), guidance.make(GUIDANCE, 1.0), state)
+    ids, theirs = four.ids(PROMPTS, NEGATIVE), []
+    for n in range(2):
+        side = Torch(public, n)
+        latents = side.noised(side.latents(clips[n]), STEPS - steps, keys.fold(KEYS, "v2v noise"))
+        np.testing.assert_allclose(first(state, n), latents, rtol=0, atol=BOUND)
+        picture = side.picture(negative="same")
+        name = "AnimateDiffVideoToVideoControlNetPipeline"
+        given = {"strength": strength, "ip_adapter_image_embeds": picture}
+        theirs.append(side.run(name, latents, ids, **given))
+    assert len(mine) == steps
+    assert drift(mine, list(zip(*theirs))) < BOUND
