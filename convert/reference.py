@@ -1,7 +1,7 @@
 """The networks of PyTorch's libraries, filled from the very sources a cascade was converted from.
 
 Single files go through diffusers' own converters and not through this package's, so that a name
-misread here is not misread there too.
+misread here is not misread there too. (It has none for OpenCLIP's vision transformer.)
 """
 
 from __future__ import annotations
@@ -96,6 +96,37 @@ def _open_clip(own: State, part: Part) -> State:
     return single.convert_open_clip_checkpoint(_Sized(config), own, prefix)
 
 
+def _open_clip_vision(own: State, part: Part) -> State:
+    prefix = _before("conv1.weight", own)
+    converted: State = {}
+    for name, value in own.items():
+        name = name.removeprefix(prefix)
+        fused = re.fullmatch(r"(transformer\.resblocks\.\d+\.attn)\.in_proj_(weight|bias)", name)
+        if fused:
+            for letter, third in zip("qkv", value.chunk(3)):
+                converted[f"{fused[1]}.{letter}_proj.{fused[2]}"] = third
+        else:
+            converted[name] = value.T if name == "proj" else value
+    for old, new in _OPEN_CLIP_VISION.items():
+        converted = {re.sub(old, new, name): value for name, value in converted.items()}
+    return converted
+
+
+_OPEN_CLIP_VISION = {
+    r"^conv1\.": "embeddings.patch_embedding.",
+    r"^class_embedding$": "embeddings.class_embedding",
+    r"^positional_embedding$": "embeddings.position_embedding.weight",
+    r"^proj$": "visual_projection.weight",
+    r"^ln_pre\.": "pre_layrnorm.",
+    r"^ln_post\.": "post_layernorm.",
+    r"^transformer\.resblocks\.": "encoder.layers.",
+    r"\.attn\.": ".self_attn.",
+    r"\.ln_(\d)\.": r".layer_norm\1.",
+    r"\.mlp\.c_fc\.": ".mlp.fc1.",
+    r"\.mlp\.c_proj\.": ".mlp.fc2.",
+}
+
+
 class _Sized:
     """All that diffusers' converter asks of a text model."""
 
@@ -109,6 +140,7 @@ _CONVERTERS = {
     ("vae", "a single file's (LDM)"): _ldm_vae,
     ("motion", "AnimateDiff's"): _motion,
     ("text_encoder", "OpenCLIP's"): _open_clip,
+    ("image_encoder", "OpenCLIP's"): _open_clip_vision,
 }
 
 

@@ -54,14 +54,14 @@ def text(seed=3, width=CONTEXT, projection=None):
     return randomise(cls(config), seed)
 
 
-def vision(seed=4):
+def vision(seed=4, width=IMAGE_WIDTH, heads=2):
     import transformers
 
     config = transformers.CLIPVisionConfig(
-        hidden_size=IMAGE_WIDTH,
+        hidden_size=width,
         intermediate_size=64,
         num_hidden_layers=3,
-        num_attention_heads=2,
+        num_attention_heads=heads,
         hidden_act="gelu",
         image_size=28,
         patch_size=14,
@@ -195,11 +195,90 @@ def as_ldm_vae(state):
     return out
 
 
+def as_open_clip(state):
+    """A CLIP text or vision encoder of transformers in OpenCLIP's names, without `visual.`."""
+    layers = {
+        "self_attn.out_proj": "attn.out_proj",
+        "mlp.fc1": "mlp.c_fc",
+        "mlp.fc2": "mlp.c_proj",
+        "layer_norm1": "ln_1",
+        "layer_norm2": "ln_2",
+    }
+    single = {
+        "embeddings.token_embedding.weight": "token_embedding.weight",
+        "embeddings.position_embedding.weight": "positional_embedding",
+        "embeddings.class_embedding": "class_embedding",
+        "embeddings.patch_embedding.weight": "conv1.weight",
+        "text_projection.weight": "text_projection",
+        "visual_projection.weight": "proj",
+    }
+    norms = {"final_layer_norm": "ln_final", "pre_layrnorm": "ln_pre", "post_layernorm": "ln_post"}
+    out = {}
+    for name, value in state.items():
+        name = name.removeprefix("text_model.").removeprefix("vision_model.")
+        stem, _, leaf = name.rpartition(".")
+        if name in single:
+            out[single[name]] = value.T.contiguous() if "projection" in name else value
+        elif stem in norms:
+            out[f"{norms[stem]}.{leaf}"] = value
+        elif name.startswith("encoder.layers."):
+            number, _, part = stem.removeprefix("encoder.layers.").partition(".")
+            block = f"transformer.resblocks.{number}"
+            if part in layers:
+                out[f"{block}.{layers[part]}.{leaf}"] = value
+            else:
+                out.setdefault(f"{block}.attn.in_proj_{leaf}", {})[part[-6]] = value
+    import torch
+
+    fused = {k: torch.cat([v[x] for x in "qkv"]) for k, v in out.items() if isinstance(v, dict)}
+    return out | fused
+
+
+def sdxl(seed=8):
+    """An SDXL pipeline's parts by the names of their folders."""
+    import diffusers
+
+    unet = diffusers.UNet2DConditionModel(
+        block_out_channels=(32, 64),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        transformer_layers_per_block=[1, 2],
+        attention_head_dim=(1, 1),  # a single file does not say: heads of 64
+        cross_attention_dim=96,
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=256,  # nor this
+        projection_class_embeddings_input_dim=24 + 6 * 256,
+    )
+    return {
+        "unet": randomise(unet, seed),
+        "vae": vae(seed + 1),
+        "text_encoder": text(seed + 2),
+        "text_encoder_2": text(seed + 3, width=64, projection=24),
+    }
+
+
+def sdxl_file(parts, as_ldm, modules):
+    """SDXL's parts as the one file that its publisher has: LDM's names, and OpenCLIP's."""
+    named = as_ldm(parts["unet"].state_dict(), modules)
+    state = {f"model.diffusion_model.{name}": value for name, value in named.items()}
+    for name, value in as_ldm_vae(parts["vae"].state_dict()).items():
+        state[f"first_stage_model.{name}"] = value
+    for name, value in parts["text_encoder"].state_dict().items():
+        inner = f"text_model.{name.removeprefix('text_model.')}"
+        state[f"conditioner.embedders.0.transformer.{inner}"] = value
+    for name, value in as_open_clip(parts["text_encoder_2"].state_dict()).items():
+        state[f"conditioner.embedders.1.model.{name}"] = value
+    return state
+
+
 @pytest.fixture(scope="session")
 def small():
     """The makers above."""
     pytest.importorskip("diffusers"), pytest.importorskip("transformers")
-    makers = (unet, vae, text, vision, motion, controlnet, adapter, randomise, as_ldm, as_ldm_vae)
+    makers = (unet, vae, text, vision, motion, controlnet, adapter, sdxl, randomise)
+    makers += (as_ldm, as_ldm_vae, as_open_clip, sdxl_file)
     return SimpleNamespace(**{make.__name__: make for make in makers})
 
 

@@ -1,0 +1,86 @@
+"""Checkpoints as model sites distribute them, one file in LDM's and OpenCLIP's names, beside torch.
+
+`mv2 verify` fills the reference through diffusers' own converters of such files.
+"""
+
+import numpy as np
+import pytest
+
+from mv2_jax import bundle, cli
+from mv2_jax.convert import ldm
+from mv2_jax.params import flatten
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("diffusers")
+
+pytestmark = pytest.mark.slow
+
+PICTURE = ("t2i_unet", "t2i_vae", "t2i_text_encoder", "t2i_text_encoder_2")
+
+
+def save(state, path):
+    from safetensors.torch import save_file
+
+    save_file({name: value.clone().contiguous() for name, value in state.items()}, path)
+
+
+def convert(folder, *arguments):
+    assert cli.main(["convert", *map(str, arguments), "-o", str(folder), "--dtype", "keep"]) == 0
+    return bundle.read(folder)
+
+
+@pytest.fixture(scope="module")
+def single(small, sources, tmp_path_factory):
+    """Cascades with SDXL from one file and from a pipeline's folder, and that file's keys."""
+    root = tmp_path_factory.mktemp("sdxl")
+    parts = small.sdxl()
+    state = small.sdxl_file(parts, small.as_ldm, ldm.unet_modules(2, 1))
+    # What the published file holds beside the weights.
+    inner = "conditioner.embedders."
+    state[f"{inner}0.transformer.text_model.embeddings.position_ids"] = torch.arange(77)[None]
+    state[f"{inner}1.model.logit_scale"] = torch.ones(())
+    state["denoiser.sigmas"] = torch.ones(9)
+    save(state, root / "anything.safetensors")
+    for name, module in parts.items():
+        module.save_pretrained(root / "pipeline" / name)
+    first = ["--unet", sources / "pipeline", "--t2i"]
+    one = convert(root / "one", *first, root / "anything.safetensors")
+    return one, convert(root / "many", *first, root / "pipeline")
+
+
+def test_sdxl_in_one_file_is_its_pipeline(single):
+    one, many = single
+    for name in PICTURE:
+        if name != "t2i_vae":  # one file's VAE is SDXL's by its neighbour, a folder's by config
+            assert one.config(name) == many.config(name)
+        theirs = flatten(many.load(name))
+        for leaf, array in flatten(one.load(name)).items():
+            np.testing.assert_array_equal(array, theirs[leaf], err_msg=f"{name}: {leaf}")
+    assert one.config("t2i_vae").scaling_factor == 0.13025
+    assert one.stages["t2i"].size == (1024, 1024)  # SDXL's own, whatever the video stages take
+
+
+def verified(capsys, folder, *names):
+    """The largest error of each component by `mv2 verify`."""
+    capsys.readouterr()
+    flags = [word for name in names for word in ("--component", name)]
+    assert cli.main(["verify", str(folder), *flags]) == 0
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert len(lines) == len(names) and all("the same as" in line for line in lines)
+    return [float(line.split()[1]) for line in lines]
+
+
+def test_sdxl_in_one_file_is_torchs(single, capsys):
+    errors = verified(capsys, single[0].folder, *PICTURE)
+    assert max(errors) < 3e-6  # measured: 1.4e-6
+
+
+def test_open_clips_vision_encoder_is_torchs(small, sources, tmp_path, capsys):
+    """Of ViT-H's width, since that says the heads; beside the text tower, which no slot wants."""
+    vision = small.as_open_clip(small.vision(width=1280, heads=16).state_dict())
+    whole = {f"visual.{name}": value for name, value in vision.items()}
+    whole |= small.as_open_clip(small.text(width=64, projection=24).state_dict())
+    save(whole, tmp_path / "open_clip.safetensors")
+    encoder = ["--image-encoder", tmp_path / "open_clip.safetensors"]
+    convert(tmp_path / "c", "--unet", sources / "pipeline", *encoder)
+    assert max(verified(capsys, tmp_path / "c", "image_encoder")) < 3e-6
