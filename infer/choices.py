@@ -9,12 +9,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from mv2_jax.config import nearest
 from mv2_jax.configs import presets
 from mv2_jax.configs.few_steps import FEW_STEPS, few
 from mv2_jax.errors import InputError
+from mv2_jax.infer import interpolators
 
 Choices = dict[str, dict[str, Any]]
 """{stage: {name: value}}, for instance {"i2v": {"sampler": "euler"}}; "all" is every stage."""
@@ -30,7 +32,8 @@ SAMPLERS = (
 class Choice:
     """One choice: its flag, the stages it belongs to, its name there, and what may be chosen.
 
-    `known` are words, or the (lowest, highest) of a whole number.
+    `known` are words, or the (lowest, highest) of a whole number. Where `files` is true, a file
+    is as good as a word.
     """
 
     flag: str
@@ -38,6 +41,7 @@ class Choice:
     name: str
     known: tuple[str, ...] | tuple[int, int]
     help: str
+    files: bool = False
 
     @property
     def dest(self) -> str:
@@ -56,6 +60,10 @@ class Choice:
             InputError: it is not among what is known.
         """
         if isinstance(self.known[0], str):
+            if self.files and Path(str(value)).suffix:
+                if not Path(value).is_file():
+                    raise InputError(f"{self.flag}: cannot read {value}: no such file")
+                return str(Path(value).absolute())
             if value not in self.known:
                 known = ", ".join(self.known)
                 near = nearest(str(value), self.known)
@@ -83,8 +91,9 @@ CHOICES = (
     Choice("--overlap", _VIDEO, "overlap", (0, 1023), "frames that two windows share (a quarter)"),
     Choice("--clip-skip", _EVERY, "clip_skip", (0, 47), "last layers of the text encoder left out; "
            "1 is the web UI's 2"),
-    Choice("--vfi", ("vfi",), "network", ("rife", "none"), "what makes the frames between the "
-           "keyframes; none shows the keyframes alone, as long as the video would be"),
+    Choice("--vfi", ("vfi",), "network", interpolators.NAMES, "what makes the frames between the "
+           "keyframes: rife, ema or gan, or a file of weights; none shows the keyframes alone, as "
+           "long as the video would be", files=True),
 )  # fmt: skip
 
 
@@ -133,7 +142,8 @@ def apply(bundle: Any, chosen: Choices) -> Any:
 
     Raises:
         InputError: more layers are to be left out than a text encoder has, windows overlap by
-            more than they hold, or the folder names a sampler that there is not.
+            more than they hold, the folder names a sampler that there is not, or it lacks the
+            interpolator that was chosen.
     """
     stages, defaults = dict(bundle.stages), dict(bundle.defaults)
     for name in _EVERY:
@@ -145,6 +155,9 @@ def apply(bundle: Any, chosen: Choices) -> Any:
             defaults[name] = {**numbers, "guidance": FEW_STEPS[program].guidance}
         stages[name] = dataclasses.replace(stage, **values)
         _check(bundle, name, stages[name], values)
+    network = chosen.get("vfi", {}).get("network")
+    if network:
+        stages["vfi"] = {"network": interpolators.check(network, bundle)}
     return dataclasses.replace(bundle, stages=stages, defaults=defaults)
 
 

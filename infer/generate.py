@@ -28,9 +28,9 @@ import numpy as np
 from mv2_jax import bundle as bundles
 from mv2_jax.configs import presets
 from mv2_jax.errors import InputError
-from mv2_jax.infer import cache, choices, media, outputs, settings
+from mv2_jax.infer import cache, choices, interpolators, media, outputs, settings
 from mv2_jax.infer.progress import Bars
-from mv2_jax.infer.request import Request, sidecar, version
+from mv2_jax.infer.request import Request, interpolator_of, sidecar, version
 
 if TYPE_CHECKING:
     from mv2_jax.infer.settings import Numbers
@@ -119,13 +119,17 @@ def command(request: Request, out: str | Path, stages: bool = False, batch: int 
     sized = choices.apply(with_size(bundle, request.size), request.choices)
     numbers = settings.resolve(request.given, request.base, sized)
     picture, clip = _starts(request, sized, numbers)
+    used, network = numbers, _interpolator(sized)
+    if network == "none":
+        used = _keyframes_alone(numbers)
+    elif network:
+        interpolators.fits(network, int(numbers["vfi"]["between"]) + 1, "--between 1", sized)
     bundle.verify()
     for line in warnings(request, bundle):
         print(f"mv2: warning: {line}", file=sys.stderr)
 
     started = time.monotonic()
     cascade, made_with = load(sized)
-    used = _keyframes_alone(numbers) if _without_vfi(request) else numbers
     fps = used["vfi"]["fps"]
     with Bars() as bars:
         for first in range(0, len(planned), batch):
@@ -176,7 +180,11 @@ def load(bundle: Any) -> tuple[Any, dict[str, str]]:
         "device": device.device_kind,
         "dtype": jnp.dtype(dtype).name,
     }
-    return cascade.load(bundle, dtype), made_with
+    network = _interpolator(bundle)
+    if network in (None, "none"):
+        return cascade.load(bundle, dtype), made_with
+    between = interpolators.load(network, bundle)
+    return cascade.load(bundle, dtype, interpolator=between), made_with
 
 
 def with_size(bundle: Any, size: tuple[int, int] | None) -> Any:
@@ -229,6 +237,9 @@ def warnings(request: Request, bundle: Any) -> Iterator[str]:
         for source, key in ((request.image, "from_image"), (request.video, "from_video")):
             if source and then[key]["sha256"] != source.sha256:
                 yield f"{source.path} has changed since; the frames will differ"
+        network = interpolator_of(request)
+        if network and then["weights"].get("interpolator") != network.sha256:
+            yield f"{network.path} has changed since; the frames will differ"
 
 
 def _is_cut(tokenizer: Any, prompt: str) -> bool:
@@ -268,8 +279,9 @@ def compare(before: Any, now: dict[str, Any]) -> str:
     return f"the frames differ from before ({'; '.join(changed) or 'in rounding, or in inputs'})"
 
 
-def _without_vfi(request: Request) -> bool:
-    return request.choices.get("vfi", {}).get("network") == "none"
+def _interpolator(bundle: Any) -> str | None:
+    """The interpolator that was chosen, None where the folder's own shall serve."""
+    return bundle.stages.get("vfi", {}).get("network")
 
 
 def _keyframes_alone(numbers: Numbers) -> Numbers:

@@ -203,8 +203,8 @@ def check(path: str | os.PathLike[str], source: str | os.PathLike[str]) -> None:
     """Finds out whether `path` can be written, before any work is done.
 
     Raises:
-        InputError: it is the source itself, or has a suffix that is none of `SUFFIXES`.
-        OSError: the folder is missing, or cannot be written.
+        InputError: it is the source itself, has a suffix that is none of `SUFFIXES`, or its folder
+            is missing or cannot be written.
     """
     suffix = Path(path).suffix.lower()
     if suffix not in SUFFIXES:
@@ -214,4 +214,8 @@ def check(path: str | os.PathLike[str], source: str | os.PathLike[str]) -> None:
         )
     if Path(path).exists() and Path(source).exists() and os.path.samefile(path, source):
         raise InputError(f"{path} is the video to read; give the new one another name")
-    files.check(path)
+    try:
+        files.check(path)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise InputError(f"cannot write {path}: {reason}") from None

@@ -158,7 +158,7 @@ def build(preset: Any, params: dict[str, Any], dtype: Any) -> Cascade:
         params=params,
         tokenizer=CLIPTokenizer(max_length=preset.TEXT.max_length),
         vae=preset.VAE,
-        rife=preset.RIFE,
+        interpolator=preset.RIFE,
         picture=t2i.Config(
             preset.T2I, preset.TEXT, preset.PICTURE_VAE.factor, dtype, preset.TEXT_2
         ),
@@ -183,7 +183,7 @@ def shapes(preset: Any, stage: str) -> dict[str, Any]:
         side = preset.RIFE.pad_to
         frame = jnp.zeros((1, side, side, 3))
         tree = jax.eval_shape(RIFE(preset.RIFE).init, key, frame, frame, jnp.zeros((1, 1)))
-        return {"rife": tree["params"]}
+        return {"interpolator": tree["params"]}
     cfg = preset.PICTURE_VAE if stage == "t2i" else preset.VAE
     pixels = jnp.zeros((1, cfg.factor * 2, cfg.factor * 2, cfg.in_channels))
     vae = jax.eval_shape(AutoencoderKL(cfg).init, key, pixels)["params"]

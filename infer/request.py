@@ -165,10 +165,17 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
     return int(match[2]), int(match[1])
 
 
+def interpolator_of(request: Request) -> Source | None:
+    """The file of the interpolator that was chosen, where it is a file."""
+    name = request.choices.get("vfi", {}).get("network")
+    return Source.of(name) if name and Path(name).suffix else None
+
+
 def sidecar(
     request: Request, index: int, numbers: Numbers, bundle: Any, made_with: Any, result: Any
 ) -> dict[str, Any]:
     """All that is needed to make video `index` of a request again, as JSON's plain values."""
+    network = interpolator_of(request)
     return {
         "schema": SCHEMA,
         "mv2": version(),
@@ -184,6 +191,7 @@ def sidecar(
             "name": bundle.name,
             "folder": str(request.weights.absolute()) if request.weights else None,
             "sha256": bundle.digest,
+            **({"interpolator": network.sha256} if network else {}),
         },
         "made_with": made_with,
         "result": result,

@@ -33,8 +33,11 @@ from mv2_jax.errors import InputError
 SCHEMA = 1
 INDEX = "cascade.json"
 SHIPPED = Path(__file__).parent / "weights" / "toybox"
-# T2I's own networks, where it does not share the others'; and "rife", of which the package has one.
-OPTIONAL = ("rife", "t2i_text_encoder", "t2i_text_encoder_2", "t2i_vae", "t2i_unet")
+# What makes frames between frames; the first that a folder holds is what its cascade takes. Where
+# it holds none, the RIFE serves that ships with the package.
+INTERPOLATORS = ("vfi_gan", "vfi_ema", "rife")
+# Beside those, T2I's own networks, where it does not share the others'.
+OPTIONAL = (*INTERPOLATORS, "t2i_text_encoder", "t2i_text_encoder_2", "t2i_vae", "t2i_unet")
 COMPONENTS = (
     "text_encoder",
     "vae",

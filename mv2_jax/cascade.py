@@ -25,12 +25,12 @@ import numpy as np
 
 from mv2_jax import params as trees
 from mv2_jax import text as tokenizers
-from mv2_jax.bundle import Bundle
-from mv2_jax.config import RIFEConfig, VAEConfig, nearest
+from mv2_jax.bundle import INTERPOLATORS, Bundle
+from mv2_jax.config import VAEConfig, nearest
 from mv2_jax.diffusion import guidance as guides
 from mv2_jax.diffusion.samplers import State
 from mv2_jax.programs import Programs, Progress, silent
-from mv2_jax.stages import i2v, interpolators, latents, t2i, v2v, vfi, video
+from mv2_jax.stages import i2v, interpolators, latents, t2i, v2v, vfi, vfi_gan, video
 from mv2_jax.stages.prompts import Ids
 from mv2_jax.text import Tokenizer, emphasis
 from mv2_jax.text.emphasis import Marked
@@ -65,14 +65,15 @@ def _resize(pixels: jax.Array, *, size: tuple[int, int]) -> jax.Array:
 class Cascade:
     """A loaded cascade; make it with `load`. Pictures and clips are fp32 arrays in [-1, 1].
 
-    `params` maps a component's name to its tree. `keys` are typed keys [B], one a sample, so that
-    a sample of a batch equals the sample alone. `progress` is `programs.Progress`.
+    `params` maps a component's name to its tree, and "interpolator" to that of VFI's network, whose
+    config is `interpolator` (see `stages.interpolators`). `keys` are typed keys [B], one a sample,
+    so that a sample of a batch equals the sample alone. `progress` is `programs.Progress`.
     """
 
     params: dict[str, Any]
     tokenizer: Tokenizer
     vae: VAEConfig
-    rife: RIFEConfig
+    interpolator: Any
     picture: t2i.Config
     keyframes: video.Config
     refined: video.Config
@@ -177,8 +178,8 @@ class Cascade:
         run = partial(self.programs, "vfi", progress=progress)
         progress("vfi", 0, 1)
         frames = jnp.asarray(frames, jnp.float32)
-        params = self.params["rife"]
-        out = run(_interpolate, params, frames, cfg=self.rife, times=times, dtype=self.dtype)
+        params, cfg = self.params["interpolator"], self.interpolator
+        out = run(_interpolate, params, frames, cfg=cfg, times=times, dtype=self.dtype)
         out = jax.block_until_ready(out)
         progress("vfi", 1, 1)
         return out
@@ -279,6 +280,14 @@ def _interpolate(params: Any, frames: jax.Array, *, cfg: Any, times: int, dtype:
     return interpolators.interpolate(params, cfg, frames, times, dtype=dtype)
 
 
+def _interpolator(bundle: Bundle) -> tuple[Any, Any]:
+    """The tree and config of what a folder puts between frames."""
+    own = next((name for name in INTERPOLATORS if name in bundle.components), None)
+    if own is None:
+        return vfi.shipped()
+    return vfi_gan.complete(bundle.load(own), bundle.config(own))
+
+
 def _chain(name: str, some: Any, state: State, steps: int, progress: Progress) -> State:
     """Runs a chain to its end in equal parts, telling `progress` after each."""
     first = int(state.index)
@@ -291,22 +300,22 @@ def _chain(name: str, some: Any, state: State, steps: int, progress: Progress) -
     return state
 
 
-def load(bundle: Bundle, dtype: Any = jnp.float32) -> Cascade:
+def load(
+    bundle: Bundle, dtype: Any = jnp.float32, *, interpolator: tuple[Any, Any] | None = None
+) -> Cascade:
     """A cascade from a folder that `bundle.read` read. Every file is read and checked here.
 
     Parameters are cast to `dtype` once, and computed in it; norms, softmax, schedules and
-    coordinates stay fp32.
+    coordinates stay fp32. `interpolator` is the tree and config of the network to put between
+    frames; by default it is the folder's own, or the package's public one.
 
     Raises:
         InputError: a component or stage is missing, or damaged.
     """
-    names = [name for name in bundle.components if name != "rife"]
+    names = [name for name in bundle.components if name not in INTERPOLATORS]
     params = {name: jax.device_put(trees.cast(bundle.load(name), dtype)) for name in names}
-    # Where a folder brings no interpolator, the package's public one serves.
-    shipped, rife = vfi.shipped() if "rife" not in bundle.components else (None, None)
-    if shipped is None:
-        shipped, rife = bundle.load("rife"), bundle.config("rife")
-    params["rife"] = jax.device_put(trees.cast(shipped, dtype))
+    tree, between = interpolator or _interpolator(bundle)
+    params["interpolator"] = jax.device_put(trees.cast(tree, dtype))
     vae, text = bundle.config("vae"), bundle.config("text_encoder")
 
     def video_config(stage: str) -> video.Config:
@@ -331,7 +340,7 @@ def load(bundle: Bundle, dtype: Any = jnp.float32) -> Cascade:
         params=params,
         tokenizer=tokenizers.from_json(bundle.tokenizer),
         vae=vae,
-        rife=rife,
+        interpolator=between,
         picture=t2i.Config(
             bundle.stages["t2i"], own("text_encoder"), picture_vae.factor, dtype, text_2
         ),

@@ -52,6 +52,18 @@ class EDSCConfig:
 
 
 @dataclass(frozen=True)
+class MeanVFIConfig:
+    """Several interpolators, whose frames' mean is the result; `members` are their configs."""
+
+    members: tuple[Any, ...]
+
+    @property
+    def any_time(self) -> bool:
+        """Whether every member knows any time."""
+        return all(getattr(member, "any_time", True) for member in self.members)
+
+
+@dataclass(frozen=True)
 class GANVFIConfig:
     """The paper's GAN interpolator: VQ autoencoder, cross-attention to the neighbours, EDSC head.
 

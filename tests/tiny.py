@@ -76,12 +76,12 @@ def make(rife=None) -> cascade.Cascade:
     vae = jax.eval_shape(AutoencoderKL(VAE).init, key, pixels)
     named = {name: tree for name, tree in trees.items() if name != "motion"}
     motions = {"motion_i2v": trees["motion"], "motion_v2v": random(shapes["motion"], 2)}
-    rest = {"vae": random(vae["params"], 3), "rife": rife}
+    rest = {"vae": random(vae["params"], 3), "interpolator": rife}
     return cascade.Cascade(
         params={**named, **motions, **rest},
         tokenizer=WORDS,
         vae=VAE,
-        rife=RIFE_SIZES,
+        interpolator=RIFE_SIZES,
         picture=t2i.Config(PICTURE, TEXT, VAE.factor),
         keyframes=stage(KEYFRAMES),
         refined=stage(REFINED),

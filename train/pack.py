@@ -33,8 +33,11 @@ def gather(folders: Iterable[Path], licence: str) -> tuple[dict[str, bundle.Part
         for name, part in held.items():
             if name in bundle.COMPONENTS:
                 trained = over if name in OVER_SPATIAL else None
+                tree = part.params
+                if name == "vfi_gan":  # its light model is the RIFE that ships once for all
+                    tree = {key: own for key, own in tree.items() if key != "light"}
                 source = f"mv2 train {index['phase'].rpartition('/')[0]}"
-                parts[name] = bundle.Part(part.params, part.config, licence, source, trained)
+                parts[name] = bundle.Part(tree, part.config, licence, source, trained)
         for name, stage in index.get("stages", {}).items():
             notes["stages"][name] = config.from_dict(stage)
         notes["tokenizer"] = index.get("tokenizer") or notes["tokenizer"]

@@ -59,6 +59,32 @@ def _filled(
     return fill(one, frames, times)
 
 
+def any_or_doubled(
+    fill: Callable[[Array, int], Array], frames: Array, times: int, any_time: bool
+) -> Array:
+    """`fill(frames, times)`; where a network knows the middle alone, doubled again and again.
+
+    Raises:
+        ValueError: as `checked`, or `times` is no power of two and the network needs one.
+    """
+    if any_time:
+        return fill(frames, times)
+    frames = checked(frames, times)
+    if not doubles(times):
+        raise ValueError(
+            "these weights know the middle between two frames alone, so times must be a power of "
+            f"two, not {times}"
+        )
+    while times > 1:
+        frames, times = fill(frames, 2), times // 2
+    return frames
+
+
+def doubles(times: int) -> bool:
+    """Whether `times` is a power of two."""
+    return not int(times) & (int(times) - 1)
+
+
 def fill(between: Between, frames: Array, times: int) -> Array:
     """`times` frames for every one, the gaps worked through one after the other.
 

@@ -16,14 +16,23 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from mv2_jax.config import EMAVFIConfig, GANVFIConfig, RefinedRIFEConfig, RIFEConfig
-from mv2_jax.stages import vfi, vfi_ema, vfi_gan, vfi_refined
+from mv2_jax.config import (
+    EDSCConfig,
+    EMAVFIConfig,
+    GANVFIConfig,
+    RefinedRIFEConfig,
+    RIFEConfig,
+)
+from mv2_jax.config_vfi import MeanVFIConfig
+from mv2_jax.stages import vfi, vfi_edsc, vfi_ema, vfi_gan, vfi_mean, vfi_refined
 
 KINDS: dict[type, ModuleType] = {
     RIFEConfig: vfi,
     RefinedRIFEConfig: vfi_refined,
     EMAVFIConfig: vfi_ema,
     GANVFIConfig: vfi_gan,
+    EDSCConfig: vfi_edsc,
+    MeanVFIConfig: vfi_mean,
 }
 
 # How a pair may be shown to a network: (mirrored, upside down, backwards in time). Each view alone

@@ -80,14 +80,4 @@ def interpolate(
         ValueError: another shape, integer frames, or a `times` that these weights cannot do.
     """
     fill = functools.partial(gaps.interpolate, between, params, cfg, tta=tta, dtype=dtype)
-    if cfg.any_time:
-        return fill(frames, times)
-    frames = gaps.checked(frames, times)
-    if int(times) & (int(times) - 1):
-        raise ValueError(
-            f"these EMA-VFI weights know the middle between two frames alone, so times must be a "
-            f"power of two, not {times}; the `_t` weights take any"
-        )
-    while times > 1:
-        frames, times = fill(frames, 2), times // 2
-    return frames
+    return gaps.any_or_doubled(fill, frames, times, cfg.any_time)

@@ -39,6 +39,23 @@ LIGHT = {
 }
 
 
+def complete(tree: Mapping[str, Any], cfg: Any) -> tuple[Any, Any]:
+    """An interpolator's tree and config; a GAN interpolator without its light model gets RIFE.
+
+    Files of the GAN's own parameters (as converted from LDMVFI's) and cascade folders, beside
+    which RIFE ships anyway, hold no light model.
+
+    Raises:
+        ValueError: the GAN wants another light model than the RIFE that ships.
+    """
+    if not isinstance(cfg, GANVFIConfig) or "light" in tree:
+        return tree, cfg
+    light, light_cfg = vfi.shipped()
+    if cfg.light != light_cfg:
+        raise ValueError(f"its light model, a {type(cfg.light).__name__[:-6]}, is missing")
+    return {"light": light, "gan": tree.get("gan", tree)}, cfg
+
+
 @functools.partial(jax.jit, static_argnames=("cfg", "dtype"))
 def between(
     params: Mapping[str, Any],

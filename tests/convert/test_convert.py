@@ -217,7 +217,7 @@ def test_sdxl_makes_the_pictures(sources, small, tmp_path, capsys):
     flags = ["--unet", sources / "pipeline", "--t2i", folder, "-o", tmp_path / "out"]
     assert convert(*flags) == 0
     made = bundle.read(tmp_path / "out")
-    own = {name: made.config(name) for name in bundle.OPTIONAL if name != "rife"}
+    own = {name: made.config(name) for name in bundle.OPTIONAL if name not in bundle.INTERPOLATORS}
     assert own["t2i_unet"].pooled_width == 24 and own["t2i_unet"].size_ids_width == 8
     assert (own["t2i_text_encoder"].width, own["t2i_text_encoder_2"].projection) == (32, 24)
     still = made.stages["t2i"]

@@ -58,7 +58,7 @@ def end_to_end(preset, steps=3):
         z1, keyframes = moving(params["i2v"], key, image, first, four.keyframes, image)
         z2, refined = moving(params["v2v"], key, image, second, four.refined, keyframes)
         between = int(preset.DEFAULTS["vfi"]["between"])
-        frames = vfi.interpolate(params["vfi"]["rife"], preset.RIFE, refined, between + 1)
+        frames = vfi.interpolate(params["vfi"]["interpolator"], preset.RIFE, refined, between + 1)
         return {"latents": (z0, z1, z2), "pixels": (image, keyframes, refined, frames)}
 
     made = jax.eval_shape(whole, params, keys.seeds([0]))

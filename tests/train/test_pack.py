@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mv2_jax import bundle
-from mv2_jax.config import to_dict
+from mv2_jax.config import GANVFIConfig, to_dict
 from mv2_jax.configs import smoke
 from mv2_jax.errors import InputError
 from mv2_jax.train import loop, pack, recipe
@@ -41,8 +41,8 @@ class Finished:
         return {name: CONFIGS[name] for name in self.names}
 
 
-def write(root, phase, names, begin=None, value=1.0, **notes):
-    tree = {"layer": {"kernel": np.full((2, 2), value, np.float32)}}
+def write(root, phase, names, begin=None, value=1.0, tree=None, **notes):
+    tree = tree or {"layer": {"kernel": np.full((2, 2), value, np.float32)}}
     outcome = loop.Outcome(State(jnp.int32(3), {}, tree, ()), True, 1.0, 2.0)
     cfg = smoke.get_config().phases.vae
     cfg.name = phase
@@ -87,6 +87,14 @@ def test_phases_make_a_cascade_folder(runs):
     assert read.components["motion_v2v"].source == "mv2 train v2v"
     assert jax.tree.leaves(read.load("spatial"))[0].dtype == np.float16
     pack.pack(runs, "pack", cfg, ())  # a folder of ours may be replaced
+
+
+def test_a_gan_interpolator_is_packed_without_its_light_model(runs, monkeypatch):
+    monkeypatch.setitem(CONFIGS, "vfi_gan", GANVFIConfig())
+    halves = {name: {"w": np.ones(2, np.float32)} for name in ("light", "gan")}
+    write(runs, "vfi/vfi", ("vfi_gan",), tree=halves)
+    packed = pack.pack(runs, "pack", packing(sources=(*SOURCES, "vfi")), ())
+    assert packed.config("vfi_gan") == GANVFIConfig() and set(packed.load("vfi_gan")) == {"gan"}
 
 
 def test_parts_trained_over_other_spatial_weights_are_refused(runs):
