@@ -27,8 +27,11 @@ def main(arguments: Sequence[str]) -> int:
         InputError: a bad flag, or a clip that cannot be used.
     """
     args = _parser().parse_args(list(arguments))
-    if interpolators.check(args.vfi) == "none":
-        raise InputError("--vfi none has nothing to measure; `nearest` is measured always")
+    for name in args.vfi:
+        if interpolators.check(name) == "none":
+            raise InputError("--vfi none has nothing to measure; `nearest` is measured always")
+        for times in args.times if "mv2" in args.methods else ():
+            interpolators.fits(name, 3 if times > 2 else 2, "--times 2")
     from mv2_jax.infer import bench_vfi
 
     bench_vfi.command(args)
@@ -46,11 +49,12 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = vfi.add_argument
-    add("clip", metavar="CLIP", help="any video")
+    add("clip", metavar="CLIP", help="any video, or toybox: renders that training never sees")
     add("--times", type=_times, default=(2, 3), metavar="N,...", help="keep each Nth frame (2,3)")
     add("--gaps", type=_count, metavar="N", help="only that many gaps, evenly spread (all)")
     add("--views", type=_views, default=(1, 4), metavar="N,...", help="of the network's (1,4)")
-    add("--vfi", default="rife", metavar="NAME", help=interpolators.HELP)
+    several = f"{interpolators.HELP}; several with commas"
+    add("--vfi", type=_split, default=("rife",), metavar="NAME,...", help=several)
     add("--methods", type=_methods, default=METHODS, metavar="A,...", help=f"{','.join(METHODS)}")
     return parser
 
@@ -74,6 +78,10 @@ def _views(text: str) -> tuple[int, ...]:
 
 def _count(text: str) -> int:
     return _numbers(text, 1, 10**6)[0]
+
+
+def _split(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))
 
 
 def _methods(text: str) -> tuple[str, ...]:

@@ -1,8 +1,11 @@
 """Frames left out of a clip, predicted by several methods side by side in one run.
 
 Every method gets the same two frames and gives the frames between them, uint8 RGB; the clip streams
-by, so its length costs no memory. Seconds are of the prediction alone, its first (which compiles
-and warms up) left out; CPU seconds tell two methods apart even where others use the machine too.
+by, so its length costs no memory. "toybox" in a clip's place means renders of worlds that no
+training sees, at the pace of the shipped cascade's keyframes. Sharpness is how much neighbouring
+pixels differ, as a share of how much they do in the true frames: below 1 is softer. Seconds are of
+the prediction alone, its first (which compiles and warms up) left out; CPU seconds tell two methods
+apart even where others use the machine too.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +25,8 @@ from mv2_jax.infer import interpolate_cuts as cuts
 from mv2_jax.infer import interpolate_pictures as pictures
 from mv2_jax.infer import interpolate_read as reading
 from mv2_jax.infer import interpolators, metrics
+
+TOYBOX, KEYFRAME_GAPS, SIDE = "toybox", 7, 256
 
 Predict = Callable[[np.ndarray, np.ndarray, Sequence[float]], list[np.ndarray]]
 """Two frames uint8 [H, W, 3] and times between 0 and 1 -> as many frames."""
@@ -32,6 +38,7 @@ class Score:
 
     psnr: list[float] = field(default_factory=list)
     ssim: list[float] = field(default_factory=list)
+    sharp: list[float] = field(default_factory=list)
     wall: float = 0.0
     cpu: float = 0.0
     timed: int = 0
@@ -40,11 +47,13 @@ class Score:
 
 def command(args: argparse.Namespace) -> None:
     """What `mv2 bench vfi` does. Raises InputError as `reading.opened` does."""
-    reading.survey(args.clip)  # what is wrong with the clip is said before JAX is loaded
+    if args.clip != TOYBOX:
+        reading.survey(args.clip)  # what is wrong with the clip is said before JAX is loaded
     ready = methods(args.methods, args.vfi, args.views)
     for times in args.times:
         scores = {name: Score() for name in ready}
-        for k, clip in enumerate(gaps(args.clip, times, args.gaps)):
+        found = toybox(times, args.gaps) if args.clip == TOYBOX else None
+        for k, clip in enumerate(found or gaps(args.clip, times, args.gaps)):
             if k == 0:
                 height, width = clip[0].shape[:2]
             for name, predict in ready.items():
@@ -70,19 +79,19 @@ def measure(score: Score, predict: Predict, clip: Sequence[np.ndarray]) -> None:
     for new, truth in zip(made, clip[1:-1]):
         score.psnr.append(metrics.psnr(new, truth))
         score.ssim.append(metrics.ssim(new, truth))
+        score.sharp.append(metrics.sharpness(new, truth))
 
 
 def table(scores: dict[str, Score]) -> list[str]:
     """Lines for a person."""
-    lines = [f"{'':24}{'PSNR':>8}{'SSIM':>8}{'s/frame':>10}{'CPU s':>8}"]
+    lines = [f"{'':24}{'PSNR':>8}{'SSIM':>8}{'sharp':>8}{'s/frame':>10}{'CPU s':>8}"]
     for name, score in scores.items():
         # Of frames predicted exactly the ratio is infinite; 99 keeps them in the mean.
         psnr = np.mean(np.minimum(score.psnr, 99.0))
         each = [total / score.timed for total in (score.wall, score.cpu)]
-        lines.append(f"{name:24}{psnr:8.2f}{np.mean(score.ssim):8.4f}{each[0]:10.3f}{each[1]:8.3f}")
-    ours = next(
-        (s for n, s in scores.items() if n.startswith("mv2") and n.endswith("1 view")), None
-    )
+        means = f"{psnr:8.2f}{np.mean(score.ssim):8.4f}{np.mean(score.sharp):8.3f}"
+        lines.append(f"{name:24}{means}{each[0]:10.3f}{each[1]:8.3f}")
+    ours = scores.get("mv2 rife, 1 view")
     theirs = next((s for n, s in scores.items() if n.startswith("torch")), None)
     if ours and theirs:
         wall, cpu = (getattr(theirs, k) / getattr(ours, k) for k in ("wall", "cpu"))
@@ -108,6 +117,29 @@ def gaps(path: str, times: int, most: int | None) -> Iterator[list[np.ndarray]]:
                 yield [_pixels(picture, source.layout) for picture in run]
 
 
+def toybox(times: int, most: int | None) -> Iterator[list[np.ndarray]]:
+    """`most` gaps (49 by default) of `times` + 1 frames uint8 [256, 256, 3] of withheld worlds.
+
+    Seven a world, as between the eight keyframes of a shipped video. The worlds are the same in
+    every run, and none is of the training split.
+    """
+    import jax
+
+    from mv2_jax.infer import evaluate, media
+    from mv2_jax.toybox import renderer
+    from mv2_jax.toybox.world import sample_world
+
+    most = most or 49
+    words, _, _ = evaluate.withheld(max(2, -(-most // KEYFRAME_GAPS)), 0)
+    moments = np.linspace(0, 1, KEYFRAME_GAPS * times + 1, dtype=np.float32)
+    for index in range(most):
+        row, start = index // KEYFRAME_GAPS, index % KEYFRAME_GAPS * times
+        if start == 0:
+            world = sample_world(jax.random.key(row), *(int(word) for word in words[row]))
+            frames = media.to_uint8(np.asarray(renderer.render(world, moments, (SIDE, SIDE))))
+        yield list(frames[start : start + times + 1])
+
+
 def _has_cut(run: list[reading.Picture], layout: Any) -> bool:
     small = [cuts.thumbnail(picture.planes[0], layout.bits) for picture in run]
     return any(cuts.is_cut(a, b) for a, b in itertools.pairwise(small))
@@ -121,7 +153,7 @@ def _bytes(levels: np.ndarray) -> np.ndarray:
     return np.round(np.clip(levels, 0, 255)).astype(np.uint8)
 
 
-def methods(names: Sequence[str], vfi: str, views: Sequence[int]) -> dict[str, Predict]:
+def methods(names: Sequence[str], vfi: Sequence[str], views: Sequence[int]) -> dict[str, Predict]:
     """The methods by the names to print. What is not installed is left out, with a note."""
     made: dict[str, Predict] = {}
     if "nearest" in names:
@@ -135,19 +167,25 @@ def methods(names: Sequence[str], vfi: str, views: Sequence[int]) -> dict[str, P
             made[f"DIS flow, OpenCV {cv2.__version__}"] = dis(cv2)
         except ImportError:
             print("no DIS flow: OpenCV is not installed (pip install 'mv2-jax[bench]')")
-    params, cfg = interpolators.load(vfi)
-    if "mv2" in names:
+    for name in vfi if "mv2" in names else ():
+        params, cfg = interpolators.load(name)
         for count in views:
-            label = f"mv2 {vfi}, {count} view{'s' if count > 1 else ''}"
+            label = f"mv2 {_short(name)}, {count} view{'s' if count > 1 else ''}"
             made[label] = network(params, cfg, count)
-    if "torch" in names and vfi == "rife":
+    if "torch" in names and "rife" in vfi:
         from mv2_jax.convert import rife_torch
 
         try:
-            made[f"torch {rife_torch.version()}, rife"] = rife_torch.load(params, cfg)
+            loaded = rife_torch.load(*interpolators.load("rife"))
+            made[f"torch {rife_torch.version()}, rife"] = loaded
         except ImportError:
             print("no torch to compare with: it is not installed")
     return made
+
+
+def _short(name: str) -> str:
+    """What to print for an interpolator: a file's name without its folder and suffix."""
+    return "+".join(Path(part).stem for part in name.split("+"))
 
 
 def nearest(first: np.ndarray, second: np.ndarray, times: Sequence[float]) -> list[np.ndarray]:
@@ -191,7 +229,7 @@ def dis(cv2: Any) -> Predict:
 
 
 def network(params: Any, cfg: Any, views: int) -> Predict:
-    """An interpolator of this package, fp32, one frame at a time on CPU."""
+    """An interpolator of this package, fp32; RIFE one frame at a time, as in PyTorch."""
     import jax
 
     from mv2_jax import params as parameters
@@ -203,10 +241,11 @@ def network(params: Any, cfg: Any, views: int) -> Predict:
 
     def predict(first: np.ndarray, second: np.ndarray, times: Sequence[float]) -> list[np.ndarray]:
         pair = [x[None].astype(np.float32) / 127.5 - 1 for x in (first, second)]
+        each = [list(times)] if networks.shares(cfg) else [[t] for t in times]
         made = []
-        for t in times:
-            new = networks.between(tree, cfg, *pair, np.float32([[t]]), views=views)
-            made.append(_bytes((np.asarray(new)[0, 0] + 1) * 127.5))
+        for some in each:
+            new = networks.between(tree, cfg, *pair, np.float32([some]), views=views)
+            made += [_bytes((frame + 1) * 127.5) for frame in np.asarray(new)[0]]
         return made
 
     return predict

@@ -20,6 +20,9 @@ from mv2_jax.stages import interpolators as networks
 # New frames of this many pixels and more are made one by one: on CPU a frame of 640 x 360 keeps
 # two cores busy by itself, and each costs up to 600 bytes a pixel while it is made.
 ALONE = 2**17
+# Of networks that share work between the times of a gap, so many times a call; each number of them
+# is a program of its own.
+AT_ONCE = 8
 
 
 def filler(
@@ -40,7 +43,8 @@ def filler(
     dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     params = jax.device_put(parameters.cast(stored, dtype))
     together = 1 if layout.height * layout.width >= ALONE else 2
-
+    if networks.shares(cfg):
+        together = AT_ONCE
     middle_alone = not getattr(cfg, "any_time", True)
 
     def fill(first: Planes, second: Planes, parts: Sequence[float]) -> list[Planes]:

@@ -55,6 +55,22 @@ def ssim(first: np.ndarray, second: np.ndarray, *, span: float | None = None) ->
     return float((similar / scale).mean())
 
 
+def sharpness(made: np.ndarray, real: np.ndarray) -> float:
+    """How much neighbouring pixels differ, as a share of how much they do in the real picture.
+
+    1 is as sharp, less is softer; a flat real picture counts as if its pixels differed by 1e-6.
+
+    Args:
+        made, real: [..., H, W, C] of one shape and type.
+    """
+
+    def edges(x: np.ndarray) -> float:
+        x = x.astype(np.float64)
+        return sum(np.abs(np.diff(x, axis=axis)).mean() for axis in (-3, -2))
+
+    return float(edges(made) / max(edges(real), 1e-6))
+
+
 def _pair(
     first: np.ndarray, second: np.ndarray, span: float | None
 ) -> tuple[np.ndarray, np.ndarray, float]:

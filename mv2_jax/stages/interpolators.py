@@ -63,6 +63,18 @@ def kind(cfg: Any) -> ModuleType:
     return KINDS[type(cfg)]
 
 
+def shares(cfg: Any) -> bool:
+    """Whether to ask for all the times between two frames at once.
+
+    Such a network finds once what a pair has whatever the time, and makes one frame after the
+    other, so that memory does not grow with their number. RIFE has little to share, and makes them
+    all at a time.
+    """
+    if isinstance(cfg, MeanVFIConfig):
+        return all(shares(member) for member in cfg.members)
+    return not isinstance(cfg, RIFEConfig)
+
+
 @functools.partial(jax.jit, static_argnames=("cfg", "views", "dtype"))
 def between(
     params: Mapping[str, Any],

@@ -86,3 +86,13 @@ def test_bad_flags_get_one_clear_line(clip, capsys, flags, says):
     assert cli.main(["bench", "vfi", *flags]) == 2
     error = capsys.readouterr().err
     assert error.startswith("mv2: error: ") and error.count("\n") == 1 and says in error
+
+
+def test_toybox_gaps_are_the_same_ones_of_worlds_that_training_never_sees(monkeypatch):
+    monkeypatch.setattr(bench_vfi, "SIDE", 16)
+    found = list(bench_vfi.toybox(2, 8))
+    assert len(found) == 8 and {len(run) for run in found} == {3}
+    assert found[0][0].shape == (16, 16, 3) and found[0][0].dtype == np.uint8
+    np.testing.assert_array_equal(found[0][2], found[1][0])  # one world's gaps share their ends
+    assert not np.array_equal(found[6][2], found[7][0])  # and the eighth is of another
+    np.testing.assert_array_equal(found[7], list(bench_vfi.toybox(2, 8))[7])

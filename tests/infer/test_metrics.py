@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mv2_jax.infer.metrics import psnr, ssim
+from mv2_jax.infer.metrics import psnr, sharpness, ssim
 
 
 def _pictures(*shape):
@@ -64,3 +64,11 @@ def test_bad_arguments_say_why(function):
         function(first / 255.0, second / 255.0)
     with pytest.raises(ValueError, match="11 x 11"):
         ssim(first[:10], second[:10])
+
+
+def test_sharpness_is_a_share_of_the_real_picture_s():
+    first, _ = _pictures(16, 16, 3)
+    soft = first // 2
+    assert sharpness(first, first) == 1
+    assert sharpness(soft, first) == pytest.approx(0.5, abs=0.01)
+    assert sharpness(np.zeros_like(first), first) == 0
