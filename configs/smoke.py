@@ -12,7 +12,7 @@ from mv2_jax.config import to_dict
 from mv2_jax.configs.toybox import i2v, sizes, t2i, v2v, vae
 from mv2_jax.train.phase import packing, recipe
 
-VAE = replace(sizes.VAE, latent_channels=2, channels=(16, 16), norm_groups=4)
+VAE = replace(sizes.VAE, latent_channels=8, channels=(16, 16), norm_groups=4)
 TEXT = replace(sizes.TEXT, width=32, layers=1, heads=2, mlp_width=32)
 VISION = replace(sizes.VISION, image_size=16, width=32, layers=1, heads=2, mlp_width=32)
 PROJECTION = replace(
@@ -23,13 +23,14 @@ SPATIAL = replace(
     in_channels=8,
     out_channels=8,
     channels=(16, 32),
+    transformers=(0, 1),
     heads=(2, 2),
     context_width=32,
     norm_groups=4,
 )
 MOTION = replace(sizes.MOTION, heads=2, norm_groups=4)
 VIDEO = replace(SPATIAL, motion=MOTION, image_tokens=True)
-CONTROL = replace(sizes.CONTROL, unet=SPATIAL, condition_channels=(8, 8, 16))
+CONTROL = replace(sizes.CONTROL, unet=SPATIAL, condition_channels=(8, 16))
 
 NETWORKS = {
     "vae": VAE,

@@ -11,31 +11,18 @@ from mv2_jax.train.phase import phase, recipe
 
 
 def get_config() -> ConfigDict:
-    shared = {
-        "begin": {"vae": "toybox/vae"},
-        "steps": 20_000,
-        "batch": 32,
-        "model": {"text": to_dict(sizes.TEXT), "t2i": to_dict(sizes.T2I)},
-        "loss": {"drop_text": 0.1, "shape": asdict(LossConfig())},
-        "sample": {"guidance": 4.0, "steps": 20},
-        "ema": {"decay": 0.999},
-    }
-    optim = {"lr": 1e-3, "schedule": "warmup_stable_decay", "clock": "time"}
     return recipe(
         t2i=phase(
             "t2i",
-            max_minutes=18.0,
-            data={"sizes": (256, 192), "count": 8192, "shard": 512},
-            optim=optim,
-            **shared,
-        ),
-        # On from there, over other worlds.
-        longer=phase(
-            "t2i",
-            seed=1,
-            max_minutes=80.0,
+            begin={"vae": "toybox/vae"},
+            steps=40_000,
+            batch=32,
+            max_minutes=62.0,
+            model={"text": to_dict(sizes.TEXT), "t2i": to_dict(sizes.T2I)},
             data={"sizes": (256, 192), "count": 16_384, "shard": 512},
-            optim=optim,
-            **shared,
-        ),
+            loss={"drop_text": 0.1, "shape": asdict(LossConfig())},
+            sample={"guidance": 4.0, "steps": 20},
+            optim={"lr": 1e-3, "schedule": "warmup_stable_decay", "clock": "time"},
+            ema={"decay": 0.999},
+        )
     )

@@ -1,4 +1,4 @@
-"""The toybox autoencoder: 256 x 256 pixels to 16 x 16 latents, packed to a plane of 8 x 8."""
+"""The toybox autoencoder: 256 x 256 pixels to a plane of 16 x 16 latents of 16 channels."""
 
 from ml_collections import ConfigDict
 
@@ -12,7 +12,7 @@ VAE = VAEConfig(
     norm_groups=16,
     mid_attention=False,
     patch_size=8,
-    latent_patch=2,
+    latent_patch=1,
     shortcuts=True,
 )
 
