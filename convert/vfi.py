@@ -3,7 +3,7 @@
     python -m mv2_jax.convert.vfi ours_t.pkl ema.safetensors --any-time
     python -m mv2_jax.convert.vfi vqflow.ckpt gan.safetensors
     python -m mv2_jax.convert.vfi EDSC_m.ckpt edsc.safetensors
-    python -m mv2_jax.convert.vfi flownet.pkl rife40.safetensors
+    python -m mv2_jax.convert.vfi flownet.pkl rife.safetensors      # RIFE 4.0, or 4.24 to 4.26
 
 Which network a file holds, and how large it is, is read from its tensors. Of EMA-VFI nothing in the
 file tells the any-time variants (`_t`) from those that know the middle alone, hence the option.
@@ -23,16 +23,24 @@ import jax.numpy as jnp
 import numpy as np
 
 from mv2_jax import files, params
-from mv2_jax.config import EDSCConfig, EMAVFIConfig, GANVFIConfig, RefinedRIFEConfig, to_dict
+from mv2_jax.config import (
+    EDSCConfig,
+    EMAVFIConfig,
+    GANVFIConfig,
+    RefinedRIFEConfig,
+    RIFEConfig,
+    to_dict,
+)
 from mv2_jax.convert import sources
-from mv2_jax.convert.engine import ConversionError, Table, convert, shorten
-from mv2_jax.convert.tables import edsc, ema_vfi, ldmvfi, rife_refined
+from mv2_jax.convert.engine import ConversionError, Table, convert, shorten, under
+from mv2_jax.convert.tables import edsc, ema_vfi, ldmvfi, rife, rife_refined
 from mv2_jax.models.edsc import EDSC, PAD_TO
 from mv2_jax.models.ema_vfi import EMAVFI
 from mv2_jax.models.gan_vfi import GANVFI
+from mv2_jax.models.rife import RIFE
 from mv2_jax.models.rife_refined import RefinedRIFE
 
-Config = EMAVFIConfig | EDSCConfig | GANVFIConfig | RefinedRIFEConfig
+Config = EMAVFIConfig | EDSCConfig | GANVFIConfig | RIFEConfig | RefinedRIFEConfig
 
 
 def load(
@@ -66,8 +74,10 @@ def recognise(source: Mapping[str, Any], *, any_time: bool = False) -> tuple[Tab
     for prefix in ("", "module."):
         if f"{prefix}contextnet.conv1.conv1.0.weight" in source:
             return rife_refined.rules(prefix), RefinedRIFEConfig()
+        if f"{prefix}encode.cnn0.weight" in source:
+            return under(rife.rules(), prefix), RIFEConfig()
     raise ConversionError(
-        "neither EMA-VFI nor EDSC nor LDMVFI's VQ-FIGAN nor RIFE 4.0; it holds "
+        "neither EMA-VFI nor EDSC nor LDMVFI's VQ-FIGAN nor RIFE 4.0 or 4.24 to 4.26; it holds "
         + ", ".join(shorten(source, limit=4))
     )
 
@@ -80,7 +90,12 @@ def target(cfg: Config) -> params.Tree:
         time = jax.ShapeDtypeStruct((1,), jnp.float32)
         model, given = GANVFI(cfg), (frame, frame, frame, time)
     else:
-        networks = {EMAVFIConfig: EMAVFI, EDSCConfig: EDSC, RefinedRIFEConfig: RefinedRIFE}
+        networks = {
+            EMAVFIConfig: EMAVFI,
+            EDSCConfig: EDSC,
+            RIFEConfig: RIFE,
+            RefinedRIFEConfig: RefinedRIFE,
+        }
         model = networks[type(cfg)](cfg)
         given = (frame, frame, jax.ShapeDtypeStruct((1, 1), jnp.float32))
     return jax.eval_shape(model.init, jax.random.key(0), *given)["params"]

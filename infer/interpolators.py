@@ -17,6 +17,7 @@ from mv2_jax.errors import InputError
 
 NAMES = ("rife", "ema", "gan", "none")
 HELP = "rife, ema, gan, none, or a .safetensors file of weights; A+B is the mean of both"
+PUBLIC = (".pkl", ".pth", ".pt", ".ckpt")
 # Names of what a cascade folder may hold, and how one comes by weights where it does not.
 _HELD = {"ema": "vfi_ema", "gan": "vfi_gan"}
 _HOW = {
@@ -70,6 +71,11 @@ def described(name: str, bundle: bundles.Bundle | None = None) -> Any:
     if name == "rife":
         held = bundle is not None and "rife" in bundle.components
         return bundle.config("rife") if held else RIFEConfig()
+    if Path(name).suffix in PUBLIC:
+        raise InputError(
+            f"{name} is PyTorch's; `python -m mv2_jax.convert.vfi {name} {Path(name).stem}"
+            ".safetensors` makes a file of it that --vfi takes"
+        )
     try:
         return from_dict(params.load_metadata(name)["config"])
     except KeyError:

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from mv2_jax import params
-from mv2_jax.config import EDSCConfig, EMAVFIConfig, GANVFIConfig, RefinedRIFEConfig
+from mv2_jax.config import EDSCConfig, EMAVFIConfig, GANVFIConfig, RefinedRIFEConfig, RIFEConfig
 from mv2_jax.convert import vfi
 from mv2_jax.convert.engine import export
-from mv2_jax.convert.tables import edsc, ema_vfi, ldmvfi, rife_refined
+from mv2_jax.convert.tables import edsc, ema_vfi, ldmvfi, rife, rife_refined
 
 torch = pytest.importorskip("torch")
 
@@ -34,6 +34,7 @@ def tree(cfg):
         (EDSC, edsc, None, []),
         (replace(EDSC, any_time=False), edsc, None, []),
         (RefinedRIFEConfig(), rife_refined, "module.", []),
+        (RIFEConfig(), rife, None, []),
     ],
 )
 def test_a_public_file_becomes_the_tree_and_its_config(tmp_path, cfg, table, prefix, options):

@@ -87,6 +87,9 @@ def test_converted_files_are_ready_for_use(tmp_path):
         held, found = interpolators.load(interpolators.check(path))
         assert found == cfg
         assert ("light" in held) == isinstance(cfg, GANVFIConfig)
+    (tmp_path / "ours_t.pkl").touch()
+    with pytest.raises(InputError, match=r"PyTorch's; .*convert.vfi .*ours_t.safetensors"):
+        interpolators.described(str(tmp_path / "ours_t.pkl"))
     interpolators.fits(path, 4, "")
     with pytest.raises(InputError, match=r"knows the middle .* alone; use --between 1"):
         interpolators.fits(path, 3, "--between 1")
