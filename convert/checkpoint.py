@@ -83,8 +83,9 @@ def open_checkpoint(asked: str, variant: str | None = None) -> Checkpoint:
             tensors = sources.load(where, variant=variant)
             parts = recognise(tensors, settings)
         except (OSError, ValueError) as error:
-            label = f"{asked}/{inside}" if inside else asked
-            raise InputError(f"{label}: {_first(error)}") from None
+            label, reason = f"{asked}/{inside}" if inside else asked, _first(error)
+            named = reason.startswith(str(where))
+            raise InputError(reason if named else f"{label}: {reason}") from None
         found += [Found(asked, where, variant, part, settings) for part in parts]
     return Checkpoint(asked, tuple(found), _json(path / _SCHEDULE))
 

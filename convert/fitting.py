@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from mv2_jax.config import ControlNetConfig, UNetConfig
 from mv2_jax.convert.pieces import Piece
+from mv2_jax.convert.sources import spec
 from mv2_jax.errors import InputError
 
 # What a ControlNet's body and the UNet that it steers have in common.
 _BODY = ("channels", "layers_per_block", "transformers", "mid_transformers", "context_width")
+# The norm that begins the first motion module of a level, as wide as the level.
+_WIDTHS = r"down_blocks\.(\d+)\.motion_modules\.0\.(temporal_transformer\.)?norm\.weight"
 
 
 def check(built: Mapping[str, Piece]) -> None:
@@ -62,6 +66,17 @@ def _image_attn(piece: Piece, unet: UNetConfig, built: Mapping[str, Piece]) -> N
         _same(piece, cfg.in_width, gives, "features wide", "the image encoder")
 
 
+def _motion(piece: Piece, unet: UNetConfig, built: Mapping[str, Piece]) -> None:
+    # SDXL's modules know three levels, those of SD1.5 four.
+    source, widths, mark = piece.found.part.tensors, {}, re.compile(_WIDTHS)
+    for name in source:
+        match = mark.fullmatch(name)
+        if match:
+            widths[int(match[1])] = spec(source, name).shape[0]
+    theirs = tuple(widths[level] for level in sorted(widths))
+    _same(piece, theirs, unet.channels, "widths by level", "the UNet")
+
+
 def _control(piece: Piece, unet: UNetConfig, built: Mapping[str, Piece]) -> None:
     cfg: ControlNetConfig = piece.config
     for name in _BODY:
@@ -82,4 +97,11 @@ def _same(piece: Piece, ours: Any, theirs: Any, what: str, other: str) -> None:
         )
 
 
-_CHECKS = {"vae": _vae, "text_encoder": _text, "image_attn": _image_attn, "control": _control}
+_CHECKS = {
+    "vae": _vae,
+    "text_encoder": _text,
+    "motion_i2v": _motion,
+    "motion_v2v": _motion,
+    "image_attn": _image_attn,
+    "control": _control,
+}

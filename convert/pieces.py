@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,7 +97,11 @@ def _kept(stored: np.dtype, wanted: Any) -> np.dtype:
 
 
 def plain(found: Found) -> Piece:
-    """A piece that depends on no other: a text or image encoder, a VAE, a ControlNet, a UNet."""
+    """A piece that depends on no other: a text or image encoder, a VAE, a ControlNet, a UNet.
+
+    Raises:
+        InputError: its settings contradict its tensors.
+    """
     part = found.part
     make = {
         "unet": lambda cfg: targets.unet(cfg)["spatial"],
@@ -106,22 +110,37 @@ def plain(found: Found) -> Piece:
         "image_encoder": targets.vision,
         "controlnet": targets.controlnet,
     }[part.kind]
-    return Piece(found, make(part.config), part.config, part.table)
+    return Piece(found, _target(found, lambda: make(part.config)), part.config, part.table)
 
 
 def motion(found: Found, unet: UNetConfig) -> Piece:
-    """Motion modules for a spatial UNet."""
+    """Motion modules for a spatial UNet. Raises InputError as `plain`."""
     cfg = found.part.config
-    target = targets.unet(dataclasses.replace(unet, motion=cfg))["motion"]
+    whole = dataclasses.replace(unet, motion=cfg)
+    target = _target(found, lambda: targets.unet(whole)["motion"])
     return Piece(found, target, cfg, found.part.table)
 
 
 def image_attention(found: Found, unet: UNetConfig) -> Piece:
-    """An IP-Adapter: its image projection, and its keys and values for a spatial UNet."""
+    """An IP-Adapter: its image projection, and its keys and values for a spatial UNet.
+
+    Raises InputError as `plain`.
+    """
     cfg = dataclasses.replace(unet, image_tokens=True)
-    target = {
-        "projection": targets.image_projection(found.part.config),
-        "unet": targets.unet(cfg)["image_attn"],
-    }
+
+    def make() -> params.Tree:
+        projection = targets.image_projection(found.part.config)
+        return {"projection": projection, "unet": targets.unet(cfg)["image_attn"]}
+
     table = [*found.part.table, *engine.under(ip_attention.rules(cfg), target="unet/")]
-    return Piece(found, target, found.part.config, table)
+    return Piece(found, _target(found, make), found.part.config, table)
+
+
+def _target(found: Found, make: Callable[[], params.Tree]) -> params.Tree:
+    """The tree that a config makes, or words on why it makes none."""
+    try:
+        return make()
+    # What flax and jax raise of widths that do not divide and names that they do not know.
+    except (ValueError, TypeError, KeyError, ArithmeticError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{found.asked}: {found.part.title} cannot be so: {reason}") from None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from mv2_jax.config import ScheduleConfig, nearest
@@ -20,20 +20,20 @@ def picture(settings: Mapping[str, Any] | None) -> ScheduleConfig:
     """
     settings = settings or {}
     plain = ScheduleConfig()
-    prediction = settings.get("prediction_type", "epsilon")
-    if prediction not in _PREDICTIONS:
-        known = nearest(prediction, _PREDICTIONS)
-        raise InputError(f"the scheduler predicts {prediction!r}, which is not known here{known}")
+    prediction = _known(settings.get("prediction_type", "epsilon"), _PREDICTIONS, "prediction_type")
+    steps = _number(settings, "num_train_timesteps", plain.train_steps, 1, 1_000_000, int)
+    if settings.get("trained_betas") is not None:
+        raise InputError("the scheduler brings betas of its own, which are not read")
     return ScheduleConfig(
         kind=_known(settings.get("beta_schedule", plain.kind), KINDS, "beta_schedule"),
-        beta_start=settings.get("beta_start", plain.beta_start),
-        beta_end=settings.get("beta_end", plain.beta_end),
-        train_steps=settings.get("num_train_timesteps", plain.train_steps),
-        zero_terminal_snr=settings.get("rescale_betas_zero_snr", False),
+        beta_start=_number(settings, "beta_start", plain.beta_start, 0.0, 1.0),
+        beta_end=_number(settings, "beta_end", plain.beta_end, 0.0, 1.0),
+        train_steps=steps,
+        zero_terminal_snr=bool(settings.get("rescale_betas_zero_snr", False)),
         prediction=_PREDICTIONS[prediction],
         spacing=_known(settings.get("timestep_spacing", plain.spacing), SPACINGS, "spacing"),
-        steps_offset=settings.get("steps_offset", plain.steps_offset),
-        final_alpha_one=settings.get("set_alpha_to_one", plain.final_alpha_one),
+        steps_offset=_number(settings, "steps_offset", plain.steps_offset, 0, steps - 1, int),
+        final_alpha_one=bool(settings.get("set_alpha_to_one", plain.final_alpha_one)),
     )
 
 
@@ -46,8 +46,23 @@ def video(still: ScheduleConfig) -> ScheduleConfig:
     return ScheduleConfig(kind="linear", train_steps=still.train_steps, prediction=still.prediction)
 
 
-def _known(word: Any, known: tuple[str, ...], what: str) -> Any:
-    if word not in known:
+def _number(
+    settings: Mapping[str, Any],
+    name: str,
+    default: float,
+    low: float,
+    high: float,
+    kind: type | tuple[type, ...] = (int, float),
+) -> Any:
+    """A setting from `low` to `high`."""
+    value = settings.get(name, default)
+    if not isinstance(value, kind) or isinstance(value, bool) or not low <= value <= high:
+        raise InputError(f"the scheduler's {name} is {value!r}; it must be from {low} to {high}")
+    return value
+
+
+def _known(word: Any, known: Collection[str], what: str) -> Any:
+    if not isinstance(word, str) or word not in known:
         raise InputError(
             f"the scheduler's {what} is {word!r}; known are {', '.join(known)}"
             f"{nearest(str(word), known)}"

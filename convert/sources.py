@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -230,14 +230,12 @@ def _pickle(path: Path) -> dict[str, Any]:
     import torch
 
     try:
-        try:
-            data = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError as error:
-            if "mmap" not in str(error):
-                raise
-            # Files from before torch 1.6 are no zip archives and cannot stay on disk.
-            data = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, ValueError) as error:
+        with warnings.catch_warnings():  # of what the refusal says better
+            warnings.simplefilter("ignore")
+            data = _unpickled(torch, path)
+    except OSError:
+        raise
+    except Exception as error:  # of whatever kind: a broken pickle can break torch anywhere
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{path} is damaged or holds more than tensors ({first})") from None
     for wrapper in _WRAPPERS:
@@ -251,6 +249,16 @@ def _pickle(path: Path) -> dict[str, Any]:
     return flat
 
 
+def _unpickled(torch: Any, path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except RuntimeError as error:
+        if "mmap" not in str(error):
+            raise
+    # Files from before torch 1.6 are no zip archives and cannot stay on disk.
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
 def _tensors(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
     """Every tensor below a nest of dicts, its name the path joined by dots."""
     if not isinstance(node, Mapping):
@@ -258,6 +266,12 @@ def _tensors(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
     for key, value in node.items():
         name = f"{prefix}{key}"
         if hasattr(value, "detach"):
+            if str(value.layout) != "torch.strided" or value.is_meta or value.is_quantized:
+                raise ValueError(
+                    f"{name} is no plain tensor (sparse, quantised or without numbers)"
+                )
+            if value.is_complex():
+                raise ValueError(f"{name} is of complex numbers, which are not read")
             yield name, value
         else:
             yield from _tensors(value, f"{name}.")

@@ -70,11 +70,11 @@ def vision(seed=4, width=IMAGE_WIDTH, heads=2):
     return randomise(transformers.CLIPVisionModelWithProjection(config), seed)
 
 
-def motion(seed=5, middle=False):
+def motion(seed=5, middle=False, widths=WIDTHS):
     import diffusers
 
     module = diffusers.MotionAdapter(
-        block_out_channels=WIDTHS,
+        block_out_channels=widths,
         motion_layers_per_block=1,
         motion_mid_block_layers_per_block=1,
         motion_max_seq_length=FRAMES,

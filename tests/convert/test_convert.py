@@ -151,6 +151,10 @@ def test_what_does_not_fit_is_said_in_words(sources, small, tmp_path, capsys):
     small.text(width=64).save_pretrained(tmp_path / "text")
     line = refused(capsys, *unet, "--text-encoder", tmp_path / "text", *out)
     assert "does not fit the UNet: wide 64, not 32" in line
+    deep = small.motion(widths=(32, 64, 64))  # as SDXL's modules have other levels than SD1.5
+    deep.save_pretrained(tmp_path / "deep")
+    line = refused(capsys, *unet, "--motion", tmp_path / "deep", *out)
+    assert "does not fit the UNet: widths by level (32, 64, 64), not (32, 64)" in line
     line = refused(capsys, *unet, "--motion", sources / "motion", *out, "--few-steps", "lcn")
     assert "invalid choice: 'lcn'" in line
     line = refused(capsys, *unet, *out, "--motoin", "x")
