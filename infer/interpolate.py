@@ -62,7 +62,7 @@ def main(arguments: Sequence[str]) -> int:
     interpolators.check(args.vfi)
     writing.check(out, args.video)
     began = time.monotonic()
-    with _stopped_by_sigterm(), reading.opened(args.video) as source:
+    with _stopped_in_order(), reading.opened(args.video) as source:
         if source.survey.interlaced:
             print("mv2: warning: the video is interlaced; deinterlace it first", file=sys.stderr)
         with _bar(source.survey.count) as bar:
@@ -177,8 +177,11 @@ def _filler(name: str, views: int, layout: Layout, bar: tqdm) -> Fill:
 
 
 @contextmanager
-def _stopped_by_sigterm() -> Iterator[None]:
-    """Ends in order when asked to, as with Ctrl-C: Python would leave the scratch file behind."""
+def _stopped_in_order() -> Iterator[None]:
+    """Ends as with Ctrl-C when told to, or when the terminal is closed.
+
+    Python would leave the scratch file behind. What is ignored, as under nohup, stays so.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -186,11 +189,15 @@ def _stopped_by_sigterm() -> Iterator[None]:
     def stop(*_: object) -> NoReturn:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, stop)
+    # Windows has no hangup.
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+    before = [signal.signal(number, stop) for number in heard]
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in zip(heard, before):
+            signal.signal(number, handler)
 
 
 def _bar(count: int) -> tqdm:

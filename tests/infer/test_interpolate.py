@@ -199,22 +199,22 @@ def test_memory_holds_one_gap(run, tmp_path, monkeypatch):
     assert filled == [2, 3, 4, 5, 6, 7, 8]
 
 
-@pytest.mark.parametrize("how", ["ctrl-c", "sigterm", "error"])
+@pytest.mark.parametrize("how", ["ctrl-c", "SIGTERM", "SIGHUP", "error"])
 def test_whatever_stops_it_nothing_half_written_stays(run, tmp_path, monkeypatch, how):
     source = write(tmp_path / "in.mp4", pan(4))
     (tmp_path / "out.mp4").write_text("as it was")
 
     def fill(*_):
-        if how == "sigterm":
-            signal.raise_signal(signal.SIGTERM)
+        if how.startswith("SIG"):
+            signal.raise_signal(signal.Signals[how])
         raise KeyboardInterrupt if how == "ctrl-c" else OSError("no space left")
 
     monkeypatch.setattr(interpolate, "_filler", lambda *_: fill)
-    before = signal.getsignal(signal.SIGTERM)
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)]
     run(source, code=1 if how == "error" else 130)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.mp4", "out.mp4"]
     assert (tmp_path / "out.mp4").read_text() == "as it was"
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)] == before
 
 
 def spoil(folder):
@@ -265,6 +265,7 @@ def test_bad_files_get_one_clear_line(run, tmp_path, capsys):
         (["--vfi", "lost.safetensors"], "no such file"),
         (["-o", "out.webm"], ".mp4, .mkv, .mov"),
         (["-o", "in.mp4"], "another name"),
+        (["-o", "nowhere/out.mp4"], "cannot write nowhere/out.mp4: no such folder"),
         (["--speed", "2"], "--speed"),
     ],
 )
