@@ -27,7 +27,7 @@ def phase(task: str, **settings: Any) -> ConfigDict:
             "log_every": 50,
             "sample_minutes": 10.0,  # also redraws the curves; 0: at the end only
             "checkpoint_minutes": 10.0,  # 0: at the end only
-            "mesh": {},  # axis -> size; empty: one device
+            "mesh": {"data": 1, "fsdp": 1, "context": 1, "tensor": 1},  # all 1: one device
             "begin": {},  # component -> where from; see mv2_jax.train.recipe
             "optim": {
                 "name": "adamw",  # or muon

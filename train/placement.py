@@ -19,8 +19,8 @@ from mv2_jax.train.task import Batch, Params
 class Placement:
     """Puts states, parameters and batches onto the devices.
 
-    `sizes` maps a mesh axis (`data`, `fsdp`, `context`, `tensor`) to its size; empty is one
-    device, where nothing is partitioned. The state follows `mv2_jax.sharding.RULES`, optimiser
+    `sizes` maps a mesh axis (`data`, `fsdp`, `context`, `tensor`) to its size; where none is above
+    1 there is one device and nothing is partitioned. The state follows `mv2_jax.sharding.RULES`, optimiser
     moments like their parameters; batches are split over `data` and `fsdp`.
 
     Raises:
@@ -31,6 +31,7 @@ class Placement:
         for name in sizes:
             if name not in sharding.AXES:
                 raise InputError(f"mesh: unknown axis {name!r}{nearest(name, sharding.AXES)}")
+        sizes = {name: size for name, size in sizes.items() if size != 1}
         try:
             self.mesh = sharding.make_mesh(**sizes) if sizes else None
         except ValueError as error:
