@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from mv2_jax import cli, params
-from mv2_jax.config import RIFEConfig, VAEConfig, to_dict
+from mv2_jax.config import EMAVFIConfig, RIFEConfig, VAEConfig, to_dict
 from mv2_jax.convert import rife as converter
 from mv2_jax.infer import interpolate_network, media
 from mv2_jax.infer import interpolate_pictures as pictures
+from mv2_jax.infer.interpolate_pictures import Layout
 from mv2_jax.stages import vfi
 
 CFG = RIFEConfig(widths=(8, 4), scales=(2, 1), pad_to=16)
@@ -63,3 +64,22 @@ def test_a_file_of_weights_makes_a_video_and_a_bad_one_a_line(weights, tmp_path,
         lines = [x for x in capsys.readouterr().err.splitlines() if "mv2: error:" in x]
         assert len(lines) == 1 and says in lines[0]
         assert not out.exists()
+
+
+def test_networks_that_share_work_are_asked_for_all_times_of_a_gap(tmp_path, monkeypatch):
+    cfg, asked = EMAVFIConfig(), []
+    params.save(tmp_path / "ema.safetensors", {"w": np.ones(2)}, {"config": to_dict(cfg)})
+
+    def between(params, first, second, times, **_):
+        asked.append(times.tolist())
+        return tuple(np.repeat(plane[None], times.shape[1], axis=0) for plane in first)
+
+    monkeypatch.setattr(interpolate_network, "_between", between)
+    layout = Layout(512, 512)
+    fill = interpolate_network.filler(str(tmp_path / "ema.safetensors"), 1, layout)
+    planes = tuple(np.zeros(shape, np.uint8) for shape in layout.shapes)
+    assert len(fill(planes, planes, [0.25, 0.5, 0.75])) == 3
+    assert asked == [[[0.25, 0.5, 0.75]]]
+    assert len(fill(planes, planes, np.arange(1, 12) / 16)) == 11
+    # What is over fills up a second call of the same length, so that no program is new.
+    assert [len(times[0]) for times in asked[1:]] == [8, 8]

@@ -21,6 +21,7 @@ from mv2_jax.config import EDSCConfig
 from mv2_jax.convert.engine import export
 from mv2_jax.convert.tables import edsc as table
 from mv2_jax.models import edsc
+from mv2_jax.stages import vfi_edsc
 
 torch = pytest.importorskip("torch")
 
@@ -91,6 +92,28 @@ def test_public_names():
         "moduleBias.0.weight": (64, 64, 3, 3),
     }.items():
         assert names[name].shape == shape, name
+
+
+def test_the_stage_asks_for_each_time_clips_and_keeps_stills(monkeypatch):
+    class Network:
+        """In the network's place: twice a blend by time, frames of [0, 1] in and out."""
+
+        def __init__(self, cfg, dtype):
+            pass
+
+        def apply(self, variables, first, second, times):
+            share = times[:, :, None, None, None]
+            return 2 * (first[:, None] * (1 - share) + second[:, None] * share)
+
+    monkeypatch.setattr(vfi_edsc, "EDSC", Network)
+    first, second = np.float32(np.random.default_rng(3).uniform(-1, 1, size=(2, 2, 9, 7, 3)))
+    second[1] = first[1]
+    times = np.float32([[0.25, 0.75]] * 2)
+    made = vfi_edsc.between({}, EDSCConfig(), first, second, times)
+    np.testing.assert_array_equal(made[1], first[[1, 1]])
+    for k, time in enumerate(times[0]):
+        wanted = 2 * (first[0] * (1 - time) + second[0] * time) + 1
+        np.testing.assert_allclose(made[0, k], wanted.clip(-1, 1), atol=2e-6)
 
 
 @pytest.mark.skipif(not CHECKOUT, reason="MV2_EDSC names no checkout of Xianhang/EDSC-pytorch")

@@ -1,11 +1,14 @@
 """Every interpolator behind one function; more views of a pair, and the same promises."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mv2_jax.config import RIFEConfig, VAEConfig
+from mv2_jax.config import EDSCConfig, RIFEConfig, VAEConfig
+from mv2_jax.config_vfi import MeanVFIConfig
 from mv2_jax.models.rife import RIFE
 from mv2_jax.stages import interpolators, vfi
 
@@ -50,3 +53,22 @@ def test_what_is_unknown_is_named(small):
         interpolators.kind(VAEConfig())
     with pytest.raises(ValueError, match="from 1 to 8; got 9"):
         interpolators.between(small, CFG, *_pair(), TIMES, views=9)
+
+
+def test_several_networks_at_once_are_their_mean(monkeypatch):
+    def constant(params, cfg, first, second, times, dtype):
+        return jnp.full((*times.shape, *first.shape[1:]), params["level"], dtype)
+
+    monkeypatch.setitem(interpolators.KINDS, EDSCConfig, SimpleNamespace(between=constant))
+    cfg = MeanVFIConfig((EDSCConfig(), EDSCConfig(any_time=False)))
+    params = {str(k): {"level": np.float32(level)} for k, level in enumerate((-0.5, 0.75))}
+    first, second = _pair()
+    made = interpolators.between(params, cfg, first, second, TIMES)
+    np.testing.assert_allclose(made, np.full((1, 2, 11, 13, 3), 0.125), atol=1e-6)
+    assert not cfg.any_time and interpolators.shares(cfg)
+    assert not interpolators.shares(MeanVFIConfig((EDSCConfig(), CFG)))
+    with pytest.raises(ValueError, match="power of two, not 3"):
+        interpolators.interpolate(params, cfg, jnp.zeros((1, 2, 4, 4, 3)), 3)
+    four = interpolators.interpolate(params, cfg, jnp.stack([first, second], axis=1), 4)
+    np.testing.assert_allclose(four[:, 1:-1], np.full((1, 3, 11, 13, 3), 0.125), atol=1e-6)
+    np.testing.assert_array_equal(four[:, ::4], np.stack([first, second], axis=1))
