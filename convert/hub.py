@@ -58,21 +58,37 @@ def _fetch(repository: str, inside: str | None, variant: str | None) -> Path:
     if inside and Path(inside).suffix in (".safetensors", *PICKLES):
         return Path(hf_hub_download(repository, inside))
     folders = [inside] if inside else ["", *PARTS]
-    for suffix in (".safetensors", ".bin"):
-        patterns = [f"{folder}/*.json".lstrip("/") for folder in folders]
-        # At a repository's root only what is in the parts' folders, or what transformers names.
-        stems = {"": ["model", "diffusion_pytorch_model", "pytorch_model"]}
-        for folder in folders:
-            for stem in stems.get(folder, ["*"]):
-                patterns.append(f"{folder}/{stem}*{suffix}".lstrip("/"))
-        if variant is None:
-            skip = ["*.fp16.*", "*.bf16.*", "*.non_ema.*", "*.fp16-*", "*.non_ema-*"]
-        else:
-            skip = []
-            patterns = [p.replace(suffix, f"{variant}*{suffix}") for p in patterns]
-        root = Path(snapshot_download(repository, allow_patterns=patterns, ignore_patterns=skip))
-        found = root / (inside or "")
-        if any(found.rglob(f"*{suffix}")):
-            return found
+    # Without a variant the plain weights; where there are none, those of a variant (`sources.load`
+    # takes the only one).
+    for precision in (variant,) if variant else (None, "fp16"):
+        for suffix in (".safetensors", ".bin"):
+            allow, skip = _patterns(folders, precision, suffix)
+            root = Path(snapshot_download(repository, allow_patterns=allow, ignore_patterns=skip))
+            found = root / (inside or "")
+            if _whole(found):
+                return found
     what = f"{variant} weights" if variant else "weights"
     raise InputError(f"{repository} holds no {what}{f' in {inside}' if inside else ''}")
+
+
+def _whole(folder: Path) -> bool:
+    """Whether there are weights, and in every part of a pipeline that has a config."""
+    parts = [folder / part for part in PARTS if (folder / part / "config.json").exists()]
+    suffixes = (".safetensors", ".bin")
+    return all(any(p.suffix in suffixes for p in part.rglob("*")) for part in parts or [folder])
+
+
+def _patterns(folders: list[str], variant: str | None, suffix: str) -> tuple[list[str], list[str]]:
+    """What to fetch of some folders' weights, and what to leave out of that."""
+    patterns = [f"{folder}/*.json".lstrip("/") for folder in folders]
+    middle = f".{variant}" if variant else ""
+    for folder in folders:
+        if folder:
+            patterns.append(f"{folder}/*{middle}*{suffix}")
+            continue
+        # At a repository's root only what the libraries name; a star there would match folders too.
+        for stem in ("model", "diffusion_pytorch_model", "pytorch_model"):
+            patterns.append(f"{stem}{middle}{suffix}")
+            patterns += [f"{stem}{middle}-*-of-*{suffix}", f"{stem}-*-of-*{middle}{suffix}"]
+    skip = ["*.fp16.*", "*.bf16.*", "*.non_ema.*", "*.fp16-*", "*.non_ema-*"]
+    return patterns, [] if variant else skip

@@ -28,6 +28,8 @@ from mv2_jax.params import flatten
 
 State = dict[str, torch.Tensor]
 
+diffusers.utils.logging.set_verbosity_error()  # it warns of what does no harm here
+
 
 def tensor(array: Any) -> torch.Tensor:
     """A torch tensor of an array in any type, bfloat16 bit for bit."""

@@ -137,3 +137,9 @@ def test_a_forgotten_image_is_an_error():
 def test_sd15_numbers_its_sixteen_attentions_1_to_31():
     names = [rule.pattern.split(".")[1] for rule in table.rules(UNetConfig(image_tokens=True))]
     assert [int(name) for name in names] == list(range(1, 32, 2))
+
+
+def test_sdxl_numbers_its_seventy_attentions_1_to_139():
+    cfg = UNetConfig(channels=(320, 640, 1280), transformers=(0, 2, 10), mid_transformers=10)
+    names = [rule.pattern.split(".")[1] for rule in table.rules(cfg)]
+    assert [int(name) for name in names] == list(range(1, 140, 2))
