@@ -33,7 +33,7 @@ class Choice:
     """One choice: its flag, the stages it belongs to, its name there, and what may be chosen.
 
     `known` are words, or the (lowest, highest) of a whole number. Where `files` is true, a file
-    is as good as a word.
+    is as good as a word, and several of either may be joined by "+".
     """
 
     flag: str
@@ -60,10 +60,12 @@ class Choice:
             InputError: it is not among what is known.
         """
         if isinstance(self.known[0], str):
-            if self.files and Path(str(value)).suffix:
-                if not Path(value).is_file():
-                    raise InputError(f"{self.flag}: cannot read {value}: no such file")
+            if self.files and Path(str(value)).is_file():
                 return str(Path(value).absolute())
+            if self.files and "+" in str(value):
+                return "+".join(self.parse(part) for part in str(value).split("+"))
+            if self.files and Path(str(value)).suffix:
+                raise InputError(f"{self.flag}: cannot read {value}: no such file")
             if value not in self.known:
                 known = ", ".join(self.known)
                 near = nearest(str(value), self.known)
@@ -92,8 +94,8 @@ CHOICES = (
     Choice("--clip-skip", _EVERY, "clip_skip", (0, 47), "last layers of the text encoder left out; "
            "1 is the web UI's 2"),
     Choice("--vfi", ("vfi",), "network", interpolators.NAMES, "what makes the frames between the "
-           "keyframes: rife, ema or gan, or a file of weights; none shows the keyframes alone, as "
-           "long as the video would be", files=True),
+           "keyframes: rife, ema, gan or a file of weights, A+B the mean of both; none shows the "
+           "keyframes alone, as long as the video would be", files=True),
 )  # fmt: skip
 
 

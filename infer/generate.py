@@ -30,7 +30,7 @@ from mv2_jax.configs import presets
 from mv2_jax.errors import InputError
 from mv2_jax.infer import cache, choices, interpolators, media, outputs, settings
 from mv2_jax.infer.progress import Bars
-from mv2_jax.infer.request import Request, interpolator_of, sidecar, version
+from mv2_jax.infer.request import Request, interpolators_of, sidecar, version
 
 if TYPE_CHECKING:
     from mv2_jax.infer.settings import Numbers
@@ -237,9 +237,9 @@ def warnings(request: Request, bundle: Any) -> Iterator[str]:
         for source, key in ((request.image, "from_image"), (request.video, "from_video")):
             if source and then[key]["sha256"] != source.sha256:
                 yield f"{source.path} has changed since; the frames will differ"
-        network = interpolator_of(request)
-        if network and then["weights"].get("interpolator") != network.sha256:
-            yield f"{network.path} has changed since; the frames will differ"
+        for path, sha256 in interpolators_of(request).items():
+            if then["weights"].get("interpolators", {}).get(path) != sha256:
+                yield f"{path} has changed since; the frames will differ"
 
 
 def _is_cut(tokenizer: Any, prompt: str) -> bool:

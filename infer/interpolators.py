@@ -1,19 +1,20 @@
 """The frame interpolators that a person can name: `--vfi rife`, or a file of converted weights.
 
-Several names joined by "+" are all of them at once, the mean of what they make. Nothing here
-imports JAX before `load`.
+Several names joined by "+" are all of them at once, the mean of what they make. `mv2 --help` reads
+this, so NumPy is not imported before a name is looked up, nor JAX before `load`.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mv2_jax import bundle as bundles
-from mv2_jax import params
 from mv2_jax.config import RIFEConfig, from_dict, nearest
 from mv2_jax.config_vfi import MeanVFIConfig
 from mv2_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from mv2_jax.bundle import Bundle
 
 NAMES = ("rife", "ema", "gan", "none")
 HELP = "rife, ema, gan, none, or a .safetensors file of weights; A+B is the mean of both"
@@ -28,7 +29,7 @@ _HOW = {
 }
 
 
-def check(name: str, bundle: bundles.Bundle | None = None) -> str:
+def check(name: str, bundle: Bundle | None = None) -> str:
     """The name, each of whose parts is in `NAMES` and to be had, or is a file; loads nothing.
 
     `bundle` is the cascade folder whose networks "ema" and "gan" are, by default the one that
@@ -37,16 +38,16 @@ def check(name: str, bundle: bundles.Bundle | None = None) -> str:
     Raises:
         InputError: no such name or file, or the folder has no such network.
     """
-    parts = _parts(name)
-    for part in parts:
+    names = parts(name)
+    for part in names:
         if part in _HELD:
-            folder = bundle or bundles.read()
+            folder = bundle or _shipped()
             if _HELD[part] not in folder.components:
                 raise InputError(
                     f"--vfi {part}: {folder.folder} holds no such weights; {_HOW[part]}, and --vfi "
                     "takes the file"
                 )
-        elif part == "none" and len(parts) > 1:
+        elif part == "none" and len(names) > 1:
             raise InputError(f"--vfi {name}: none is no network and joins no other")
         elif part not in NAMES and not Path(part).is_file():
             if Path(part).suffix:
@@ -57,17 +58,17 @@ def check(name: str, bundle: bundles.Bundle | None = None) -> str:
     return name
 
 
-def described(name: str, bundle: bundles.Bundle | None = None) -> Any:
+def described(name: str, bundle: Bundle | None = None) -> Any:
     """The config of a checked name other than "none"; loads no parameters.
 
     Raises:
         InputError: a file is damaged, or says nothing of its network.
     """
-    parts = _parts(name)
-    if len(parts) > 1:
-        return MeanVFIConfig(tuple(described(part, bundle) for part in parts))
+    names = parts(name)
+    if len(names) > 1:
+        return MeanVFIConfig(tuple(described(part, bundle) for part in names))
     if name in _HELD:
-        return (bundle or bundles.read()).config(_HELD[name])
+        return (bundle or _shipped()).config(_HELD[name])
     if name == "rife":
         held = bundle is not None and "rife" in bundle.components
         return bundle.config("rife") if held else RIFEConfig()
@@ -76,6 +77,8 @@ def described(name: str, bundle: bundles.Bundle | None = None) -> Any:
             f"{name} is PyTorch's; `python -m mv2_jax.convert.vfi {name} {Path(name).stem}"
             ".safetensors` makes a file of it that --vfi takes"
         )
+    from mv2_jax import params
+
     try:
         return from_dict(params.load_metadata(name)["config"])
     except KeyError:
@@ -84,7 +87,7 @@ def described(name: str, bundle: bundles.Bundle | None = None) -> Any:
         raise InputError(f"cannot use {name}: {error}") from None
 
 
-def fits(name: str, times: int, flag: str, bundle: bundles.Bundle | None = None) -> None:
+def fits(name: str, times: int, flag: str, bundle: Bundle | None = None) -> None:
     """Whether a checked name other than "none" can make `times` frames of every one.
 
     Raises:
@@ -95,23 +98,24 @@ def fits(name: str, times: int, flag: str, bundle: bundles.Bundle | None = None)
         raise InputError(f"{name} knows the middle between two frames alone; use {flag}")
 
 
-def load(name: str, bundle: bundles.Bundle | None = None) -> tuple[dict[str, Any], Any]:
+def load(name: str, bundle: Bundle | None = None) -> tuple[dict[str, Any], Any]:
     """The parameters, as stored, and the config of a checked name other than "none".
 
     Raises:
         InputError: the file is damaged, or holds no interpolator.
     """
+    from mv2_jax import params
     from mv2_jax.stages import interpolators, vfi, vfi_gan
 
-    parts = _parts(name)
-    if len(parts) > 1:
-        trees, members = zip(*(load(part, bundle) for part in parts))
+    names = parts(name)
+    if len(names) > 1:
+        trees, members = zip(*(load(part, bundle) for part in names))
         return {str(k): tree for k, tree in enumerate(trees)}, MeanVFIConfig(members)
     cfg = described(name, bundle)
     component = _HELD.get(name, name)
     try:
         if bundle is None and name in _HELD:
-            bundle = bundles.read()
+            bundle = _shipped()
         if bundle is not None and component in bundle.components:
             return vfi_gan.complete(bundle.load(component), cfg)
         if name == "rife":
@@ -124,6 +128,12 @@ def load(name: str, bundle: bundles.Bundle | None = None) -> tuple[dict[str, Any
         raise InputError(f"cannot use {name}: {error}") from None
 
 
-def _parts(name: str) -> list[str]:
+def _shipped() -> Bundle:
+    from mv2_jax import bundle
+
+    return bundle.read()
+
+
+def parts(name: str) -> list[str]:
     """The names that "+" joins; a file whose own name has one in it is a single one."""
     return [name] if Path(name).is_file() else name.split("+")

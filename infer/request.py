@@ -17,7 +17,7 @@ from typing import Any
 from mv2_jax import files
 from mv2_jax.config import nearest
 from mv2_jax.errors import InputError
-from mv2_jax.infer import choices
+from mv2_jax.infer import choices, interpolators
 from mv2_jax.infer.choices import Choices
 from mv2_jax.infer.settings import SETTINGS, Numbers, idle
 
@@ -165,17 +165,17 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
     return int(match[2]), int(match[1])
 
 
-def interpolator_of(request: Request) -> Source | None:
-    """The file of the interpolator that was chosen, where it is a file."""
-    name = request.choices.get("vfi", {}).get("network")
-    return Source.of(name) if name and Path(name).suffix else None
+def interpolators_of(request: Request) -> dict[str, str]:
+    """The files among the interpolators that were chosen, each with its SHA-256."""
+    parts = interpolators.parts(request.choices.get("vfi", {}).get("network") or "")
+    return {part: Source.of(part).sha256 for part in parts if Path(part).suffix}
 
 
 def sidecar(
     request: Request, index: int, numbers: Numbers, bundle: Any, made_with: Any, result: Any
 ) -> dict[str, Any]:
     """All that is needed to make video `index` of a request again, as JSON's plain values."""
-    network = interpolator_of(request)
+    networks = interpolators_of(request)
     return {
         "schema": SCHEMA,
         "mv2": version(),
@@ -191,7 +191,7 @@ def sidecar(
             "name": bundle.name,
             "folder": str(request.weights.absolute()) if request.weights else None,
             "sha256": bundle.digest,
-            **({"interpolator": network.sha256} if network else {}),
+            **({"interpolators": networks} if networks else {}),
         },
         "made_with": made_with,
         "result": result,

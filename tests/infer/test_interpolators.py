@@ -109,7 +109,7 @@ def test_a_file_makes_the_frames_and_its_change_is_noticed(
     assert cli.main([*words, "--vfi", "net.safetensors"]) == 0
     side = json.loads((tmp_path / "out.json").read_text())
     assert side["choices"]["vfi"] == {"network": path}
-    assert len(side["weights"]["interpolator"]) == 64
+    assert len(side["weights"]["interpolators"][path]) == 64
     capsys.readouterr()
     assert cli.main(["generate", "--from", "out.json"]) == 0
     assert "has changed" not in capsys.readouterr().err
@@ -120,6 +120,11 @@ def test_a_file_makes_the_frames_and_its_change_is_noticed(
     shutil.copy(save(tmp_path / "other.safetensors", RIFEConfig(), {"v": np.zeros(1)}), path)
     assert cli.main(["generate", "--from", "out.json"]) == 0
     assert "net.safetensors has changed since" in capsys.readouterr().err
+    assert cli.main([*words, "--vfi", "rife+net.safetensors", "-o", "both.mp4"]) == 0
+    side = json.loads((tmp_path / "both.json").read_text())
+    assert side["choices"]["vfi"] == {"network": f"rife+{path}"}
+    assert list(side["weights"]["interpolators"]) == [path]
+    capsys.readouterr()
     for name, says in (("lost.safetensors", "no such file"), ("gan", "holds no such weights")):
         assert cli.main([*words, "--vfi", name]) == 2
         error = capsys.readouterr().err
