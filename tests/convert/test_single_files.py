@@ -11,6 +11,7 @@ from mv2_jax.convert import ldm
 from mv2_jax.params import flatten
 
 torch = pytest.importorskip("torch")
+load_file = pytest.importorskip("safetensors.torch").load_file
 pytest.importorskip("diffusers")
 
 pytestmark = pytest.mark.slow
@@ -31,7 +32,7 @@ def convert(folder, *arguments):
 
 @pytest.fixture(scope="module")
 def single(small, sources, tmp_path_factory):
-    """Cascades with SDXL from one file and from a pipeline's folder, and that file's keys."""
+    """Cascades with SDXL from one file and from a pipeline's folder, and its torch modules."""
     root = tmp_path_factory.mktemp("sdxl")
     parts = small.sdxl()
     state = small.sdxl_file(parts, small.as_ldm, ldm.unet_modules(2, 1))
@@ -45,11 +46,11 @@ def single(small, sources, tmp_path_factory):
         module.save_pretrained(root / "pipeline" / name)
     first = ["--unet", sources / "pipeline", "--t2i"]
     one = convert(root / "one", *first, root / "anything.safetensors")
-    return one, convert(root / "many", *first, root / "pipeline")
+    return one, convert(root / "many", *first, root / "pipeline"), parts
 
 
 def test_sdxl_in_one_file_is_its_pipeline(single):
-    one, many = single
+    one, many, _ = single
     for name in PICTURE:
         if name != "t2i_vae":  # one file's VAE is SDXL's by its neighbour, a folder's by config
             assert one.config(name) == many.config(name)
@@ -73,6 +74,47 @@ def verified(capsys, folder, *names):
 def test_sdxl_in_one_file_is_torchs(single, capsys):
     errors = verified(capsys, single[0].folder, *PICTURE)
     assert max(errors) < 3e-6  # measured: 1.4e-6
+
+
+def test_sdxl_goes_back_bit_for_bit(single, tmp_path):
+    one, _, parts = single
+    for name, module in zip(PICTURE, ("unet", "vae", "text_encoder", "text_encoder_2")):
+        assert cli.main(["export", str(one.folder), name, "-o", str(tmp_path / name)]) == 0
+        theirs, ours = parts[module], type(parts[module]).from_pretrained(tmp_path / name)
+        state = ours.state_dict()
+        assert state.keys() == theirs.state_dict().keys()
+        for key, value in theirs.state_dict().items():
+            assert torch.equal(state[key], value), key
+
+
+def test_a_plain_adapter_is_torchs_and_its_file_again(small, sources, tmp_path, capsys):
+    """IP-Adapter's one linear layer, as a file of safetensors and as the pickle it came as."""
+    rng = np.random.default_rng(0)
+    state = {k: torch.from_numpy(v) for k, v in small.adapter().items() if "ip_adapter" in k}
+    for name, shape in (("proj.weight", (128, 24)), ("proj.bias", 128)):
+        made = torch.from_numpy(rng.normal(size=shape).astype(np.float32))
+        state[f"image_proj.{name}"] = 0.2 * made
+    state["image_proj.norm.weight"], state["image_proj.norm.bias"] = torch.ones(32), torch.ones(32)
+    save(state, tmp_path / "a.safetensors")
+    halves = {"image_proj": {}, "ip_adapter": {}}
+    for name, value in state.items():
+        half, _, rest = name.partition(".")
+        halves[half][rest] = value
+    torch.save(halves, tmp_path / "a.bin")
+    first = ["--unet", sources / "pipeline", "--image-encoder", sources / "vision"]
+    made = [
+        convert(tmp_path / kind, *first, "--image-adapter", tmp_path / f"a.{kind}")
+        for kind in ("safetensors", "bin")
+    ]
+    first, second = (flatten(one.load("image_attn")) for one in made)
+    assert first.keys() == second.keys()
+    assert all((first[name] == second[name]).all() for name in first)
+    assert max(verified(capsys, made[0].folder, "image_attn")) < 3e-6  # measured: 1.1e-6
+    back = tmp_path / "back.safetensors"
+    assert cli.main(["export", str(made[0].folder), "image_attn", "-o", str(back)]) == 0
+    again = load_file(back)
+    assert again.keys() == state.keys()
+    assert all(torch.equal(again[name], value) for name, value in state.items())
 
 
 def test_open_clips_vision_encoder_is_torchs(small, sources, tmp_path, capsys):
