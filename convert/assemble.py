@@ -21,6 +21,7 @@ from mv2_jax.configs import few_steps, presets
 from mv2_jax.convert import fitting, loras, pieces, schedules, sources
 from mv2_jax.convert.checkpoint import Checkpoint, open_checkpoint
 from mv2_jax.convert.pieces import Piece
+from mv2_jax.convert.recognise import SCALING_SDXL
 from mv2_jax.convert.tables import motion as motion_table
 from mv2_jax.errors import InputError
 from mv2_jax.text import CLIPTokenizer
@@ -65,6 +66,7 @@ class Wanted:
     image_encoder: str | None = None
     controlnet: str | None = None
     t2i: str | None = None
+    t2i_vae: str | None = None
     lora: tuple[tuple[str, float], ...] = ()
     motion_lora: tuple[tuple[str, float], ...] = ()
     variant: str | None = None
@@ -125,7 +127,9 @@ def assemble(wanted: Wanted) -> Built:
     picture = base
     if wanted.t2i:
         picture = opened(wanted.t2i)
-        built |= _picture(picture)
+        built |= _picture(picture, opened(wanted.t2i_vae) if wanted.t2i_vae else picture)
+    elif wanted.t2i_vae:
+        raise InputError("--t2i-vae goes with --t2i; for the shared checkpoint there is --vae")
     fitting.check(built)
     for kind, given in (("lora", wanted.lora), ("motion_lora", wanted.motion_lora)):
         names = [asked for asked, _ in given]
@@ -177,11 +181,17 @@ def _motion(source: Checkpoint, wanted: Wanted, unet: UNetConfig) -> Piece:
     return pieces.motion(found, unet)
 
 
-def _picture(source: Checkpoint) -> dict[str, Piece]:
+def _picture(source: Checkpoint, decoder: Checkpoint) -> dict[str, Piece]:
     """T2I's own networks. SDXL has two text encoders; the second's projection its UNet takes."""
-    unet = pieces.plain(source.one("unet"))
-    built = {"t2i_unet": unet, "t2i_vae": pieces.plain(source.one("vae"))}
+    unet, vae = pieces.plain(source.one("unet")), decoder.one("vae")
     pooled = unet.config.pooled_width
+    if pooled and decoder is not source and "scaling_factor" not in vae.settings:
+        # A bare file does not say whose VAE it is; beside SDXL's UNet it is SDXL's.
+        part = vae.part
+        config = dataclasses.replace(part.config, scaling_factor=SCALING_SDXL)
+        title = f"a VAE (latents scaled by {SCALING_SDXL:g})"
+        vae = dataclasses.replace(vae, part=dataclasses.replace(part, config=config, title=title))
+    built = {"t2i_unet": unet, "t2i_vae": pieces.plain(vae)}
     texts = [pieces.plain(found) for found in source.all("text_encoder")]
     second = [text for text in texts if pooled and text.config.projection == pooled]
     first = [text for text in texts if text not in second]

@@ -24,6 +24,7 @@ _SOURCES = {
     "image-encoder": "its CLIP vision encoder",
     "controlnet": "a ControlNet for SD1.5; tile suits best",
     "t2i": "SDXL, or another whole checkpoint, for T2I alone",
+    "t2i-vae": "another VAE than that checkpoint's",
 }
 
 

@@ -104,9 +104,9 @@ def rebuild(bundle: Bundle, origins: Mapping[str, Any]) -> dict[str, Piece]:
 
 def _found(origin: Mapping[str, Any], config: Any) -> Found:
     """The network of a source whose config is the component's, as it was converted."""
-    opened = open_checkpoint(origin["path"], origin["variant"])
-    for found in opened.all(origin["kind"]):
-        if found.part.title == origin["title"]:
+    held = open_checkpoint(origin["path"], origin["variant"]).all(origin["kind"])
+    for found in held:
+        if len(held) == 1 or found.part.title == origin["title"]:
             part = dataclasses.replace(found.part, config=config)
             return dataclasses.replace(found, part=part)
     raise InputError(f"{origin['path']} no longer holds {origin['title']}")

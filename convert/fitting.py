@@ -48,6 +48,11 @@ def _vae(piece: Piece, unet: UNetConfig, built: Mapping[str, Piece]) -> None:
     _same(piece, piece.config.plane_channels, unet.in_channels, "latent channels", "the UNet")
 
 
+def _picture_vae(piece: Piece, unet: UNetConfig, built: Mapping[str, Piece]) -> None:
+    own = built["t2i_unet"].config.in_channels
+    _same(piece, piece.config.plane_channels, own, "latent channels", "T2I's UNet")
+
+
 def _text(piece: Piece, unet: UNetConfig, built: Mapping[str, Piece]) -> None:
     if "OpenCLIP" in piece.found.part.layout:
         raise InputError(
@@ -99,6 +104,7 @@ def _same(piece: Piece, ours: Any, theirs: Any, what: str, other: str) -> None:
 
 _CHECKS = {
     "vae": _vae,
+    "t2i_vae": _picture_vae,
     "text_encoder": _text,
     "motion_i2v": _motion,
     "motion_v2v": _motion,

@@ -30,7 +30,8 @@ KINDS = {
     "lora": "a LoRA",
     "motion_lora": "a Motion-LoRA",
 }
-_SCALING, _SCALING_SDXL = 0.18215, 0.13025
+# What latents are multiplied by, where no config says it.
+SCALING, SCALING_SDXL = 0.18215, 0.13025
 # What whole training checkpoints hold beside the networks.
 _LEFT_OUT = [
     Ignore("model_ema.{x:**}", "a running average of the weights"),
@@ -169,7 +170,7 @@ def _family(cfg: Any) -> str:
 def _vaes(source: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[Part]:
     # Which VAE a bare file is leaves no trace in it; one beside SDXL's UNet is SDXL's.
     beside_sdxl = any(name.endswith("label_emb.0.0.weight") for name in source)
-    scaling = _SCALING_SDXL if beside_sdxl else _SCALING
+    scaling = SCALING_SDXL if beside_sdxl else SCALING
     table = vae.rules()
     for prefix in _prefixes(source, "encoder.conv_in.weight"):
         names = _below(source, prefix)

@@ -61,6 +61,20 @@ def test_sdxl_in_one_file_is_its_pipeline(single):
     assert one.stages["t2i"].size == (1024, 1024)  # SDXL's own, whatever the video stages take
 
 
+def test_sdxls_vae_can_be_another(small, single, sources, tmp_path, capsys):
+    """A bare file does not say that it is SDXL's; where it stands does."""
+    save(small.vae(12).state_dict(), tmp_path / "fixed.safetensors")
+    pipeline = single[1].folder.parent / "pipeline"
+    given = ["--unet", sources / "pipeline", "--t2i-vae", tmp_path / "fixed.safetensors"]
+    made = convert(tmp_path / "c", *given, "--t2i", pipeline)
+    assert made.config("t2i_vae").scaling_factor == 0.13025
+    assert made.config("vae").scaling_factor == 0.18215
+    assert "a VAE (latents scaled by 0.13025)" in capsys.readouterr().out
+    verified(capsys, made.folder, "t2i_vae")
+    assert cli.main(["convert", *map(str, given), "-o", str(tmp_path / "d")]) == 2
+    assert "--t2i-vae goes with --t2i" in capsys.readouterr().err
+
+
 def verified(capsys, folder, *names):
     """The largest error of each component by `mv2 verify`."""
     capsys.readouterr()
