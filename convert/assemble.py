@@ -123,7 +123,9 @@ def assemble(wanted: Wanted) -> Built:
     if wanted.image_encoder:
         built["image_encoder"] = pieces.plain(opened(wanted.image_encoder).one("image_encoder"))
     if wanted.controlnet:
-        built["control"] = pieces.plain(opened(wanted.controlnet).one("controlnet"))
+        built["control"] = pieces.plain(
+            opened(wanted.controlnet).one("controlnet", "sparse_control")
+        )
     picture = base
     if wanted.t2i:
         picture = opened(wanted.t2i)

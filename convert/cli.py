@@ -22,7 +22,7 @@ _SOURCES = {
     "motion-v2v": "others for V2V (those of --motion)",
     "image-adapter": "an IP-Adapter for SD1.5, plain or Plus",
     "image-encoder": "its CLIP vision encoder",
-    "controlnet": "a ControlNet for SD1.5; tile suits best",
+    "controlnet": "a ControlNet for SD1.5 (tile suits best), or SparseCtrl's encoder of pictures",
     "t2i": "SDXL, or another whole checkpoint, for T2I alone",
     "t2i-vae": "another VAE than that checkpoint's",
 }

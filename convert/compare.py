@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -28,6 +29,7 @@ from mv2_jax.models.clip_text import TextEncoder
 from mv2_jax.models.clip_vision import VisionEncoder
 from mv2_jax.models.controlnet import ControlNet
 from mv2_jax.models.image_projection import ImageProjection
+from mv2_jax.models.sparse_control import SparseControlNet, given_frames
 from mv2_jax.models.unet import UNet
 from mv2_jax.models.vae import AutoencoderKL
 from mv2_jax.nn.motion import MotionModule
@@ -263,6 +265,38 @@ def _control(job: Job) -> tuple[str, Pairs]:
     return "diffusers' ControlNetModel", pairs
 
 
+def _sparse(job: Job) -> tuple[str, Pairs]:
+    """A clip whose first frame is given; torch's norms over each frame where ours are."""
+    cfg, t, frames = job.piece.config, np.float32([999, 7]), 3
+    text = job.noise(2, 7, cfg.unet.context_width)
+    latents = job.noise(2, 1, 13, 9, cfg.condition_channels)
+    condition, mask = (np.array(x) for x in given_frames(jnp.asarray(latents), (0,), frames))
+    net, scope = reference.module(job.piece, job.dtype, job.unet), ""
+    if cfg.unet.motion.norm_scope == "frame":
+        scope = " (its norms over each frame)"
+        for name, part in net.named_modules():
+            if re.fullmatch(r".*\.motion_modules\.\d+", name):
+                part.norm = reference.EachFrame(part.norm)
+    shown = np.broadcast_to(mask[:, None, :, None, None], (2, 1, frames, 13, 9))
+    theirs = _theirs(
+        net,
+        lambda net: net(
+            torch.zeros(2, cfg.unet.in_channels, frames, 13, 9),
+            _torch(t),
+            _torch(text).repeat_interleave(frames, 0),
+            controlnet_cond=_torch(np.moveaxis(condition, -1, 1)),
+            conditioning_mask=_torch(shown),
+            return_dict=False,
+        ),
+    )
+    context = Context(jnp.asarray(text))
+    skips, middle = _ours(
+        lambda p: SparseControlNet(cfg).apply({"params": p}, condition, mask, t, context), job
+    )
+    pairs = [(a, _last(b)) for a, b in zip((*skips, middle), (*theirs[0], theirs[1]))]
+    return f"diffusers' SparseControlNetModel{scope}", pairs
+
+
 _COMPARISONS: dict[str, Callable[[Job], tuple[str, Pairs]]] = {
     "unet": _unet,
     "vae": _vae,
@@ -271,6 +305,7 @@ _COMPARISONS: dict[str, Callable[[Job], tuple[str, Pairs]]] = {
     "motion": _motion,
     "image_adapter": _adapter,
     "controlnet": _control,
+    "sparse_control": _sparse,
 }
 
 

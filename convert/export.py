@@ -16,10 +16,19 @@ import numpy as np
 
 from mv2_jax import bundle as bundles
 from mv2_jax import files, tensorfile
-from mv2_jax.config import nearest
+from mv2_jax.config import SparseControlConfig, nearest
 from mv2_jax.convert import cli, published
 from mv2_jax.convert.engine import ConversionError, Table, exported, under
-from mv2_jax.convert.tables import clip, controlnet, ip_adapter, ip_attention, motion, unet, vae
+from mv2_jax.convert.tables import (
+    clip,
+    controlnet,
+    ip_adapter,
+    ip_attention,
+    motion,
+    sparse_control,
+    unet,
+    vae,
+)
 from mv2_jax.errors import InputError
 from mv2_jax.params import flatten
 from mv2_jax.tensorfile import Spec
@@ -49,7 +58,8 @@ def main(arguments: Sequence[str]) -> int:
     write(bundle, args.component, out)
     config = bundle.config(args.component)
     print(f"{out}: {args.component} of {bundle.name}, as {_what(bundle, args.component)}")
-    if getattr(config, "norm_scope", "clip") == "frame":
+    moving = config.unet.motion if isinstance(config, SparseControlConfig) else config
+    if getattr(moving, "norm_scope", "clip") == "frame":
         print("note: these weights want norms over each frame; diffusers takes whole clips")
     return 0
 
@@ -151,6 +161,12 @@ def _adapter(bundle: bundles.Bundle, cfg: Any) -> Layout:
     return Layout(table, "", None)
 
 
+def _control(bundle: bundles.Bundle, cfg: Any) -> Layout:
+    if isinstance(cfg, SparseControlConfig):
+        return _diffusers(sparse_control.diffusers(cfg), published.sparse_control(cfg))
+    return _diffusers(controlnet.rules(cfg), published.controlnet(cfg))
+
+
 _LAYOUTS: dict[str, Callable[[bundles.Bundle, Any], Layout]] = {
     "spatial": _unet,
     "t2i_unet": _unet,
@@ -163,7 +179,7 @@ _LAYOUTS: dict[str, Callable[[bundles.Bundle, Any], Layout]] = {
     "motion_i2v": _motion,
     "motion_v2v": _motion,
     "image_attn": _adapter,
-    "control": lambda bundle, cfg: _diffusers(controlnet.rules(cfg), published.controlnet(cfg)),
+    "control": _control,
 }
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from mv2_jax.config import ControlNetConfig, UNetConfig
+from mv2_jax.config import ControlNetConfig, SparseControlConfig, UNetConfig
 from mv2_jax.convert.pieces import Piece
 from mv2_jax.convert.sources import spec
 from mv2_jax.errors import InputError
@@ -83,11 +83,20 @@ def _motion(piece: Piece, unet: UNetConfig, built: Mapping[str, Piece]) -> None:
 
 
 def _control(piece: Piece, unet: UNetConfig, built: Mapping[str, Piece]) -> None:
-    cfg: ControlNetConfig = piece.config
+    cfg: ControlNetConfig | SparseControlConfig = piece.config
     for name in _BODY:
         ours, theirs = getattr(cfg.unet, name), getattr(unet, name)
         _same(piece, ours, theirs, name.replace("_", " "), "the UNet")
-    if "vae" in built and cfg.condition_factor != built["vae"].config.factor:
+    if isinstance(cfg, SparseControlConfig):
+        _same(piece, cfg.condition_channels, unet.in_channels, "channels given", "the UNet")
+        knows = cfg.unet.motion.max_frames
+        for stage in ("motion_i2v", "motion_v2v"):
+            most = built[stage].config.max_frames if stage in built else 0
+            if most > knows:
+                raise InputError(
+                    f"{piece.found.asked} knows {knows} frames, the motion modules {most}"
+                )
+    elif "vae" in built and cfg.condition_factor != built["vae"].config.factor:
         raise InputError(
             f"{piece.found.asked} takes pictures {cfg.condition_factor} times the latents' plane, "
             f"but the VAE's are {built['vae'].config.factor} times it"

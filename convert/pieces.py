@@ -97,7 +97,7 @@ def _kept(stored: np.dtype, wanted: Any) -> np.dtype:
 
 
 def plain(found: Found) -> Piece:
-    """A piece that depends on no other: a text or image encoder, a VAE, a ControlNet, a UNet.
+    """A piece that depends on no other: an encoder, a VAE, a ControlNet or its like, a UNet.
 
     Raises:
         InputError: its settings contradict its tensors.
@@ -109,6 +109,7 @@ def plain(found: Found) -> Piece:
         "text_encoder": targets.text,
         "image_encoder": targets.vision,
         "controlnet": targets.controlnet,
+        "sparse_control": targets.sparse_control,
     }[part.kind]
     return Piece(found, _target(found, lambda: make(part.config)), part.config, part.table)
 

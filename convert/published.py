@@ -11,6 +11,7 @@ from typing import Any
 from mv2_jax.config import (
     ControlNetConfig,
     MotionConfig,
+    SparseControlConfig,
     TextConfig,
     UNetConfig,
     VAEConfig,
@@ -46,6 +47,26 @@ def controlnet(cfg: ControlNetConfig) -> Published:
         **_body(cfg.unet),
         "conditioning_embedding_out_channels": widths,
         "controlnet_conditioning_channel_order": "rgb",
+    }
+
+
+def sparse_control(cfg: SparseControlConfig) -> Published:
+    """SparseControlNetModel, whose norms diffusers takes over whole clips (see `motion`)."""
+    body, moving = cfg.unet, cfg.unet.motion
+    _only(moving, "attentions", 1)
+    _only(moving, "layers", 1)
+    _only(moving, "norm_groups", body.norm_groups)
+    settings = _body(body)
+    settings["down_block_types"] = [
+        name.replace("2D", "Motion") for name in settings["down_block_types"]
+    ]
+    return "SparseControlNetModel", {
+        **settings,
+        "conditioning_channels": cfg.condition_channels,
+        "motion_max_seq_length": moving.max_frames,
+        "motion_num_attention_heads": moving.heads,
+        "concat_conditioning_mask": True,
+        "use_simplified_condition_embedding": True,
     }
 
 

@@ -136,9 +136,16 @@ class _Sized:
         self.config = config
 
 
+def _sparse_control(own: State, part: Part) -> State:
+    # The same names as the modules', whose converter leaves the others as they are.
+    named = {name: tensor(part.tensors[name]) for name in part.tensors}
+    return _motion(named, part) if motion.layout(named).original else named
+
+
 _CONVERTERS = {
     ("unet", "a single file's (LDM)"): _ldm_unet,
     ("controlnet", "a single file's (LDM)"): _ldm_controlnet,
+    ("sparse_control", "diffusers"): _sparse_control,
     ("vae", "a single file's (LDM)"): _ldm_vae,
     ("motion", "AnimateDiff's"): _motion,
     ("text_encoder", "OpenCLIP's"): _open_clip,
@@ -231,6 +238,7 @@ _PUBLISHED = {
     "text_encoder": published.text,
     "image_encoder": published.vision,
     "controlnet": published.controlnet,
+    "sparse_control": published.sparse_control,
 }
 
 

@@ -108,7 +108,10 @@ def controlnet(shapes: Shapes, settings: Settings) -> ControlNetConfig:
 
 def sparse_control(shapes: Shapes, settings: Settings) -> SparseControlConfig:
     """The config of SparseCtrl's encoder of given frames' latents."""
-    body = dataclasses.replace(unet(shapes, settings), motion=motion.describe(shapes))
+    plain = unet(shapes, settings)
+    # Its motion modules take the body's own number of norm groups.
+    moving = motion_modules(shapes, {**settings, "motion_norm_num_groups": plain.norm_groups})
+    body = dataclasses.replace(plain, motion=moving)
     channels = _get(shapes, "controlnet_cond_embedding.weight", 4)[1] - 1  # the mask is the last
     return SparseControlConfig(body, channels)
 

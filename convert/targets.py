@@ -12,6 +12,7 @@ from mv2_jax import params
 from mv2_jax.config import (
     ControlNetConfig,
     ImageProjectionConfig,
+    SparseControlConfig,
     TextConfig,
     UNetConfig,
     VAEConfig,
@@ -21,6 +22,7 @@ from mv2_jax.models.clip_text import TextEncoder
 from mv2_jax.models.clip_vision import VisionEncoder
 from mv2_jax.models.controlnet import ControlNet
 from mv2_jax.models.image_projection import ImageProjection
+from mv2_jax.models.sparse_control import SparseControlNet
 from mv2_jax.models.unet import UNet
 from mv2_jax.models.vae import AutoencoderKL
 from mv2_jax.nn.transformer import Context
@@ -48,6 +50,14 @@ def controlnet(cfg: ControlNetConfig) -> params.Tree:
     x, t = _noisy(cfg.unet)
     side = x.shape[2] * cfg.condition_factor
     return _shapes(ControlNet(cfg), x, t, context, _zeros(1, side, side, 3))
+
+
+def sparse_control(cfg: SparseControlConfig) -> params.Tree:
+    """The tree of a SparseCtrl encoder of latents."""
+    context = Context(_zeros(1, 7, cfg.unet.context_width))
+    x, t = _noisy(cfg.unet)
+    given = _zeros(*x.shape[:-1], cfg.condition_channels)
+    return _shapes(SparseControlNet(cfg), given, _zeros(1, 1), t, context)
 
 
 def vae(cfg: VAEConfig) -> params.Tree:

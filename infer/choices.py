@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mv2_jax.config import nearest
+from mv2_jax.config import SparseControlConfig, nearest
 from mv2_jax.configs import presets
 from mv2_jax.configs.few_steps import FEW_STEPS, few
 from mv2_jax.errors import InputError
@@ -174,6 +174,13 @@ def _check(bundle: Any, name: str, stage: Any, values: Mapping[str, Any]) -> Non
             raise InputError(
                 f"--clip-skip {stage.clip_skip}: these weights' text encoder has {layers} layers"
             )
+    control = bundle.components.get("control")
+    sparse = control is not None and isinstance(control.config, SparseControlConfig)
+    if sparse and stage.frames > stage.windows[0]:
+        raise InputError(
+            f"--frames {stage.frames}: these weights' SparseCtrl knows no more than the "
+            f"{stage.windows[0]} frames of one motion window"
+        )
     if "overlap" in values:
         window, overlap = stage.windows
         if overlap >= window:

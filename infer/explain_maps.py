@@ -73,9 +73,10 @@ def of_clip(
     cfg, params, steps = four.keyframes, four.parameters("i2v"), int(numbers["steps"])
     weights = (np.float32(numbers[name]) for name in ("image_scale", "control_scale"))
     ids = four.ids([prompt], negative)
-    given = video.condition(params, *ids, jnp.asarray(picture), *weights, cfg=cfg)
-    told = jax.tree.map(lambda x: x[2:], given)
     reference = four.encode(latents.resize(jnp.asarray(picture), cfg.stage.size))
+    shown = reference if cfg.sparse else None
+    given = video.condition(params, *ids, jnp.asarray(picture), *weights, shown, cfg=cfg)
+    told = jax.tree.map(lambda x: x[2:], given)
     prior = np.float32(numbers["noise_prior"])
     state = i2v.start(random.seeds([seed]), reference, prior, cfg=cfg, steps=steps)
     scales = guides.make(numbers["guidance"], numbers["image_guidance"])

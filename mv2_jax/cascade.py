@@ -132,10 +132,11 @@ class Cascade:
         params, image = self.parameters("i2v"), jnp.asarray(image, jnp.float32)
         ids = self.ids(prompts, negative)
         scales = (np.float32(image_scale), np.float32(control_scale))
-        given = run(video.condition, params, *ids, image, *scales, cfg=cfg)
-        given = guides.fewest(given, video.WAYS, guidance, image_guidance)
         small = run(_resize, image, size=cfg.stage.size)
         z = run(_encode, self.params["vae"], small, cfg=self.vae, dtype=self.dtype)
+        reference = z if cfg.sparse else None
+        given = run(video.condition, params, *ids, image, *scales, reference, cfg=cfg)
+        given = guides.fewest(given, video.WAYS, guidance, image_guidance)
         state = run(i2v.start, keys, z, np.float32(noise_prior), cfg=cfg, steps=steps)
         scales = guides.make(guidance, image_guidance)
         for turn in range(int(free_init)):
@@ -165,7 +166,11 @@ class Cascade:
         params, image = self.parameters("v2v"), jnp.asarray(image, jnp.float32)
         ids = self.ids(prompts, negative)
         scales = (np.float32(image_scale), np.float32(control_scale))
-        given = run(video.condition, params, *ids, image, *scales, cfg=cfg)
+        reference = None
+        if cfg.sparse:
+            whole = run(_resize, image, size=cfg.stage.size)
+            reference = run(_encode, self.params["vae"], whole, cfg=self.vae, dtype=self.dtype)
+        given = run(video.condition, params, *ids, image, *scales, reference, cfg=cfg)
         given = guides.fewest(given, video.WAYS, guidance, image_guidance)
         large = run(_resize, jnp.asarray(keyframes, jnp.float32), size=cfg.stage.size)
         z = run(_encode, self.params["vae"], large, cfg=self.vae, dtype=self.dtype)

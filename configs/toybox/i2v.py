@@ -17,8 +17,8 @@ def get_config() -> ConfigDict:
             begin={"vae": "toybox/vae", "text_encoder": "toybox/t2i", "spatial": "toybox/t2i"},
             train=("motion", "image_encoder", "image_attn", "control"),
             steps=20_000,
-            batch=8,
-            max_minutes=110.0,
+            batch=4,
+            max_minutes=30.0,
             model={
                 "i2v": to_dict(sizes.I2V),
                 "vision": to_dict(sizes.VISION),
@@ -26,15 +26,15 @@ def get_config() -> ConfigDict:
                 "control": to_dict(sizes.CONTROL),
             },
             data={
-                "count": 16_384,
-                "shard": 256,
+                "count": 4096,
+                "shard": 128,
                 "image_every": 4,
-                "image_batch": 32,
+                "image_batch": 16,
                 "decoded": 0.5,
             },
             loss={"drop_text": 0.1, "drop_image": 0.1, "shape": asdict(LossConfig())},
             sample={"guidance": 4.0, "image_guidance": 1.5, "steps": 20},
-            optim={"lr": 5e-4, "schedule": "warmup_stable_decay", "clock": "time"},
+            optim={"lr": 1e-3, "schedule": "warmup_stable_decay", "clock": "time"},
             ema={"decay": 0.999},
         )
     )

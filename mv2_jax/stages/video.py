@@ -4,7 +4,9 @@ MagicVideo-V2, arXiv 2401.04468, sections 2.2 and 2.3. The two stages run one ne
 spatial weights; each has its own motion modules, and says in its own file what its chains start
 from. The paper names the mechanisms and gives no equations; their forms here are the published
 ones: IP-Adapter's decoupled attention (arXiv 2308.06721) for the appearance encoder, ControlNet
-(arXiv 2302.05543) on the RGB reference, AnimateDiff (arXiv 2307.04725) for motion.
+(arXiv 2302.05543) on the RGB reference, AnimateDiff (arXiv 2307.04725) for motion. In the
+ControlNet's place a SparseCtrl (arXiv 2311.16933) may stand: it is given the reference's latent as
+the clip's first frame, instead of pixels for every frame.
 
 Parameters: {"text_encoder", "spatial", "motion", "image_encoder", "image_attn", "control"}, where
 "image_attn" is {"projection": the resampler, "unet": the UNet's to_k_ip and to_v_ip}.
@@ -25,6 +27,7 @@ from mv2_jax import params as trees
 from mv2_jax.config import (
     ControlNetConfig,
     ImageProjectionConfig,
+    SparseControlConfig,
     StageConfig,
     TextConfig,
     VisionConfig,
@@ -37,6 +40,7 @@ from mv2_jax.diffusion.losses import LossConfig, diffusion_loss
 from mv2_jax.diffusion.samplers import State
 from mv2_jax.models import clip_text, clip_vision, image_projection
 from mv2_jax.models.controlnet import ControlNet
+from mv2_jax.models.sparse_control import SparseControlNet, given_frames
 from mv2_jax.models.unet import UNet
 from mv2_jax.nn.transformer import Context
 from mv2_jax.stages import chain, prompts
@@ -57,10 +61,15 @@ class Config:
     text: TextConfig
     vision: VisionConfig
     projection: ImageProjectionConfig
-    control: ControlNetConfig
+    control: ControlNetConfig | SparseControlConfig
     factor: int
     dtype: Any = jnp.float32
     remat: bool = False
+
+    @property
+    def sparse(self) -> bool:
+        """Whether the control is a SparseCtrl, which wants the reference's latent."""
+        return isinstance(self.control, SparseControlConfig)
 
     @property
     def latent_shape(self) -> tuple[int, int, int, int]:
@@ -76,7 +85,8 @@ class Condition:
     """What the network is told, leading axis B (or ways * B).
 
     text [B, L, C]; image tokens [B, Li, C] and their scale [B]; the reference's pixels
-    [B, H, W, 3] in [0, 1] and the ControlNet's scale [B], 0 where there is no reference.
+    [B, H, W, 3] in [0, 1] (of a SparseCtrl: its scaled latent [B, h, w, C]) and the ControlNet's
+    scale [B], 0 where there is no reference.
     """
 
     text: jax.Array
@@ -97,7 +107,11 @@ def init(cfg: Config, key: jax.Array, spatial: Params | None = None) -> Params:
         return jax.jit(module.init)(named.fold(key, name), *args)["params"]
 
     unet = make("unet", UNet(cfg.stage.unet), x, t, Context(text, tokens))
-    control = make("control", ControlNet(cfg.control), x, t, Context(text), pixels)
+    if cfg.sparse:
+        module, given = SparseControlNet(cfg.control), (x, jnp.ones((1, 1)), t, Context(text))
+    else:
+        module, given = ControlNet(cfg.control), (x, t, Context(text), pixels)
+    control = make("control", module, *given)
     side = cfg.vision.image_size
     vision = make("vision", clip_vision.VisionEncoder(cfg.vision), jnp.zeros((1, side, side, 3)))
     patches = (side // cfg.vision.patch_size) ** 2 + 1
@@ -173,12 +187,23 @@ def predict(
     """The network's output at noisy latents x [B, T, h, w, C] and timesteps t [B]."""
     given = condition
     unet = trees.merge(params["spatial"], params["motion"], params["image_attn"]["unet"])
-    residuals = ControlNet(cfg.control, cfg.dtype, cfg.remat).apply(
-        {"params": params["control"]}, x, t, Context(given.text), given.pixels, given.control_scale
-    )
+    residuals = _residuals(params, cfg, x, t, given)
     context = Context(given.text, given.tokens, given.image_scale)
     network = UNet(cfg.stage.unet, cfg.dtype, cfg.remat)
     return network.apply({"params": unet}, x, t, context, residuals=residuals)
+
+
+def _residuals(
+    params: Params, cfg: Config, x: jax.Array, t: jax.Array, given: Condition
+) -> tuple[tuple[jax.Array, ...], jax.Array]:
+    """What the ControlNet, or the SparseCtrl, adds to the UNet's states."""
+    own, text = {"params": params["control"]}, Context(given.text)
+    if not cfg.sparse:
+        network = ControlNet(cfg.control, cfg.dtype, cfg.remat)
+        return network.apply(own, x, t, text, given.pixels, given.control_scale)
+    latents, mask = given_frames(given.pixels[:, None], (0,), x.shape[1])
+    sparse = SparseControlNet(cfg.control, cfg.dtype, cfg.remat)
+    return sparse.apply(own, latents, mask, t, text, given.control_scale)
 
 
 def loss(
@@ -213,7 +238,7 @@ def loss(
         text=encode_text(params, cfg, ids),
         tokens=jnp.where(no_image[:, None, None], none, tokens),
         image_scale=jnp.full(latent.shape[:1], image_scale),
-        pixels=image * 0.5 + 0.5,
+        pixels=latent[:, 0] if cfg.sparse else image * 0.5 + 0.5,
         control_scale=control_scale * (1.0 - no_image.astype(jnp.float32)),
     )
     return diffusion_loss(
@@ -229,6 +254,7 @@ def condition(
     image: jax.Array,
     image_scale: jax.Array,
     control_scale: jax.Array,
+    reference: jax.Array | None = None,
     *,
     cfg: Config,
 ) -> Condition:
@@ -239,7 +265,13 @@ def condition(
             be `Marked`.
         image: the reference [B, H, W, 3] in [-1, 1], of any size.
         image_scale, control_scale: numbers [] that weigh its tokens and its ControlNet.
+        reference: its scaled latent [B, h, w, C] at the stage's size, for a SparseCtrl alone.
+
+    Raises:
+        ValueError: a SparseCtrl without that latent.
     """
+    if cfg.sparse and reference is None:
+        raise ValueError("the SparseCtrl of this stage wants the reference's latent, `reference`")
     batch = image.shape[0]
     text = encode_text(params, cfg, prompts.together(negative, ids))
     tokens, none = encode_image(params, cfg, image)
@@ -248,7 +280,7 @@ def condition(
         text=text[:batch],
         tokens=tokens,
         image_scale=ones * image_scale,
-        pixels=resize(image, cfg.stage.size) * 0.5 + 0.5,
+        pixels=reference if cfg.sparse else resize(image, cfg.stage.size) * 0.5 + 0.5,
         control_scale=ones * control_scale,
     )
     nothing = with_image.replace(
@@ -271,7 +303,14 @@ def advance(
     """The next `k` of `steps` steps; the last state's x is the latent.
 
     `given` is `condition`'s, or what `guidance.fewest` left of it.
+
+    Raises:
+        ValueError: a clip longer than a motion window with a SparseCtrl, which says at which frame
+            of the clip the reference stands.
     """
+    frames, window = state.x.shape[1], cfg.stage.windows[0]
+    if cfg.sparse and frames > window:
+        raise ValueError(f"a SparseCtrl cannot steer {frames} frames in windows of {window}")
 
     def model(x: jax.Array, t: jax.Array, given: Condition) -> jax.Array:
         return predict(params, cfg, x, t, given)

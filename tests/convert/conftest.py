@@ -97,6 +97,23 @@ def controlnet(seed=6, hints=(8, 16)):
     return randomise(module, seed)
 
 
+def sparse(seed=9):
+    """SparseCtrl's encoder of pictures. Several channels a group: a frame that is not given begins
+    as a constant in each channel, which alone in its group is all rounding error."""
+    import diffusers
+
+    module = diffusers.SparseControlNetModel(
+        block_out_channels=WIDTHS,
+        down_block_types=("CrossAttnDownBlockMotion", "DownBlockMotion"),
+        layers_per_block=1,
+        attention_head_dim=8,
+        cross_attention_dim=CONTEXT,
+        norm_num_groups=8,
+        motion_max_seq_length=FRAMES,
+    )
+    return randomise(module, seed)
+
+
 def adapter(seed=7):
     """An IP-Adapter-Plus in the names of its own files (diffusers reads these alone)."""
     rng = np.random.default_rng(seed)
@@ -278,7 +295,7 @@ def small():
     """The makers above."""
     pytest.importorskip("diffusers"), pytest.importorskip("transformers")
     makers = (unet, vae, text, vision, motion, controlnet, adapter, sdxl, randomise)
-    makers += (as_ldm, as_ldm_vae, as_open_clip, sdxl_file)
+    makers += (sparse, as_ldm, as_ldm_vae, as_open_clip, sdxl_file)
     return SimpleNamespace(**{make.__name__: make for make in makers})
 
 

@@ -13,7 +13,9 @@ diffusers is corrected where it is known to err, and only there:
   samples here together.
 """
 
+import copy
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -49,6 +51,7 @@ def public(small, tmp_path_factory):
         "vision": small.vision(),
         "motion": small.motion(middle=True),
         "controlnet": small.controlnet(hints=(8, 8, 16, 16)),
+        "sparse": small.sparse(),
     }
     for name, module in modules.items():
         inside = "pipeline/" if name in ("unet", "vae", "text_encoder") else ""
@@ -59,22 +62,22 @@ def public(small, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def cascades(public, tmp_path_factory):
-    """Our cascade by the scope of its motion modules' norms."""
+    """Our cascade by the scope of its motion modules' norms, and by what controls it."""
     root = public[2]
 
     @functools.cache
-    def make(scope):
+    def make(scope, control="controlnet"):
         wanted = assemble.Wanted(
             unet=str(root / "pipeline"),
             motion=str(root / "motion"),
             image_adapter=str(root / "adapter.safetensors"),
             image_encoder=str(root / "vision"),
-            controlnet=str(root / "controlnet"),
+            controlnet=str(root / control),
             norm_scope=scope,
             frames=FRAMES,
             sizes=dict.fromkeys(("t2i", "i2v", "v2v"), SIZE),
         )
-        folder = tmp_path_factory.mktemp("cascade") / scope
+        folder = tmp_path_factory.mktemp("cascade") / "c"
         return cascade.load(assemble.write(assemble.assemble(wanted), folder, dtype=None, name="c"))
 
     return make
@@ -96,12 +99,12 @@ def pictures():
     return raw, raw.astype(np.float32) / 127.5 - 1.0
 
 
-def condition(four, scale):
+def condition(four, scale, reference=None):
     """Ours for both prompts; `scale` weighs the picture's tokens and its ControlNet."""
     ids = four.ids(PROMPTS, NEGATIVE)
     image, scale = jnp.asarray(pictures()[1]), np.float32(scale)
     params = four.parameters("i2v")
-    return CONDITION(params, *ids, image, scale, scale, cfg=four.keyframes)
+    return CONDITION(params, *ids, image, scale, scale, reference, cfg=four.keyframes)
 
 
 def ours(four, given, scales, state):
@@ -115,6 +118,16 @@ def ours(four, given, scales, state):
     return states
 
 
+def each_frame(network):
+    """Gives the norms of a network's motion modules one frame at a time."""
+    from mv2_jax.convert.reference import EachFrame
+
+    for name, module in list(network.named_modules()):
+        if re.search(r"\.motion_modules\.\d$", name):
+            module.norm = EachFrame(module.norm)
+    return network
+
+
 class Torch:
     """diffusers' side for one sample."""
 
@@ -123,12 +136,7 @@ class Torch:
         self.sample, self.modules = sample, modules
         self.unet = diffusers.UNetMotionModel.from_unet2d(modules["unet"], modules["motion"])
         if scope == "frame":
-            from mv2_jax.convert.reference import EachFrame
-
-            inner = [m for n, m in self.unet.named_modules() if n.endswith(".motion_modules.0")]
-            inner += [m for n, m in self.unet.named_modules() if n.endswith(".motion_modules.1")]
-            for module in inner:
-                module.norm = EachFrame(module.norm)
+            each_frame(self.unet)
         if pictured:
             halves = {"image_proj": {}, "ip_adapter": {}}
             for name, value in adapter.items():
@@ -186,10 +194,12 @@ class Torch:
         from PIL import Image
 
         controlled = {}
-        if "ControlNet" in name:
+        if "Sparse" in name:
+            controlled = {"controlnet": each_frame(copy.deepcopy(self.modules["sparse"]))}
+            given["conditioning_frames"] = [Image.fromarray(pictures()[0][self.sample])]
+        elif "ControlNet" in name:
             controlled = {"controlnet": self.modules["controlnet"]}
-            frame = Image.fromarray(pictures()[0][self.sample])
-            given["conditioning_frames"] = [frame] * FRAMES
+            given["conditioning_frames"] = [Image.fromarray(pictures()[0][self.sample])] * FRAMES
         pipeline = getattr(diffusers, name)(
             vae=self.modules["vae"],
             text_encoder=self.modules["text_encoder"],
@@ -200,6 +210,8 @@ class Torch:
             **controlled,
         )
         pipeline.set_progress_bar_config(disable=True)
+        if "Sparse" in name:  # it draws from what the VAE says; here both take the mode
+            pipeline.prepare_image = lambda *_: self.latents()[:, :, :1]
         if "VideoToVideo" not in name:
             given["num_frames"] = FRAMES
         states = []
@@ -279,6 +291,30 @@ def test_picture_to_video(public, cascades):
         picture = side.picture(negative="zero")
         name = "AnimateDiffControlNetPipeline"
         theirs.append(side.run(name, latents, ids, ip_adapter_image_embeds=picture))
+    assert len(mine) == STEPS
+    assert drift(mine, list(zip(*theirs))) < BOUND
+
+
+@pytest.mark.slow
+def test_sparse_picture_to_video(public, cascades):
+    """AnimateDiffSparseControlNetPipeline, the picture given as the first frame alone."""
+    four = cascades("frame", "sparse")
+    z = four.encode(pictures()[1])
+    state = i2v.start(KEYS, z, np.float32(0), cfg=four.keyframes, steps=STEPS)
+    given = condition(four, 1.0, z)
+    given = given.replace(
+        control_scale=jnp.ones_like(given.control_scale),
+        image_scale=jnp.zeros_like(given.image_scale),  # the picture's tokens are other tests'
+    )
+    given = guidance.fewest(given, video.WAYS, GUIDANCE, GUIDANCE)
+    mine = ours(four, given, guidance.make(GUIDANCE, GUIDANCE), state)
+    ids, name = four.ids(PROMPTS, NEGATIVE), "AnimateDiffSparseControlNetPipeline"
+    theirs = [
+        Torch(public, n, pictured=False).run(
+            name, first(state, n), ids, controlnet_frame_indices=[0]
+        )
+        for n in range(2)
+    ]
     assert len(mine) == STEPS
     assert drift(mine, list(zip(*theirs))) < BOUND
 
