@@ -20,8 +20,8 @@ class Placement:
     """Puts states, parameters and batches onto the devices.
 
     `sizes` maps a mesh axis (`data`, `fsdp`, `context`, `tensor`) to its size; where none is above
-    1 there is one device and nothing is partitioned. The state follows `mv2_jax.sharding.RULES`, optimiser
-    moments like their parameters; batches are split over `data` and `fsdp`.
+    1 there is one device and nothing is partitioned. The state follows `mv2_jax.sharding.RULES`,
+    optimiser moments like their parameters; batches are split over `data` and `fsdp`.
 
     Raises:
         InputError: an unknown axis, or sizes that do not multiply to the number of devices.
