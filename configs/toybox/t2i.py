@@ -11,18 +11,19 @@ from mv2_jax.train.phase import phase, recipe
 
 
 def get_config() -> ConfigDict:
+    shared = {
+        "begin": {"vae": "toybox/vae"},
+        "steps": 40_000,
+        "batch": 32,
+        "model": {"text": to_dict(sizes.TEXT), "t2i": to_dict(sizes.T2I)},
+        "loss": {"drop_text": 0.1, "shape": asdict(LossConfig())},
+        "sample": {"guidance": 4.0, "steps": 20},
+        "ema": {"decay": 0.999},
+    }
+    optim = {"lr": 1e-3, "schedule": "warmup_stable_decay", "clock": "time"}
+    data = {"sizes": (256, 192), "count": 16_384, "shard": 512}
     return recipe(
-        t2i=phase(
-            "t2i",
-            begin={"vae": "toybox/vae"},
-            steps=40_000,
-            batch=32,
-            max_minutes=62.0,
-            model={"text": to_dict(sizes.TEXT), "t2i": to_dict(sizes.T2I)},
-            data={"sizes": (256, 192), "count": 16_384, "shard": 512},
-            loss={"drop_text": 0.1, "shape": asdict(LossConfig())},
-            sample={"guidance": 4.0, "steps": 20},
-            optim={"lr": 1e-3, "schedule": "warmup_stable_decay", "clock": "time"},
-            ema={"decay": 0.999},
-        )
+        t2i=phase("t2i", max_minutes=62.0, data=data, optim=optim, **shared),
+        # On from there, over other worlds, for as long as there is time.
+        longer=phase("t2i", seed=1, max_minutes=100.0, data=data, optim=optim, **shared),
     )

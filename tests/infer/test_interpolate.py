@@ -199,6 +199,15 @@ def test_memory_holds_one_gap(run, tmp_path, monkeypatch):
     assert filled == [2, 3, 4, 5, 6, 7, 8]
 
 
+@pytest.fixture
+def terminal():
+    """Under nohup, which tests may run under, SIGHUP is ignored; here it is not."""
+    was = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, was)
+
+
+@pytest.mark.usefixtures("terminal")
 @pytest.mark.parametrize("how", ["ctrl-c", "SIGTERM", "SIGHUP", "error"])
 def test_whatever_stops_it_nothing_half_written_stays(run, tmp_path, monkeypatch, how):
     source = write(tmp_path / "in.mp4", pan(4))

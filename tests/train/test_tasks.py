@@ -38,8 +38,9 @@ def parts():
     vae = jax.eval_shape(
         AutoencoderKL(smoke.VAE).init, jax.random.key(0), jnp.zeros((1, 64, 64, 3))
     )
+    factor = smoke.VAE.factor
     net = video.Config(
-        smoke.NETWORKS["i2v"], text, smoke.VISION, smoke.PROJECTION, smoke.CONTROL, 32
+        smoke.NETWORKS["i2v"], text, smoke.VISION, smoke.PROJECTION, smoke.CONTROL, factor
     )
     trees = jax.eval_shape(lambda key: INIT(net, key), jax.random.key(0))
     configs = {
@@ -75,7 +76,7 @@ def test_t2i_learns_first_frames_at_two_sizes_with_captions_that_fit(tmp_path):
     task = t2i.make(cfg, {"vae": parts()["vae"]}, tmp_path / "t2i")
     stream = task.batches(0, 0)
     batches = [next(stream) for _ in range(2)]
-    assert [b["latent"].shape for b in batches] == [(4, 4, 4, 8), (4, 3, 3, 8)]
+    assert [b["latent"].shape for b in batches] == [(4, 8, 8, 8), (4, 6, 6, 8)]
     again = next(task.batches(0, 1))
     assert np.array_equal(again["ids"], batches[1]["ids"])
     loss, metrics = shapes_of(task, batches[0])
@@ -105,7 +106,7 @@ def test_i2v_trains_its_own_trees_on_clips_and_pictures(tmp_path, monkeypatch):
     )
     stream = task.batches(0, 0)
     batches = [next(stream) for _ in range(2)]
-    assert [b["latent"].shape for b in batches] == [(4, 4, 3, 3, 8), (4, 1, 3, 3, 8)]
+    assert [b["latent"].shape for b in batches] == [(4, 4, 6, 6, 8), (4, 1, 6, 6, 8)]
     assert all(b["image"].shape == (4, 96, 96, 3) for b in batches)
     for batch in batches:
         assert shapes_of(task, batch)[0].shape == ()
@@ -136,5 +137,5 @@ def test_what_is_missing_or_unknown_is_named(tmp_path):
         VideoTask("i2v", cfg, first_phases(), tmp_path)
     cfg = smoke.get_config().phases.t2i
     cfg.data.sizes = (100,)
-    with pytest.raises(InputError, match="100 is not a multiple of 32"):
+    with pytest.raises(InputError, match="100 is not a multiple of 16"):
         t2i.make(cfg, {"vae": parts()["vae"]}, tmp_path)
