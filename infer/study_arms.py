@@ -11,6 +11,7 @@ import jax
 from ml_collections import ConfigDict
 
 from mv2_jax import params as trees
+from mv2_jax.config import to_dict
 from mv2_jax.infer.mechanisms import Variant
 
 RECIPES = {"training": "toybox/ablations", "preference": "toybox/dpo"}
@@ -33,6 +34,7 @@ def train(which: str, bundle: Any, runs: Path, steps: int | None) -> Arms | None
         phase = cfg.phases[arm]
         # The parts that the arms share are the studied cascade's own.
         phase.begin = ConfigDict({name: str(bundle.folder) for name in phase.begin})
+        phase.model = ConfigDict({name: to_dict(_config(bundle, name)) for name in phase.model})
         if steps is not None:
             phase.steps = steps
         done = recipes.run_phase(runs, short, cfg, arm, True)
@@ -43,6 +45,14 @@ def train(which: str, bundle: Any, runs: Path, steps: int | None) -> Arms | None
         stage = "t2i" if "spatial" in held else "i2v"
         arms[arm] = {stage: {name: part.params for name, part in held.items()}}
     return arms
+
+
+def _config(bundle: Any, name: str) -> Any:
+    """What the studied cascade has for an entry of a recipe's `model`: arms are of its shapes."""
+    if name in bundle.stages:
+        return bundle.stages[name]
+    named = {"vision": "image_encoder", "projection": "image_attn", "text": "text_encoder"}
+    return bundle.components[named.get(name, name)].config
 
 
 def variants(which: str) -> tuple[Variant, ...]:
