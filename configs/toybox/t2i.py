@@ -24,6 +24,6 @@ def get_config() -> ConfigDict:
     data = {"sizes": (256, 192), "count": 16_384, "shard": 512}
     return recipe(
         t2i=phase("t2i", max_minutes=62.0, data=data, optim=optim, **shared),
-        # On from there, over other worlds, for as long as there is time.
-        longer=phase("t2i", seed=1, max_minutes=100.0, data=data, optim=optim, **shared),
+        # On from there, over other worlds.
+        longer=phase("t2i", seed=1, max_minutes=22.0, data=data, optim=optim, **shared),
     )
