@@ -74,11 +74,8 @@ class GANVFIConfig:
     What VQ-FIGAN does not have, each with what switches it off: `time_width`, any time (0: the
     middle alone); `steady`, the light model's frame joins what is attended to and what is summed
     (False); `half_heads`, EDSC's predictions on half the plane (False); `patch_size` folds pixels
-    into channels first (1); `head_leak` is the slope of the heads' rectifiers below zero (0),
-    without which training can shut a head for good: it begins as noise, and with its rectifiers all
-    off it adds nothing and learns nothing more. `public_kernel` and `batch_norm` are what public
-    weights need, see `nn.edsc` and `nn.maxvit`; `ldmvfi()` sets all of these. `light` is the light
-    model's config.
+    into channels first (1). `public_kernel` and `batch_norm` are what public weights need, see
+    `nn.edsc` and `nn.maxvit`; `ldmvfi()` sets all of these. `light` is the light model's config.
     """
 
     width: int = 64
@@ -93,7 +90,6 @@ class GANVFIConfig:
     head_widths: tuple[int, ...] = (64, 32)
     patch_size: int = 1
     half_heads: bool = True
-    head_leak: float = 0.1
     time_width: int = 256
     steady: bool = True
     public_kernel: bool = False
@@ -114,4 +110,4 @@ class GANVFIConfig:
     def ldmvfi(cls, **changes: Any) -> GANVFIConfig:
         """VQ-FIGAN as published, for its public weights."""
         public = dict(time_width=0, steady=False, half_heads=False, public_kernel=True)
-        return cls(**{**public, "batch_norm": True, "head_leak": 0.0, **changes})
+        return cls(**{**public, "batch_norm": True, **changes})

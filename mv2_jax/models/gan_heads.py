@@ -46,7 +46,7 @@ class Heads(nn.Module):
         still = jax.nn.initializers.zeros if cfg.steady else centre
 
         def head(name: str, outputs: int, bias=jax.nn.initializers.zeros) -> Array:
-            return Head(outputs, cfg.head_widths, cfg.head_leak, bias, self.dtype, name=name)(x)
+            return Head(outputs, cfg.head_widths, bias, self.dtype, name=name)(x)
 
         mask = nn.sigmoid(head("mask", taps**2))
         sides = [
@@ -65,15 +65,13 @@ class Heads(nn.Module):
 
 
 class Head(nn.Module):
-    """3x3 convolutions with rectifiers between: [P, h, w, C] -> fp32 [P, h, w, outputs].
+    """Four 3x3 convolutions with rectifiers between: [P, h, w, C] -> fp32 [P, h, w, outputs].
 
-    `leak` is the rectifiers' slope below zero, 0 in the public code.
     The last one starts with a kernel of zeros, so at first its output is its bias.
     """
 
     outputs: int
     widths: tuple[int, ...]
-    leak: float
     bias: jax.nn.initializers.Initializer
     dtype: Dtype = jnp.float32
 
@@ -81,7 +79,7 @@ class Head(nn.Module):
     def __call__(self, x: Array) -> Array:
         # Numbered as in the public code, where rectifiers take the odd numbers.
         for i, width in enumerate((*self.widths, self.outputs)):
-            x = nn.leaky_relu(conv(width, name=f"conv_{2 * i}", dtype=self.dtype)(x), self.leak)
+            x = nn.relu(conv(width, name=f"conv_{2 * i}", dtype=self.dtype)(x))
         last = nn.Conv(
             self.outputs,
             (3, 3),
