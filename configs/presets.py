@@ -5,21 +5,28 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from mv2_jax.config import StageConfig, nearest
-from mv2_jax.configs import paper, sd15
+from mv2_jax.config import StageConfig, UNetConfig, nearest
+from mv2_jax.configs import paper, sd15, sdxl
 from mv2_jax.errors import InputError
 
 if TYPE_CHECKING:
     from mv2_jax.bundle import Bundle
 
-PRESETS: dict[str, Any] = {"sd15": sd15, "paper": paper}
+PRESETS: dict[str, Any] = {"sd15": sd15, "paper": paper, "sdxl": sdxl}
 _STAGES = ("t2i", "i2v", "v2v")
 
 
+def suiting(spatial: UNetConfig, picture: UNetConfig) -> str:
+    """The preset that suits the video stages' UNet and T2I's: the paper's where T2I alone is SDXL,
+    which wants 1024x1024."""
+    if spatial.pooled_width:
+        return "sdxl"
+    return "paper" if picture.pooled_width else "sd15"
+
+
 def fitting(bundle: Bundle) -> str:
-    """The preset that suits a folder's networks: the paper's where T2I is SDXL, which wants
-    1024x1024, else the small one."""
-    return "paper" if _picture(bundle).pooled_width else "sd15"
+    """The preset that suits a folder's networks."""
+    return suiting(bundle.config("spatial"), _picture(bundle))
 
 
 def complete(bundle: Bundle, name: str | None = None) -> Bundle:
@@ -39,11 +46,12 @@ def complete(bundle: Bundle, name: str | None = None) -> Bundle:
         raise InputError(
             f"unknown preset {name!r} (known: {', '.join(PRESETS)}){nearest(name, PRESETS)}"
         )
-    if bundle.config("spatial").channels != sd15.SPATIAL.channels:
+    preset = PRESETS[name or fitting(bundle)]
+    if bundle.config("spatial").channels != preset.I2V.unet.channels:
         if name is None:
             return bundle  # what is missing is said where it is needed
-        raise InputError(f"--preset {name} is for weights of SD1.5's size, not {bundle.name}'s")
-    preset = PRESETS[name or fitting(bundle)]
+        size = "SDXL" if preset.I2V.unet.pooled_width else "SD1.5"
+        raise InputError(f"--preset {name} is for weights of {size}'s size, not {bundle.name}'s")
     stages = dict(bundle.stages)
     for stage in _STAGES:
         wanted: StageConfig = getattr(preset, stage.upper())

@@ -108,10 +108,12 @@ def assemble(wanted: Wanted) -> Built:
     built = {"spatial": pieces.plain(base.one("unet"))}
     unet = built["spatial"].config
     fitting.spatial(built["spatial"])
-    for name, asked in (("vae", wanted.vae), ("text_encoder", wanted.text_encoder)):
-        source = opened(asked) if asked else base
-        if asked or source.all(name):
-            built[name] = pieces.plain(source.one(name))
+    decoder = opened(wanted.vae) if wanted.vae else base
+    if wanted.vae or decoder.all("vae"):
+        built["vae"] = _vae(decoder, unet, alone=decoder is not base)
+    words = opened(wanted.text_encoder) if wanted.text_encoder else base
+    if wanted.text_encoder or words.all("text_encoder"):
+        built |= _texts(words, unet)
     if wanted.motion:
         built["motion_i2v"] = _motion(opened(wanted.motion), wanted, unet)
         built["motion_v2v"] = built["motion_i2v"]
@@ -184,32 +186,49 @@ def _motion(source: Checkpoint, wanted: Wanted, unet: UNetConfig) -> Piece:
 
 
 def _picture(source: Checkpoint, decoder: Checkpoint) -> dict[str, Piece]:
-    """T2I's own networks. SDXL has two text encoders; the second's projection its UNet takes."""
-    unet, vae = pieces.plain(source.one("unet")), decoder.one("vae")
-    pooled = unet.config.pooled_width
-    if pooled and decoder is not source and "scaling_factor" not in vae.settings:
+    """T2I's own networks."""
+    unet = pieces.plain(source.one("unet"))
+    texts = _texts(source, unet.config)
+    return {
+        "t2i_unet": unet,
+        "t2i_vae": _vae(decoder, unet.config, alone=decoder is not source),
+        **{f"t2i_{name}": piece for name, piece in texts.items()},
+    }
+
+
+def _vae(source: Checkpoint, unet: UNetConfig, *, alone: bool) -> Piece:
+    """The VAE of a source; one that came alone may be SDXL's."""
+    vae = source.one("vae")
+    if alone and unet.pooled_width and "scaling_factor" not in vae.settings:
         # A bare file does not say whose VAE it is; beside SDXL's UNet it is SDXL's.
-        part = vae.part
-        config = dataclasses.replace(part.config, scaling_factor=SCALING_SDXL)
+        config = dataclasses.replace(vae.part.config, scaling_factor=SCALING_SDXL)
         title = f"a VAE (latents scaled by {SCALING_SDXL:g})"
-        vae = dataclasses.replace(vae, part=dataclasses.replace(part, config=config, title=title))
-    built = {"t2i_unet": unet, "t2i_vae": pieces.plain(vae)}
+        vae = dataclasses.replace(
+            vae, part=dataclasses.replace(vae.part, config=config, title=title)
+        )
+    return pieces.plain(vae)
+
+
+def _texts(source: Checkpoint, unet: UNetConfig) -> dict[str, Piece]:
+    """The text encoders of a UNet. SDXL has two; the second's projection its UNet takes."""
+    pooled = unet.pooled_width
+    if pooled is None:
+        return {"text_encoder": pieces.plain(source.one("text_encoder"))}
     texts = [pieces.plain(found) for found in source.all("text_encoder")]
-    second = [text for text in texts if pooled and text.config.projection == pooled]
+    second = [text for text in texts if text.config.projection == pooled]
     first = [text for text in texts if text not in second]
-    if len(first) != 1 or len(second) != (pooled is not None):
-        wanted = "two text encoders" if pooled else "one text encoder"
-        raise InputError(f"{source.asked}: its UNet wants {wanted}, and {len(texts)} came with it")
-    built["t2i_text_encoder"] = first[0]
-    if second:
-        built["t2i_text_encoder_2"] = second[0]
-    width = sum(text.config.width for text in texts)
-    if width != unet.config.context_width:
+    if len(first) != 1 or len(second) != 1:
         raise InputError(
-            f"{source.asked}: its UNet reads text {unet.config.context_width} wide, its text "
+            f"{source.asked}: SDXL's UNet wants two text encoders (the second with a projection "
+            f"{pooled} wide), and {len(texts)} came with it"
+        )
+    width = sum(text.config.width for text in texts)
+    if width != unet.context_width:
+        raise InputError(
+            f"{source.asked}: its UNet reads text {unet.context_width} wide, its text "
             f"encoders write {width}"
         )
-    return built
+    return {"text_encoder": first[0], "text_encoder_2": second[0]}
 
 
 def _few_steps(wanted: Wanted, built: Mapping[str, Piece]) -> str | None:
@@ -226,7 +245,7 @@ def _stages(
     spatial = built["spatial"].config
     still = schedules.picture(schedule)
     unet = built["t2i_unet"].config if "t2i_unet" in built else spatial
-    preset = presets.PRESETS[wanted.preset or ("paper" if unet.pooled_width else "sd15")]
+    preset = presets.PRESETS[wanted.preset or presets.suiting(spatial, unet)]
     # SDXL makes nothing good of smaller pictures.
     picture = presets.paper.T2I.size if unet.pooled_width else preset.T2I.size
     size = {"t2i": picture, "i2v": preset.I2V.size, "v2v": preset.V2V.size, **wanted.sizes}
@@ -243,7 +262,7 @@ def _stages(
             )
         made = StageConfig(
             unet=dataclasses.replace(spatial, motion=moving, image_tokens=True),
-            schedule=schedules.video(still),
+            schedule=schedules.video(still, spatial),
             size=size[stage],
             frames=frames,
         )

@@ -15,14 +15,14 @@ from mv2_jax.errors import InputError
 
 TYPES = ("float16", "bfloat16", "float32", "keep")
 _SOURCES = {
-    "unet": "an SD1.5 UNet, or a whole checkpoint or pipeline with one",
+    "unet": "an SD1.5 or SDXL UNet, or a whole checkpoint or pipeline with one",
     "vae": "another VAE than the checkpoint's",
-    "text-encoder": "another text encoder than the checkpoint's",
+    "text-encoder": "another text encoder than the checkpoint's (of SDXL, both)",
     "motion": "AnimateDiff motion modules",
     "motion-v2v": "others for V2V (those of --motion)",
-    "image-adapter": "an IP-Adapter for SD1.5, plain or Plus",
+    "image-adapter": "an IP-Adapter for that UNet, plain or Plus",
     "image-encoder": "its CLIP vision encoder",
-    "controlnet": "a ControlNet for SD1.5 (tile suits best), or SparseCtrl's encoder of pictures",
+    "controlnet": "a ControlNet for it (tile suits best), or SparseCtrl's encoder of pictures",
     "t2i": "SDXL, or another whole checkpoint, for T2I alone",
     "t2i-vae": "another VAE than that checkpoint's",
 }
@@ -149,8 +149,8 @@ def _parser() -> Parser:
     add("--replace", action="store_true", help="replace a cascade folder that is there already")
     add("--dtype", choices=TYPES, default=TYPES[0], help="stored type (float16); keep: as it came")
     add("--variant", metavar="NAME", help="of folders with several precisions: fp16")
-    add("--preset", choices=tuple(PRESETS), help="sizes and frames of the stages (sd15's, or "
-        "with SDXL the paper's)")  # fmt: skip
+    add("--preset", choices=tuple(PRESETS), help="sizes and frames of the stages (the one that "
+        "fits: sd15's, with SDXL for T2I the paper's, all of SDXL sdxl's)")  # fmt: skip
     add("--frames", type=int, metavar="N", help="keyframes (the preset's)")
     for stage in ("t2i", "i2v", "v2v"):
         add(f"--{stage}-size", type=size, metavar="WxH", help="pixels of its frames (the preset's)")

@@ -63,6 +63,15 @@ class Job:
         """The spatial UNet that motion modules and adapters stand in."""
         return self.all["spatial"].config
 
+    def added(self, unet: UNetConfig) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """What joins the time embedding of an SDXL network, for ours and for diffusers'."""
+        if unet.pooled_width is None:
+            return {}, {}
+        pooled = self.noise(2, unet.pooled_width)
+        sizes = np.float32([[1024, 768, 0, 16, 512, 640]] * 2)
+        theirs = {"text_embeds": torch.from_numpy(pooled), "time_ids": torch.from_numpy(sizes)}
+        return {"pooled": pooled, "size_ids": sizes}, theirs
+
     def noise(self, *shape: int) -> np.ndarray:
         """Standard normal numbers, others for every shape."""
         return np.random.default_rng(sum(shape)).normal(size=shape).astype(np.float32)
@@ -117,12 +126,7 @@ def _found(origin: Mapping[str, Any], config: Any) -> Found:
 def _unet(job: Job) -> tuple[str, Pairs]:
     cfg, t = job.piece.config, np.float32([999, 7])
     x, text = job.noise(2, 1, 13, 9, cfg.in_channels), job.noise(2, 7, cfg.context_width)
-    added, theirs_added = {}, None
-    if cfg.pooled_width is not None:
-        sizes = np.float32([[1024, 768, 0, 16, 512, 640]] * 2)
-        added = {"pooled": job.noise(2, cfg.pooled_width), "size_ids": sizes}
-        theirs_added = {"text_embeds": added["pooled"], "time_ids": sizes}
-        theirs_added = {name: torch.from_numpy(value) for name, value in theirs_added.items()}
+    added, theirs_added = job.added(cfg)
     theirs = _theirs(
         reference.module(job.piece, job.dtype, job.unet),
         lambda net: (
@@ -226,10 +230,11 @@ def _adapter(job: Job) -> tuple[str, Pairs]:
     x, text = job.noise(2, 1, 13, 9, unet.in_channels), job.noise(2, 7, unet.context_width)
     net = reference.module(job.all["spatial"], job.dtype, job.unet)
     reference.with_adapter(net, job.piece, job.dtype)
+    added, theirs_added = job.added(unet)
 
     def both(net: Any) -> tuple[Any, Any]:
         tokens = net.encoder_hid_proj.image_projection_layers[0](torch.from_numpy(image))
-        given = {"image_embeds": [torch.from_numpy(image[:, None])]}
+        given = {"image_embeds": [torch.from_numpy(image[:, None])], **theirs_added}
         out = net(_first(x[:, 0]), _torch(t), _torch(text), added_cond_kwargs=given)
         return tokens, out.sample
 
@@ -240,7 +245,7 @@ def _adapter(job: Job) -> tuple[str, Pairs]:
         tokens = ImageProjection(cfg).apply({"params": p["projection"]}, jnp.asarray(image))
         whole = trees.merge(spatial, p["unet"])
         context = Context(jnp.asarray(text), tokens)
-        return tokens, UNet(unet).apply({"params": whole}, x, t, context)[:, 0]
+        return tokens, UNet(unet).apply({"params": whole}, x, t, context, **added)[:, 0]
 
     ours = _ours(mine, job)
     return "diffusers' IP-Adapter", [(ours[0], tokens), (ours[1], _last(theirs))]
@@ -251,15 +256,21 @@ def _control(job: Job) -> tuple[str, Pairs]:
     x = job.noise(2, 1, 13, 9, cfg.unet.in_channels)
     text = job.noise(2, 7, cfg.unet.context_width)
     pixels = abs(job.noise(2, 13 * cfg.condition_factor, 9 * cfg.condition_factor, 3))
+    added, theirs_added = job.added(cfg.unet)
     theirs = _theirs(
         reference.module(job.piece, job.dtype, job.unet),
         lambda net: net(
-            _first(x[:, 0]), _torch(t), _torch(text), _first(pixels), return_dict=False
+            _first(x[:, 0]),
+            _torch(t),
+            _torch(text),
+            _first(pixels),
+            added_cond_kwargs=theirs_added,
+            return_dict=False,
         ),
     )
     context = Context(jnp.asarray(text))
     skips, middle = _ours(
-        lambda p: ControlNet(cfg).apply({"params": p}, x, t, context, jnp.asarray(pixels)), job
+        lambda p: ControlNet(cfg).apply({"params": p}, x, t, context, pixels, **added), job
     )
     pairs = [(a, _last(b)) for a, b in zip((*skips, middle), (*theirs[0], theirs[1]))]
     return "diffusers' ControlNetModel", pairs

@@ -173,6 +173,7 @@ _LAYOUTS: dict[str, Callable[[bundles.Bundle, Any], Layout]] = {
     "vae": lambda bundle, cfg: _diffusers(vae.rules(), published.vae(cfg)),
     "t2i_vae": lambda bundle, cfg: _diffusers(vae.rules(), published.vae(cfg)),
     "text_encoder": _text,
+    "text_encoder_2": _text,
     "t2i_text_encoder": _text,
     "t2i_text_encoder_2": _text,
     "image_encoder": _vision,

@@ -12,7 +12,14 @@ from mv2_jax.convert.sources import spec
 from mv2_jax.errors import InputError
 
 # What a ControlNet's body and the UNet that it steers have in common.
-_BODY = ("channels", "layers_per_block", "transformers", "mid_transformers", "context_width")
+_BODY = (
+    "channels",
+    "layers_per_block",
+    "transformers",
+    "mid_transformers",
+    "context_width",
+    "pooled_width",
+)
 # The norm that begins the first motion module of a level, as wide as the level.
 _WIDTHS = r"down_blocks\.(\d+)\.motion_modules\.0\.(temporal_transformer\.)?norm\.weight"
 
@@ -37,11 +44,6 @@ def spatial(piece: Piece) -> None:
             f"{asked} is a UNet that takes {cfg.in_channels} channels (inpainting, say); one of "
             f"{cfg.out_channels} is needed"
         )
-    if cfg.pooled_width is not None:
-        raise InputError(
-            f"{asked} is {piece.found.part.title}; the video stages take an SD1.5 one, and SDXL "
-            "goes to --t2i"
-        )
 
 
 def _vae(piece: Piece, unet: UNetConfig, built: Mapping[str, Piece]) -> None:
@@ -54,6 +56,8 @@ def _picture_vae(piece: Piece, unet: UNetConfig, built: Mapping[str, Piece]) -> 
 
 
 def _text(piece: Piece, unet: UNetConfig, built: Mapping[str, Piece]) -> None:
+    if unet.pooled_width is not None:
+        return  # SDXL's two were looked at together
     if "OpenCLIP" in piece.found.part.layout:
         raise InputError(
             f"{piece.found.asked}: a single-file checkpoint of SD2 is not supported; give the "

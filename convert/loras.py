@@ -12,7 +12,7 @@ from mv2_jax.errors import InputError
 # The sets of networks that one LoRA was trained over: what its names call them, and who they are.
 _SETS = {
     "lora": (
-        {"unet": "spatial", "text": "text_encoder"},
+        {"unet": "spatial", "text": "text_encoder", "text_2": "text_encoder_2"},
         {"unet": "t2i_unet", "text": "t2i_text_encoder", "text_2": "t2i_text_encoder_2"},
     ),
     "motion_lora": ({"unet": "motion_i2v"}, {"unet": "motion_v2v"}),
@@ -22,8 +22,7 @@ _SETS = {
 def merge_into(built: Mapping[str, Piece], found: Found, weight: float) -> dict[str, Piece]:
     """The pieces with a LoRA merged into every set of them that has all of its layers.
 
-    A LoRA for SD1.5 goes into the shared UNet, and T2I's own where it has one of that shape; one
-    for SDXL into T2I's alone.
+    A LoRA goes into the shared UNet and into T2I's own, wherever that is of the shape it is for.
 
     Raises:
         InputError: the file is no plain LoRA, or no set of networks has all of its layers.

@@ -30,12 +30,6 @@ def unet(cfg: UNetConfig) -> Published:
         "out_channels": cfg.out_channels,
         "up_block_types": [name.replace("Down", "Up") for name in reversed(down)],
     }
-    if cfg.pooled_width is not None:
-        settings |= {
-            "addition_embed_type": "text_time",
-            "addition_time_embed_dim": cfg.size_ids_width,
-            "projection_class_embeddings_input_dim": cfg.pooled_width + 6 * cfg.size_ids_width,
-        }
     return "UNet2DConditionModel", settings
 
 
@@ -160,7 +154,15 @@ def _body(cfg: UNetConfig) -> dict[str, Any]:
             f"diffusers cannot have {cfg.mid_transformers} transformer layers in the middle of a "
             f"UNet whose last level has {cfg.transformers[-1]}"
         )
+    added = {}
+    if cfg.pooled_width is not None:
+        added = {
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": cfg.size_ids_width,
+            "projection_class_embeddings_input_dim": cfg.pooled_width + 6 * cfg.size_ids_width,
+        }
     return {
+        **added,
         "in_channels": cfg.in_channels,
         "block_out_channels": list(cfg.channels),
         "layers_per_block": cfg.layers_per_block,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from mv2_jax.config import ScheduleConfig, nearest
+from mv2_jax.config import ScheduleConfig, UNetConfig, nearest
 from mv2_jax.diffusion.schedules import KINDS, SPACINGS
 from mv2_jax.errors import InputError
 
@@ -37,13 +37,17 @@ def picture(settings: Mapping[str, Any] | None) -> ScheduleConfig:
     )
 
 
-def video(still: ScheduleConfig) -> ScheduleConfig:
-    """The schedule that AnimateDiff's modules for Stable Diffusion 1.5 were trained with.
+def video(still: ScheduleConfig, unet: UNetConfig) -> ScheduleConfig:
+    """The schedule that AnimateDiff's modules were trained with, for the UNet that they stand in.
 
-    Linear betas from 0.00085 to 0.012 (its configs/inference; others call them "sqrt_linear").
+    For Stable Diffusion 1.5 linear betas from 0.00085 to 0.012 (its configs/inference; others call
+    them "sqrt_linear"); for SDXL scaled linear ones that end at 0.02 (its branch for SDXL).
     What the network predicts is the spatial weights' own.
     """
-    return ScheduleConfig(kind="linear", train_steps=still.train_steps, prediction=still.prediction)
+    kind, end = ("linear", 0.012) if unet.pooled_width is None else ("scaled_linear", 0.02)
+    return ScheduleConfig(
+        kind=kind, beta_end=end, train_steps=still.train_steps, prediction=still.prediction
+    )
 
 
 def _number(

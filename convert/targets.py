@@ -38,10 +38,7 @@ def unet(cfg: UNetConfig) -> dict[str, params.Tree]:
     """
     image = _zeros(1, 4, cfg.context_width) if cfg.image_tokens else None
     context = Context(_zeros(1, 7, cfg.context_width), image)
-    added = {}
-    if cfg.pooled_width is not None:
-        added = {"pooled": _zeros(1, cfg.pooled_width), "size_ids": _zeros(1, 6)}
-    return video.split_unet(_shapes(UNet(cfg), *_noisy(cfg), context, **added))
+    return video.split_unet(_shapes(UNet(cfg), *_noisy(cfg), context, **_added(cfg)))
 
 
 def controlnet(cfg: ControlNetConfig) -> params.Tree:
@@ -49,7 +46,8 @@ def controlnet(cfg: ControlNetConfig) -> params.Tree:
     context = Context(_zeros(1, 7, cfg.unet.context_width))
     x, t = _noisy(cfg.unet)
     side = x.shape[2] * cfg.condition_factor
-    return _shapes(ControlNet(cfg), x, t, context, _zeros(1, side, side, 3))
+    picture = _zeros(1, side, side, 3)
+    return _shapes(ControlNet(cfg), x, t, context, picture, **_added(cfg.unet))
 
 
 def sparse_control(cfg: SparseControlConfig) -> params.Tree:
@@ -86,6 +84,13 @@ def _noisy(cfg: UNetConfig) -> tuple[np.ndarray, np.ndarray]:
     """Latents on a plane that every level can halve, and a timestep."""
     side = 2 ** len(cfg.channels)
     return _zeros(1, 1, side, side, cfg.in_channels), _zeros(1)
+
+
+def _added(cfg: UNetConfig) -> dict[str, np.ndarray]:
+    """Pooled text and sizes, where the network is SDXL's."""
+    if cfg.pooled_width is None:
+        return {}
+    return {"pooled": _zeros(1, cfg.pooled_width), "size_ids": _zeros(1, 6)}
 
 
 def _zeros(*shape: int) -> np.ndarray:

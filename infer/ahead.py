@@ -21,7 +21,7 @@ from jax.sharding import PartitionSpec as P
 from mv2_jax import config, sharding
 from mv2_jax.config import nearest
 from mv2_jax.errors import InputError
-from mv2_jax.stages import t2i, video
+from mv2_jax.stages import prompts, t2i, video
 
 
 @dataclass(frozen=True)
@@ -109,11 +109,12 @@ def denoiser(stage: str, cfg: Any, rows: int) -> tuple[Callable[..., jax.Array],
     module = t2i if stage == "t2i" else video
     # Encoders run once a video and elsewhere; only what every step needs is counted.
     tree = jax.eval_shape(lambda key: module.init(cfg, key), jax.random.key(0))
-    text = jax.ShapeDtypeStruct((rows, cfg.text.max_length, cfg.text.width), dtype)
+    prompt = jax.eval_shape(lambda: prompts.blank(cfg, rows))
+    text = jax.ShapeDtypeStruct(prompt.text.shape, dtype)
     x = jax.ShapeDtypeStruct((rows, *cfg.latent_shape), float32)
     number = jax.ShapeDtypeStruct((rows,), float32)
     if stage == "t2i":
-        parameters, condition = {"spatial": tree["spatial"]}, t2i.Prompt(text)
+        parameters, condition = {"spatial": tree["spatial"]}, prompt.replace(text=text)
     else:
         parameters = {name: tree[name] for name in ("spatial", "motion", "control")}
         parameters["image_attn"] = {"unet": tree["image_attn"]["unet"]}
@@ -121,7 +122,13 @@ def denoiser(stage: str, cfg: Any, rows: int) -> tuple[Callable[..., jax.Array],
         tokens = (rows, projection.tokens, projection.out_width)
         pixels = jax.ShapeDtypeStruct((rows, *cfg.stage.size, 3), float32)
         condition = video.Condition(
-            text, jax.ShapeDtypeStruct(tokens, dtype), number, pixels, number
+            text,
+            jax.ShapeDtypeStruct(tokens, dtype),
+            number,
+            pixels,
+            number,
+            prompt.pooled,
+            prompt.size_ids,
         )
 
     def predict(params: Any, x: jax.Array, t: jax.Array, condition: Any) -> jax.Array:

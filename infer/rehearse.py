@@ -152,6 +152,7 @@ def build(preset: Any, params: dict[str, Any], dtype: Any) -> Cascade:
             preset.CONTROL,
             preset.VAE.factor,
             dtype,
+            text_2=preset.TEXT_2 if stage.unet.pooled_width else None,
         )
 
     return Cascade(

@@ -36,8 +36,15 @@ SHIPPED = Path(__file__).parent / "weights" / "toybox"
 # What makes frames between frames; the first that a folder holds is what its cascade takes. Where
 # it holds none, the RIFE serves that ships with the package.
 INTERPOLATORS = ("vfi_gan", "vfi_ema", "rife")
-# Beside those, T2I's own networks, where it does not share the others'.
-OPTIONAL = (*INTERPOLATORS, "t2i_text_encoder", "t2i_text_encoder_2", "t2i_vae", "t2i_unet")
+# Beside those, SDXL's second text encoder, and T2I's own networks where it shares none.
+OPTIONAL = (
+    *INTERPOLATORS,
+    "text_encoder_2",
+    "t2i_text_encoder",
+    "t2i_text_encoder_2",
+    "t2i_vae",
+    "t2i_unet",
+)
 COMPONENTS = (
     "text_encoder",
     "vae",

@@ -219,7 +219,8 @@ class Cascade:
         if stage == "t2i":
             second = ("text_encoder_2",) if self.picture.text_2 else ()
             return {name: self._own(name) for name in ("text_encoder", *second, "spatial")}
-        names = ("text_encoder", "spatial", "image_encoder", "image_attn", "control")
+        second = ("text_encoder_2",) if self.keyframes.text_2 else ()
+        names = ("text_encoder", *second, "spatial", "image_encoder", "image_attn", "control")
         params = {name: self.params[name] for name in names}
         return {**params, "motion": self.params[f"motion_{stage}"]}
 
@@ -332,15 +333,21 @@ def load(
             control=bundle.config("control"),
             factor=vae.factor,
             dtype=dtype,
+            text_2=encoder_2("text_encoder_2", bundle.config("spatial")),
         )
+
+    def encoder_2(name: str, unet: Any) -> Any:
+        """The config of a second text encoder, where that UNet wants one."""
+        return bundle.config(name) if unet.pooled_width is not None else None
 
     def own(name: str) -> Any:
         """The config of T2I's own network of this name, or of the one it shares."""
         held = _PICTURE[name] in bundle.components
         return bundle.config(_PICTURE[name] if held else name)
 
-    second, picture_vae = _PICTURE["text_encoder_2"], own("vae")
-    text_2 = bundle.config(second) if second in bundle.components else None
+    picture_vae = own("vae")
+    second = "t2i_text_encoder_2" if "t2i_unet" in bundle.components else "text_encoder_2"
+    text_2 = encoder_2(second, bundle.stages["t2i"].unet)
     return Cascade(
         params=params,
         tokenizer=tokenizers.from_json(bundle.tokenizer),

@@ -9,7 +9,8 @@ ControlNet's place a SparseCtrl (arXiv 2311.16933) may stand: it is given the re
 the clip's first frame, instead of pixels for every frame.
 
 Parameters: {"text_encoder", "spatial", "motion", "image_encoder", "image_attn", "control"}, where
-"image_attn" is {"projection": the resampler, "unet": the UNet's to_k_ip and to_v_ip}.
+"image_attn" is {"projection": the resampler, "unet": the UNet's to_k_ip and to_v_ip}; and over
+SDXL's spatial weights "text_encoder_2" (see `prompts`).
 """
 
 from __future__ import annotations
@@ -38,13 +39,14 @@ from mv2_jax.diffusion import windows
 from mv2_jax.diffusion.guidance import Guidance
 from mv2_jax.diffusion.losses import LossConfig, diffusion_loss
 from mv2_jax.diffusion.samplers import State
-from mv2_jax.models import clip_text, clip_vision, image_projection
+from mv2_jax.models import clip_vision, image_projection
 from mv2_jax.models.controlnet import ControlNet
 from mv2_jax.models.sparse_control import SparseControlNet, given_frames
 from mv2_jax.models.unet import UNet
 from mv2_jax.nn.transformer import Context
 from mv2_jax.stages import chain, prompts
 from mv2_jax.stages.latents import resize
+from mv2_jax.stages.prompts import encode as encode_text
 
 Params = dict[str, Any]
 WAYS = 3  # guidance: nothing, the image, the image and the text
@@ -55,6 +57,7 @@ class Config:
     """The stage's networks. `factor`: pixels along a latent cell; `dtype`: of computation.
 
     `remat`: recompute each block of UNet and ControlNet in the backward pass, for memory.
+    `text_2`: SDXL's second text encoder; its UNet has a `pooled_width`.
     """
 
     stage: StageConfig
@@ -65,6 +68,10 @@ class Config:
     factor: int
     dtype: Any = jnp.float32
     remat: bool = False
+    text_2: TextConfig | None = None
+
+    def __post_init__(self) -> None:
+        prompts.check(self)
 
     @property
     def sparse(self) -> bool:
@@ -86,7 +93,8 @@ class Condition:
 
     text [B, L, C]; image tokens [B, Li, C] and their scale [B]; the reference's pixels
     [B, H, W, 3] in [0, 1] (of a SparseCtrl: its scaled latent [B, h, w, C]) and the ControlNet's
-    scale [B], 0 where there is no reference.
+    scale [B], 0 where there is no reference. pooled [B, P] and size_ids [B, 6] are SDXL's alone,
+    as in `prompts.Prompt`.
     """
 
     text: jax.Array
@@ -94,24 +102,33 @@ class Condition:
     image_scale: jax.Array
     pixels: jax.Array
     control_scale: jax.Array
+    pooled: jax.Array | None = None
+    size_ids: jax.Array | None = None
+
+    @property
+    def added(self) -> dict[str, jax.Array | None]:
+        """What of it joins the time embedding, as the networks take it."""
+        return {"pooled": self.pooled, "size_ids": self.size_ids}
 
 
 def init(cfg: Config, key: jax.Array, spatial: Params | None = None) -> Params:
     """Fresh parameters of every tree. With `spatial`, the ControlNet's body starts as its copy."""
-    text = jnp.zeros((1, cfg.text.max_length, cfg.text.width))
+    prompt = prompts.blank(cfg)
+    text, added = prompt.text, {"pooled": prompt.pooled, "size_ids": prompt.size_ids}
     tokens = jnp.zeros((1, cfg.projection.tokens, cfg.projection.out_width))
     x, t = jnp.zeros((1, 1, *cfg.latent_shape[1:])), jnp.zeros(1)
     pixels = jnp.zeros((1, *cfg.stage.size, 3))
 
-    def make(name: str, module: Any, *args: Any) -> Params:
-        return jax.jit(module.init)(named.fold(key, name), *args)["params"]
+    def make(name: str, module: Any, *args: Any, **kwargs: Any) -> Params:
+        return jax.jit(module.init)(named.fold(key, name), *args, **kwargs)["params"]
 
-    unet = make("unet", UNet(cfg.stage.unet), x, t, Context(text, tokens))
+    unet = make("unet", UNet(cfg.stage.unet), x, t, Context(text, tokens), **added)
     if cfg.sparse:
-        module, given = SparseControlNet(cfg.control), (x, jnp.ones((1, 1)), t, Context(text))
+        given = (x, jnp.ones((1, 1)), t, Context(text))
+        control = make("control", SparseControlNet(cfg.control), *given)
     else:
-        module, given = ControlNet(cfg.control), (x, t, Context(text), pixels)
-    control = make("control", module, *given)
+        given = (x, t, Context(text), pixels)
+        control = make("control", ControlNet(cfg.control), *given, **added)
     side = cfg.vision.image_size
     vision = make("vision", clip_vision.VisionEncoder(cfg.vision), jnp.zeros((1, side, side, 3)))
     patches = (side // cfg.vision.patch_size) ** 2 + 1
@@ -121,10 +138,9 @@ def init(cfg: Config, key: jax.Array, spatial: Params | None = None) -> Params:
     projection = make(
         "projection", image_projection.ImageProjection(cfg.projection), jnp.zeros(shape)
     )
-    ids = jnp.zeros((1, cfg.text.max_length), jnp.int32)
     parts = split_unet(unet)
     return {
-        "text_encoder": make("text", clip_text.TextEncoder(cfg.text), ids),
+        **prompts.init(cfg, key),
         "spatial": parts["spatial"] if spatial is None else spatial,
         "motion": parts["motion"],
         "image_encoder": vision,
@@ -150,17 +166,6 @@ def copy_body(control: Params, spatial: Params) -> Params:
             for path, leaf in own.items()
         }
     )
-
-
-def encode_text(params: Params, cfg: Config, ids: prompts.Ids) -> jax.Array:
-    """Token ids [B, L] (or `Marked`) -> text states [B, L, C] that cross-attention reads."""
-    encoder, own = clip_text.TextEncoder(cfg.text, cfg.dtype), params["text_encoder"]
-
-    def encode(ids: jax.Array) -> tuple[jax.Array, None]:
-        output = encoder.apply({"params": own}, ids)
-        return clip_text.context(own, cfg.text, output, cfg.stage.clip_skip), None
-
-    return prompts.states(encode, ids)[0]
 
 
 def encode_image(params: Params, cfg: Config, image: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -190,7 +195,7 @@ def predict(
     residuals = _residuals(params, cfg, x, t, given)
     context = Context(given.text, given.tokens, given.image_scale)
     network = UNet(cfg.stage.unet, cfg.dtype, cfg.remat)
-    return network.apply({"params": unet}, x, t, context, residuals=residuals)
+    return network.apply({"params": unet}, x, t, context, residuals=residuals, **given.added)
 
 
 def _residuals(
@@ -200,7 +205,7 @@ def _residuals(
     own, text = {"params": params["control"]}, Context(given.text)
     if not cfg.sparse:
         network = ControlNet(cfg.control, cfg.dtype, cfg.remat)
-        return network.apply(own, x, t, text, given.pixels, given.control_scale)
+        return network.apply(own, x, t, text, given.pixels, given.control_scale, **given.added)
     latents, mask = given_frames(given.pixels[:, None], (0,), x.shape[1])
     sparse = SparseControlNet(cfg.control, cfg.dtype, cfg.remat)
     return sparse.apply(own, latents, mask, t, text, given.control_scale)
@@ -224,7 +229,8 @@ def loss(
 
     Args:
         batch: "latent" [B, T, h, w, C] scaled; "image" [B, H, W, 3] the reference in [-1, 1],
-            of the latents' size in pixels; "ids" [B, L]; "null_ids" [L] of the empty prompt.
+            of the latents' size in pixels; "ids" [B, L]; "null_ids" [L] of the empty prompt; for
+            SDXL optionally "size_ids" [B, 6], else the latents' whole plane is meant.
         image_scale, control_scale: weights of the image tokens and of the ControlNet; at 0 the
             network learns to do without, and is to be sampled so.
     """
@@ -234,12 +240,19 @@ def loss(
     no_image = named.bernoulli(named.fold(keys, "drop_image"), drop_image)
     ids = jnp.where(no_text[:, None], batch["null_ids"][None], batch["ids"])
     tokens, none = encode_image(params, cfg, image)
+    prompt = encode_text(params, cfg, ids)
+    if cfg.text_2 is not None:
+        plane = (latent.shape[2] * cfg.factor, latent.shape[3] * cfg.factor)
+        sizes = batch.get("size_ids", prompts.size_ids(latent.shape[0], plane))
+        prompt = prompt.replace(size_ids=sizes)
     given = Condition(
-        text=encode_text(params, cfg, ids),
+        text=prompt.text,
         tokens=jnp.where(no_image[:, None, None], none, tokens),
         image_scale=jnp.full(latent.shape[:1], image_scale),
         pixels=latent[:, 0] if cfg.sparse else image * 0.5 + 0.5,
         control_scale=control_scale * (1.0 - no_image.astype(jnp.float32)),
+        pooled=prompt.pooled,
+        size_ids=prompt.size_ids,
     )
     return diffusion_loss(
         lambda x, t: predict(params, cfg, x, t, given), latent, keys, cfg.stage.schedule, shape
@@ -273,20 +286,25 @@ def condition(
     if cfg.sparse and reference is None:
         raise ValueError("the SparseCtrl of this stage wants the reference's latent, `reference`")
     batch = image.shape[0]
-    text = encode_text(params, cfg, prompts.together(negative, ids))
+    both = encode_text(params, cfg, prompts.together(negative, ids))
+    away = jax.tree.map(lambda x: x[:batch], both)
+    towards = jax.tree.map(lambda x: x[batch:], both)
     tokens, none = encode_image(params, cfg, image)
     ones = jnp.ones((batch,), jnp.float32)
     with_image = Condition(
-        text=text[:batch],
+        text=away.text,
         tokens=tokens,
         image_scale=ones * image_scale,
         pixels=reference if cfg.sparse else resize(image, cfg.stage.size) * 0.5 + 0.5,
         control_scale=ones * control_scale,
+        pooled=away.pooled,
+        size_ids=away.size_ids,
     )
     nothing = with_image.replace(
         tokens=jnp.broadcast_to(none, tokens.shape), control_scale=0.0 * ones
     )
-    return guides.stack(nothing, with_image, with_image.replace(text=text[batch:]))
+    told = with_image.replace(text=towards.text, pooled=towards.pooled)
+    return guides.stack(nothing, with_image, told)
 
 
 @partial(jax.jit, static_argnames=("cfg", "steps", "k"))

@@ -83,18 +83,18 @@ def motion(seed=5, middle=False, widths=WIDTHS):
     return randomise(module, seed)
 
 
-def controlnet(seed=6, hints=(8, 16)):
+def controlnet(seed=6, hints=(8, 16), **others):
     import diffusers
 
-    module = diffusers.ControlNetModel(
-        block_out_channels=WIDTHS,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        layers_per_block=1,
-        attention_head_dim=8,
-        cross_attention_dim=CONTEXT,
-        conditioning_embedding_out_channels=hints,
-    )
-    return randomise(module, seed)
+    shape = {
+        "block_out_channels": WIDTHS,
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "layers_per_block": 1,
+        "attention_head_dim": 8,
+        "cross_attention_dim": CONTEXT,
+        "conditioning_embedding_out_channels": hints,
+    }
+    return randomise(diffusers.ControlNetModel(**{**shape, **others}), seed)
 
 
 def sparse(seed=9):
@@ -114,8 +114,11 @@ def sparse(seed=9):
     return randomise(module, seed)
 
 
-def adapter(seed=7):
-    """An IP-Adapter-Plus in the names of its own files (diffusers reads these alone)."""
+def adapter(seed=7, context=CONTEXT, widths=(32, 32, 32, 64)):
+    """An IP-Adapter-Plus in the names of its own files (diffusers reads these alone).
+
+    widths: of the UNet's cross-attentions, in the order down, up, mid.
+    """
     rng = np.random.default_rng(seed)
     width, tokens, depth = 32, 4, 4  # diffusers knows of no other depth
 
@@ -127,10 +130,10 @@ def adapter(seed=7):
         return scale.astype(np.float32), bias.astype(np.float32)
 
     state = {"image_proj.latents": rng.normal(size=(1, tokens, width)).astype(np.float32)}
-    for name, rows, columns in (("proj_in", width, IMAGE_WIDTH), ("proj_out", CONTEXT, width)):
+    for name, rows, columns in (("proj_in", width, IMAGE_WIDTH), ("proj_out", context, width)):
         state[f"image_proj.{name}.weight"] = matrix(rows, columns)
         state[f"image_proj.{name}.bias"] = norm(rows)[1]
-    norms = {"norm_out": CONTEXT}
+    norms = {"norm_out": context}
     for i in range(depth):
         layer = f"image_proj.layers.{i}"
         norms |= {f"layers.{i}.{n}": width for n in ("0.norm1", "0.norm2", "1.0")}
@@ -142,10 +145,9 @@ def adapter(seed=7):
     for name, n in norms.items():
         scale, bias = norm(n)
         state[f"image_proj.{name}.weight"], state[f"image_proj.{name}.bias"] = scale, bias
-    # Attentions are numbered down, up, mid; those of the text alone have odd numbers.
-    for number, channels in zip((1, 3, 5, 7), (32, 32, 32, 64)):
+    for m, channels in enumerate(widths):  # those of the text alone have odd numbers
         for x in "kv":
-            state[f"ip_adapter.{number}.to_{x}_ip.weight"] = matrix(channels, CONTEXT)
+            state[f"ip_adapter.{2 * m + 1}.to_{x}_ip.weight"] = matrix(channels, context)
     return state
 
 
@@ -251,22 +253,27 @@ def as_open_clip(state):
     return out | fused
 
 
+SDXL = {
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+    "transformer_layers_per_block": [1, 2],
+    "attention_head_dim": (1, 1),  # a single file does not say: heads of 64
+    "cross_attention_dim": 96,
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,  # nor this
+    "projection_class_embeddings_input_dim": 24 + 6 * 256,
+}
+
+
 def sdxl(seed=8):
     """An SDXL pipeline's parts by the names of their folders."""
     import diffusers
 
     unet = diffusers.UNet2DConditionModel(
-        block_out_channels=(32, 64),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        block_out_channels=WIDTHS,
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         layers_per_block=1,
-        transformer_layers_per_block=[1, 2],
-        attention_head_dim=(1, 1),  # a single file does not say: heads of 64
-        cross_attention_dim=96,
-        use_linear_projection=True,
-        addition_embed_type="text_time",
-        addition_time_embed_dim=256,  # nor this
-        projection_class_embeddings_input_dim=24 + 6 * 256,
+        **SDXL,
     )
     return {
         "unet": randomise(unet, seed),
@@ -274,6 +281,16 @@ def sdxl(seed=8):
         "text_encoder": text(seed + 2),
         "text_encoder_2": text(seed + 3, width=64, projection=24),
     }
+
+
+def sdxl_controlnet(seed=12):
+    """A ControlNet for that SDXL, which takes pooled text and sizes too."""
+    return controlnet(seed, **SDXL)
+
+
+def sdxl_adapter(seed=13):
+    """An IP-Adapter-Plus for that SDXL: two attentions a transformer, all of the inner width."""
+    return adapter(seed, 96, (64,) * 8)
 
 
 def sdxl_file(parts, as_ldm, modules):
@@ -296,6 +313,7 @@ def small():
     pytest.importorskip("diffusers"), pytest.importorskip("transformers")
     makers = (unet, vae, text, vision, motion, controlnet, adapter, sdxl, randomise)
     makers += (sparse, as_ldm, as_ldm_vae, as_open_clip, sdxl_file)
+    makers += (sdxl_controlnet, sdxl_adapter)
     return SimpleNamespace(**{make.__name__: make for make in makers})
 
 

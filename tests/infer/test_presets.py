@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import pytest
 
 from mv2_jax.config import StageConfig
-from mv2_jax.configs import paper, presets, sd15
+from mv2_jax.configs import paper, presets, sd15, sdxl
 from mv2_jax.configs.few_steps import FEW_STEPS, few
+from mv2_jax.convert import schedules
 from mv2_jax.diffusion import guidance, keys, samplers
 from mv2_jax.errors import InputError
 from mv2_jax.infer import rehearse
@@ -78,15 +79,20 @@ def test_the_paper_from_prompt_to_video():
     )
 
 
-@pytest.mark.parametrize("preset", presets.PRESETS.values())
-def test_schedules_are_those_of_stable_diffusion_and_animatediff(preset):
+@pytest.mark.parametrize("name", presets.PRESETS)
+def test_schedules_are_those_of_stable_diffusion_and_animatediff(name):
+    preset = presets.PRESETS[name]
+    kind, end = ("scaled_linear", 0.02) if name == "sdxl" else ("linear", 0.012)
     for stage in (preset.I2V, preset.V2V):
         schedule = stage.schedule
-        assert (schedule.kind, schedule.beta_start, schedule.beta_end) == ("linear", 0.00085, 0.012)
+        assert (schedule.kind, schedule.beta_start, schedule.beta_end) == (kind, 0.00085, end)
         assert (schedule.steps_offset, schedule.prediction) == (1, "eps")
         grid = samplers.get(stage.sampler)().grid(schedule, stage.steps)
         assert (stage.steps, grid.t[0]) == (25, 961)
-        assert abs(grid.alpha[0] - 0.0498) < 5e-5  # what was seen in diffusers
+        if name != "sdxl":
+            assert abs(grid.alpha[0] - 0.0498) < 5e-5  # what was seen in diffusers
+        # What the converters say of modules in such a UNet, and the preset, are one.
+        assert schedules.video(preset.T2I.schedule, stage.unet) == schedule
     assert preset.T2I.schedule.kind == "scaled_linear"
 
 
@@ -112,6 +118,9 @@ def test_what_a_folder_does_not_say_the_preset_that_fits_does():
     assert made.defaults["i2v"] == {"guidance": 3.0, "noise_prior": 1.0}
     large = presets.complete(folder(configs={"t2i_unet": paper.PICTURE}))
     assert large.stages["t2i"] == paper.T2I and large.stages["i2v"] == paper.I2V
+    whole = presets.complete(folder(configs={"spatial": paper.PICTURE}))
+    assert (whole.stages["t2i"], whole.stages["i2v"].size) == (sdxl.T2I, (1024, 1024))
+    assert whole.stages["i2v"].unet.pooled_width == 1280 and whole.stages["v2v"].frames == 16
     # 32 keyframes of modules that know 24: in windows.
     assert large.stages["v2v"].frames == 32 and large.stages["v2v"].windows == (24, 6)
 
@@ -124,10 +133,12 @@ def test_a_folder_that_says_all_is_left_alone_unless_a_preset_is_asked_for():
     assert larger.stages["i2v"] == dataclasses.replace(own, size=(600, 600), frames=32)
     with pytest.raises(InputError, match="did you mean 'paper'"):
         presets.complete(whole, "papr")
-    toy = folder(configs={"spatial": SimpleNamespace(channels=(128, 128))})
+    toy = folder(configs={"spatial": SimpleNamespace(channels=(128, 128), pooled_width=None)})
     assert presets.complete(toy) is toy
     with pytest.raises(InputError, match="is for weights of SD1\\.5's size"):
         presets.complete(toy, "sd15")
+    with pytest.raises(InputError, match="is for weights of SDXL's size"):
+        presets.complete(whole, "sdxl")
 
 
 def test_few_step_programs_start_from_the_last_timestep():

@@ -1,16 +1,27 @@
 """T2I on SDXL's networks: two text encoders, pooled text and sizes, against torch's."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mv2_jax.config import ScheduleConfig, StageConfig, TextConfig, UNetConfig
+from mv2_jax.config import (
+    ControlNetConfig,
+    ImageProjectionConfig,
+    MotionConfig,
+    ScheduleConfig,
+    StageConfig,
+    TextConfig,
+    UNetConfig,
+    VisionConfig,
+)
 from mv2_jax.convert.engine import convert
 from mv2_jax.convert.sources import Renamed
 from mv2_jax.convert.tables import clip, unet
 from mv2_jax.diffusion import guidance, keys
-from mv2_jax.stages import t2i
+from mv2_jax.stages import prompts, t2i, video
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
@@ -219,3 +230,58 @@ def test_encoders_that_do_not_fit_the_network_are_refused():
         t2i.Config(CFG.stage, TEXT, factor=8)
     with pytest.raises(ValueError, match="width 12, but the second text encoder's projection"):
         t2i.Config(CFG.stage, TEXT, factor=8, text_2=TextConfig(projection=16))
+
+
+def test_the_video_stages_read_the_same_prompt(pair):
+    """Without motion, image tokens and ControlNet, I2V's network on SDXL is T2I's, frame by frame;
+    and both its ways with words and without reach it."""
+    _, params = pair
+    moving = replace(UNET, motion=MotionConfig(4, heads=2, norm_groups=8), image_tokens=True)
+    cfg = video.Config(
+        replace(CFG.stage, unet=moving, frames=2),
+        TEXT,
+        VisionConfig(28, 14, 16, 2, 2, 32, projection=None),
+        ImageProjectionConfig("resampler", 16, 16, 40, tokens=3, depth=1, heads=2, head_width=8),
+        ControlNetConfig(UNET, (4, 8, 8, 16)),
+        factor=8,
+        text_2=TEXT_2,
+    )
+    fresh = video.init(cfg, jax.random.key(0))
+    assert fresh["control"]["add_embedding"]["linear_1"]["kernel"].shape[0] == 12 + 6 * 8
+    whole = {**fresh, **params}
+    given = video.condition(
+        whole, IDS, EMPTY, jnp.ones((3, 30, 30, 3)), jnp.float32(0), jnp.float32(1), cfg=cfg
+    )
+    assert given.pooled.shape == (9, 12) and not given.pooled[:6].any() and given.pooled[6:].any()
+    x = jax.random.normal(jax.random.key(1), (9, *cfg.latent_shape))
+    t = jnp.tile(jnp.array([901.0, 500.0, 7.0]), 3)
+    ours = quick(video.predict)(whole, cfg, x, t, given)
+    both = jax.tree.map(lambda a: a[:6], prompts.encode(params, CFG, np.concatenate([IDS, EMPTY])))
+    for frame in range(2):
+        with_words = quick(t2i.predict)(
+            params, CFG, x[6:, frame], t[6:], jax.tree.map(lambda a: a[:3], both)
+        )
+        without = quick(t2i.predict)(
+            params, CFG, x[:3, frame], t[:3], jax.tree.map(lambda a: a[3:], both)
+        )
+        np.testing.assert_allclose(ours[6:, frame], with_words, atol=2e-5)
+        np.testing.assert_allclose(ours[:3, frame], without, atol=2e-5)
+
+
+def test_the_video_loss_says_the_sizes_of_its_clips(pair, monkeypatch):
+    seen = []
+
+    def predict(params, cfg, x, t, given):
+        seen.append(given.size_ids)
+        return x
+
+    monkeypatch.setattr(video, "predict", predict)
+    monkeypatch.setattr(
+        video, "encode_image", lambda *_: (jnp.ones((3, 1, 4)), jnp.ones((1, 1, 4)))
+    )
+    stage = replace(CFG.stage, frames=2)
+    cfg = video.Config(stage, TEXT, None, None, ControlNetConfig(UNET), factor=8, text_2=TEXT_2)
+    batch = {"latent": jnp.ones((3, 2, 2, 3, 4)), "image": jnp.ones((3, 16, 24, 3))}
+    batch |= {"ids": IDS, "null_ids": EMPTY[0]}
+    video.loss(pair[1], cfg, batch, jax.random.key(0))
+    np.testing.assert_array_equal(seen[0], np.tile([16, 24, 0, 0, 16, 24], (3, 1)))

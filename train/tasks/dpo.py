@@ -223,7 +223,7 @@ class Clips(Preferences):
         tokens, _ = video.encode_image(whole, self.net, image)
         ones = jnp.ones(len(image))
         given = video.Condition(
-            text=video.encode_text(whole, self.net, batch["ids"]),
+            text=video.encode_text(whole, self.net, batch["ids"]).text,
             tokens=tokens,
             image_scale=ones,
             pixels=image * 0.5 + 0.5,
