@@ -24,6 +24,7 @@ def get_config() -> ConfigDict:
     data = {"sizes": (256, 192), "count": 16_384, "shard": 512}
     return recipe(
         t2i=phase("t2i", max_minutes=62.0, data=data, optim=optim, **shared),
-        # On from there, over other worlds.
+        # On from there, over other worlds each time.
         longer=phase("t2i", seed=1, max_minutes=22.0, data=data, optim=optim, **shared),
+        longest=phase("t2i", seed=2, max_minutes=62.0, data=data, optim=optim, **shared),
     )
