@@ -1,13 +1,16 @@
 """The networks that benchmarks/parity.py compares, at their public sizes, by name.
 
-Each entry takes `small` and gives a `case.Case`.
+Each entry of `CASES` takes `small` and gives a `case.Case`; one of `ORIGINALS` takes a checkout of
+AnimateDiff besides.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 
+from animatediff import VERSIONS, original
 from case import Case
 from encoders import autoencoder, encoder
 from image_adapter import adapter
@@ -34,11 +37,15 @@ CASES: dict[str, Callable[[bool], Case]] = {
     "sdxl": functools.partial(picture, SDXL, 32),
     "video-v2": functools.partial(video, True, "clip"),
     "video-v3": functools.partial(video, False, "clip"),
-    "video-v2-original": functools.partial(video, True, "frame"),
-    "video-v3-original": functools.partial(video, False, "frame"),
+    "video-v2-frame": functools.partial(video, True, "frame"),
+    "video-v3-frame": functools.partial(video, False, "frame"),
     "controlnet-tile": tile,
     "ip-adapter-plus": adapter,
     "clip-vit-h": functools.partial(encoder, VisionConfig()),
     "clip-bigg": functools.partial(encoder, BIG_G),
     "vae-600": autoencoder,
+}
+
+ORIGINALS: dict[str, Callable[[bool, Path], Case]] = {
+    f"video-{version}-original": functools.partial(original, version) for version in VERSIONS
 }

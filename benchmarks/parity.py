@@ -3,10 +3,19 @@
     python benchmarks/parity.py                 # every case, one after the other
     python benchmarks/parity.py sd15-64 sdxl    # some
     python benchmarks/parity.py --small         # the same code on narrow networks, in a minute
+    python benchmarks/parity.py --animatediff FOLDER    # with the `*-original` cases
 
 diffusers or transformers makes each network and saves it as it saves any; this package converts
 the saved folder and computes the same. Each side is a process of its own, so that one is in memory
-at a time. The table gives, relative to the largest magnitude of torch's fp32 output:
+at a time.
+
+`video-v2` and `video-v3` are diffusers' video UNet as it is, which normalises whole clips in the
+motion modules; the `*-frame` cases are the same with those norms changed here to single frames, as
+AnimateDiff trained them. The `*-original` cases run AnimateDiff's own UNet and configs (v1, v2 and
+v3), from FOLDER, a clone of github.com/guoyww/AnimateDiff; its code needs `pip install einops`, and
+`benchmarks/animatediff.py` says how it runs beside today's diffusers.
+
+The table gives, relative to the largest magnitude of torch's fp32 output:
 
     worst, mean   the difference of our fp32 output
     bf16          the mean difference of our bf16 output over that of torch's own bf16 output
@@ -30,8 +39,11 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
+import animatediff
 import cases
 from case import Case
+
+from mv2_jax.errors import InputError
 
 BOUND, BOUND_BF16 = 1e-4, 1.2
 HEADER = ("case", "millions", "worst", "mean", "bf16", "torch s", "jax s", "torch GB", "jax GB", "")
@@ -40,23 +52,42 @@ HEADER = ("case", "millions", "worst", "mean", "bf16", "torch s", "jax s", "torc
 def main() -> int:
     """Runs the cases of the command line, prints the table, and says whether all passed."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("names", nargs="*", metavar="CASE", help=", ".join(cases.CASES))
+    known = [*cases.CASES, *cases.ORIGINALS]
+    parser.add_argument("names", nargs="*", metavar="CASE", help=", ".join(known))
     parser.add_argument("--small", action="store_true", help="narrow networks, small planes")
     parser.add_argument("--no-bf16", action="store_true", help="fp32 only")
+    parser.add_argument(
+        "--animatediff",
+        type=Path,
+        metavar="FOLDER",
+        help="a clone of github.com/guoyww/AnimateDiff, for the cases that run its own code",
+    )
     parser.add_argument("--work", type=Path, help="keep the networks and outputs in this folder")
     parser.add_argument("--side", choices=("torch", "jax"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     for name in args.names:
-        if name not in cases.CASES:
-            parser.error(f"unknown case {name!r}; known are {', '.join(cases.CASES)}")
+        if name not in known:
+            parser.error(f"unknown case {name!r}; known are {', '.join(known)}")
+        if name in cases.ORIGINALS and args.animatediff is None:
+            parser.error(f"{name} runs AnimateDiff's own code: --animatediff FOLDER says where")
+    try:
+        if args.animatediff is not None:
+            animatediff.check(args.animatediff)
+    except InputError as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
     if args.side:
-        one_side(args.side, cases.CASES[args.names[0]](args.small), args.work, not args.no_bf16)
+        case = made(args.names[0], args.small, args.animatediff)
+        one_side(args.side, case, args.work, not args.no_bf16)
         return 0
+    names = args.names or known
+    if not args.names and args.animatediff is None:
+        names = [*cases.CASES]
+        print(f"without --animatediff, not run: {', '.join(cases.ORIGINALS)}", file=sys.stderr)
     rows, passed = [HEADER], True
     with tempfile.TemporaryDirectory() as scratch:
-        for name in args.names or cases.CASES:
+        for name in names:
             folder = (args.work or Path(scratch)) / name
-            row, good = compare(name, folder, args.small, not args.no_bf16)
+            row, good = compare(name, folder, args.small, not args.no_bf16, args.animatediff)
             rows.append(row)
             passed &= good
             print("  ".join(row), file=sys.stderr, flush=True)
@@ -70,10 +101,20 @@ def main() -> int:
     return 0 if passed else 1
 
 
-def compare(name: str, folder: Path, small: bool, half: bool) -> tuple[tuple[str, ...], bool]:
+def made(name: str, small: bool, checkout: Path | None) -> Case:
+    """The case of this name; `checkout` is AnimateDiff's, for those that run its code."""
+    if name in cases.ORIGINALS:
+        return cases.ORIGINALS[name](small, checkout)
+    return cases.CASES[name](small)
+
+
+def compare(
+    name: str, folder: Path, small: bool, half: bool, checkout: Path | None
+) -> tuple[tuple[str, ...], bool]:
     """One row of the table, and whether the case passed."""
     folder.mkdir(parents=True, exist_ok=True)
     flags = ["--small"] * small + ["--no-bf16"] * (not half)
+    flags += ["--animatediff", str(checkout)] * (checkout is not None)
     for side in ("torch", "jax"):
         command = [sys.executable, __file__, name, "--side", side, "--work", str(folder), *flags]
         subprocess.run(command, check=True)

@@ -118,7 +118,11 @@ def picture(cfg: UNetConfig, side: int, small: bool) -> Case:
 
 
 def video(mid_block: bool, scope: str, small: bool) -> Case:
-    """SD1.5 with motion modules on eight frames, norms as diffusers or as the original has them."""
+    """SD1.5 with motion modules on eight frames, in diffusers.
+
+    `scope` is of the modules' norms: "clip" is diffusers as it is, "frame" diffusers changed so
+    that they see single frames, as in AnimateDiff's own code (which `animatediff.original` runs).
+    """
     motion_cfg = MotionConfig(mid_block=mid_block, norm_scope=scope)
     cfg, side = UNetConfig(motion=motion_cfg), 64
     cfg, side = (narrow(cfg), 9) if small else (cfg, side)
@@ -158,7 +162,7 @@ def video(mid_block: bool, scope: str, small: bool) -> Case:
 
 
 def normalise_frames_alone(module: Any) -> None:
-    """Changes diffusers' motion modules to what AnimateDiff's own code does."""
+    """Changes the norms of diffusers' motion modules to AnimateDiff's: over each frame alone."""
     import torch
 
     class PerFrame(torch.nn.GroupNorm):
