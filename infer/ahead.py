@@ -120,12 +120,13 @@ def denoiser(stage: str, cfg: Any, rows: int) -> tuple[Callable[..., jax.Array],
         parameters["image_attn"] = {"unet": tree["image_attn"]["unet"]}
         projection = cfg.projection
         tokens = (rows, projection.tokens, projection.out_width)
-        pixels = jax.ShapeDtypeStruct((rows, *cfg.stage.size, 3), float32)
+        # A SparseCtrl sees the reference's latent, a ControlNet its pixels.
+        shown = cfg.latent_shape[1:] if cfg.sparse else (*cfg.stage.size, 3)
         condition = video.Condition(
             text,
             jax.ShapeDtypeStruct(tokens, dtype),
             number,
-            pixels,
+            jax.ShapeDtypeStruct((rows, *shown), float32),
             number,
             prompt.pooled,
             prompt.size_ids,

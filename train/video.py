@@ -176,8 +176,9 @@ class VideoTask:
         negative = np.repeat(self.words.encode([""]), len(ids), axis=0)
         truth = worlds.clips(drawn, net.stage.frames, net.stage.size)
         image, one = truth[:, 0], jnp.float32(1.0)
-        given = video.condition(whole, ids, negative, image, one, one, cfg=net)
         z = self.encode(frozen["vae"], truth)
+        shown = z[:, 0] if net.sparse else None
+        given = video.condition(whole, ids, negative, image, one, one, shown, cfg=net)
         scales = guidance.make(cfg.guidance, cfg.image_guidance)
         if self.stage == "i2v":
             out = i2v.sample(whole, net, given, z[:, 0], each, scales, steps=cfg.steps)

@@ -107,6 +107,14 @@ def test_the_network_is_the_stages_own_without_its_encoders():
     assert jax.eval_shape(function, parameters, *inputs).shape == (3, 4, 6, 4, 4)
 
 
+def test_a_sparse_control_is_planned_with_the_references_latent():
+    body = dataclasses.replace(UNET, image_tokens=False)
+    cfg = dataclasses.replace(TINY, control=config.SparseControlConfig(body))
+    function, (parameters, *inputs) = ahead.denoiser("i2v", cfg, rows=3)
+    assert inputs[-1].pixels.shape == (3, 6, 4, 4)
+    assert jax.eval_shape(function, parameters, *inputs).shape == (3, 4, 6, 4, 4)
+
+
 @pytest.mark.slow
 def test_a_plan_for_eight_devices_splits_parameters_and_frames(fake, monkeypatch, capsys):
     made = []

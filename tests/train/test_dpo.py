@@ -1,5 +1,6 @@
 """Diffusion-DPO: the loss beside NumPy, what it learns, and the task on networks of nothing."""
 
+import dataclasses
 from functools import partial
 
 import jax
@@ -8,11 +9,12 @@ import pytest
 import tiny
 from ml_collections import ConfigDict
 
-from mv2_jax.config import ScheduleConfig, to_dict
+from mv2_jax.config import ScheduleConfig, SparseControlConfig, to_dict
 from mv2_jax.configs.toybox import dpo as recipe
 from mv2_jax.diffusion import keys as named
 from mv2_jax.diffusion import losses, schedules
 from mv2_jax.errors import InputError
+from mv2_jax.stages import video
 from mv2_jax.train import lora, pairs
 from mv2_jax.train.preference import dpo_loss
 from mv2_jax.train.task import Component
@@ -166,6 +168,55 @@ def test_the_baseline_learns_from_the_same_winners(begin, tmp_path, monkeypatch)
         winners.loss, winners.init(jax.random.key(0)), winners.frozen, ours, jax.random.key(1)
     )
     assert "mse" in metrics and "accuracy" not in metrics
+
+
+def test_a_sparse_control_learns_from_the_latent_it_was_sampled_with(tmp_path, monkeypatch):
+    body = dataclasses.replace(
+        tiny.SPATIAL, motion=dataclasses.replace(tiny.MOTION, mid_block=False)
+    )
+    clip = dataclasses.replace(tiny.stage(tiny.KEYFRAMES), control=SparseControlConfig(body))
+    made = tiny.random(jax.eval_shape(partial(video.init, clip), jax.random.key(0)), 1)
+    held = {"text_encoder": tiny.TEXT, "spatial": tiny.SPATIAL, "motion": tiny.MOTION}
+    held |= {"image_encoder": tiny.VISION, "image_attn": tiny.PROJECTION, "control": clip.control}
+    parts = {name: Component(made[name], config) for name, config in held.items()}
+    parts |= {
+        "motion_i2v": parts.pop("motion"),
+        "vae": Component(tiny.make().params["vae"], tiny.VAE),
+    }
+    cfg = phase("clips")
+    cfg.model.i2v = ConfigDict(to_dict(tiny.KEYFRAMES))
+    cfg.data.update(count=2, shard=2)
+    seen = []
+
+    def sample(params, net, given, reference, *rest, **more):
+        seen.append((given.pixels, reference))
+        return np.zeros((2, *net.latent_shape), np.float32)
+
+    def rank(jury, words, candidates, make):
+        return {"better": make(0)[0], "worse": make(1)[0]}
+
+    monkeypatch.setattr(dpo.i2v, "sample", sample)
+    monkeypatch.setattr(dpo.pairs, "rank", rank)
+    task = dpo.make(cfg, parts, tmp_path / "clips")
+    batch = next(task.batches(0, 0))
+    shown, reference = seen[0]
+    assert np.array_equal(shown, np.concatenate([reference] * video.WAYS))
+    assert np.array_equal(batch["reference"], np.asarray(reference, np.float16))
+    given = []
+    monkeypatch.setattr(dpo.video, "predict", watched(given, video.predict))
+    weights = task.init(jax.random.key(0))
+    loss, _ = jax.eval_shape(task.loss, weights, task.frozen, batch, jax.random.key(1))
+    assert loss.shape == () and {x.pixels.shape for x in given} == {(4, *reference.shape[1:])}
+
+
+def watched(given, predict):
+    """`video.predict`, which leaves the conditions that it was called with in `given`."""
+
+    def call(params, cfg, x, t, condition):
+        given.append(condition)
+        return predict(params, cfg, x, t, condition)
+
+    return call
 
 
 def test_unknown_words_are_named(begin, tmp_path):

@@ -1,14 +1,16 @@
 """The tasks of T2I, I2V and V2V on the smoke recipe's networks, without compiling them."""
 
+import dataclasses
 from functools import cache
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from mv2_jax import params
-from mv2_jax.config import to_dict
+from mv2_jax.config import SparseControlConfig, to_dict
 from mv2_jax.configs import smoke
 from mv2_jax.errors import InputError
 from mv2_jax.models.vae import AutoencoderKL
@@ -114,6 +116,32 @@ def test_i2v_trains_its_own_trees_on_clips_and_pictures(tmp_path, monkeypatch):
         "motion_i2v", "image_encoder", "image_attn", "control"
     }  # fmt: skip
     assert set(task.configs(weights)) == set(task.components(weights))
+
+
+def test_a_sparse_control_is_shown_the_references_latent(tmp_path, monkeypatch):
+    monkeypatch.setattr("mv2_jax.train.video.video.init", nothing)
+    motion = dataclasses.replace(smoke.MOTION, attentions=1, mid_block=False)
+    body = dataclasses.replace(smoke.SPATIAL, motion=motion)
+    control = SparseControlConfig(body, smoke.VAE.latent_channels)
+    cfg = smoke.get_config().phases.i2v
+    cfg.model.control = ConfigDict(to_dict(control))
+    # An encoder whose latents are no zeros, so that they are told from nothing.
+    encoder = jax.tree.map(lambda x: x + np.float16(0.1), parts()["vae"].params)
+    begin = {**first_phases(), "vae": Component(encoder, smoke.VAE)}
+    task = i2v.make(cfg, begin, tmp_path / "i2v")
+    assert shapes_of(task, next(task.batches(0, 0)))[0].shape == ()
+    seen = []
+
+    def sample(params, net, given, reference, *rest, **more):
+        seen.append((given.pixels, reference))
+        return np.zeros((6, *net.latent_shape), np.float32)
+
+    monkeypatch.setattr("mv2_jax.train.video.i2v.sample", sample)
+    weights = task.init(jax.random.key(0))
+    task.sample(weights, task.frozen, jax.random.key(0))
+    ((shown, reference),) = seen
+    assert np.abs(reference).max() > 0
+    assert np.array_equal(shown, np.concatenate([reference] * video.WAYS))
 
 
 def test_v2v_begins_from_i2v_and_trains_its_motion_alone(tmp_path, monkeypatch):

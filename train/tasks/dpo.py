@@ -205,9 +205,11 @@ class Clips(Preferences):
         image = worlds.first_frames(worlds.numbered(self.cfg.seed, numbers), size)
         ids = self.words.encode(pairs.prompts(words))
         nothing = np.repeat(self.words.encode([""]), len(ids), axis=0)
-        one_scale = jnp.float32(1.0)
-        given = video.condition(self.base, ids, nothing, image, one_scale, one_scale, cfg=self.net)
-        reference = self.encode(self.vae, image)
+        reference, one_scale = self.encode(self.vae, image), jnp.float32(1.0)
+        shown = reference if self.net.sparse else None
+        given = video.condition(
+            self.base, ids, nothing, image, one_scale, one_scale, shown, cfg=self.net
+        )
         scales = guidance.make(sample.guidance, sample.image_guidance)
 
         def one(number: int) -> tuple[np.ndarray, Any]:
@@ -216,17 +218,23 @@ class Clips(Preferences):
             return z, self.decode(self.vae, latents=z)
 
         found = pairs.rank(self.jury, words, self.cfg.data.candidates, one)
-        return {**found, "image": np.asarray(image, np.float16)}
+        found["image"] = np.asarray(image, np.float16)
+        if shown is not None:
+            found["reference"] = np.asarray(shown, np.float16)
+        return found
 
     def predict(self, whole: Params, batch: Batch, rows: int) -> Any:
         image = batch["image"].astype(jnp.float32)
         tokens, _ = video.encode_image(whole, self.net, image)
         ones = jnp.ones(len(image))
+        # A SparseCtrl is shown the latent with which the candidates were made.
+        sparse = self.net.sparse
+        shown = batch["reference"].astype(jnp.float32) if sparse else image * 0.5 + 0.5
         given = video.Condition(
             text=video.encode_text(whole, self.net, batch["ids"]).text,
             tokens=tokens,
             image_scale=ones,
-            pixels=image * 0.5 + 0.5,
+            pixels=shown,
             control_scale=ones,
         )
         given = jax.tree.map(lambda x: jnp.concatenate([x] * rows), given)
