@@ -17,14 +17,16 @@ def get_config() -> ConfigDict:
             optim={"lr": 1.5e-3, "warmup": 50, "schedule": "cosine"},
             ema={"decay": 0.99},
         ),
-        # On from there, over other worlds: it is motions that take longest.
-        longer=phase(
+        # Motions take longest, and their classifier shares nothing with the frames'.
+        motion=phase(
             "judge",
             seed=1,
-            steps=2500,
-            batch=32,
+            steps=6000,
+            batch=64,
+            train=("motion",),
             model=sizes,
-            optim={"lr": 1e-3, "warmup": 50, "schedule": "cosine"},
+            optim={"lr": 1e-3, "warmup": 50, "schedule": "cosine", "clock": "time"},
             ema={"decay": 0.995},
+            max_minutes=12.0,
         ),
     )

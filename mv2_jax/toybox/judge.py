@@ -19,6 +19,7 @@ from mv2_jax.toybox.world import SIZES
 
 KINDS = ("thing", "colour", "scene", "motion")
 NONE = dict(zip(KINDS, SIZES))  # index of the class "none"
+HALVES = ("frames", "motion")  # the two classifiers, which share nothing
 
 
 class Trunk(nn.Module):
@@ -99,18 +100,26 @@ def init(cfg: JudgeConfig, key) -> dict[str, Any]:
     return jax.jit(Judge(cfg).init)(key, clip)["params"]
 
 
+def half(name: str) -> str:
+    """Which of `HALVES` a top-level entry of the parameters belongs to."""
+    return "motion" if name.startswith("motion_") else "frames"
+
+
 def judge_loss(params, batch, key, cfg: JudgeConfig):
-    """Cross-entropy of the four classifiers on a batch of `judge_data.judge_batch`.
+    """Cross-entropy of the classifiers on a batch of `judge_data.judge_batch`.
 
     Returns:
         (loss, metrics): metrics hold the share of right answers by kind, among those that count.
     """
     del key
-    model = Judge(cfg)
-    logits = model.apply({"params": params}, batch["frames"], method="frames")
-    logits |= model.apply({"params": params}, batch["clips"], method="clips")
+    model, logits = Judge(cfg), {}
+    if "frames" in batch:
+        logits |= model.apply({"params": params}, batch["frames"], method="frames")
+    if "clips" in batch:
+        logits |= model.apply({"params": params}, batch["clips"], method="clips")
     total, metrics = jnp.zeros(()), {}
-    for i, kind in enumerate(KINDS):
+    for kind in logits:
+        i = KINDS.index(kind)
         source = "clip" if kind == "motion" else "frame"
         label, weight = batch[f"{source}_labels"][:, i], batch[f"{source}_weights"][:, i]
         logp = jax.nn.log_softmax(logits[kind])

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from mv2_jax.config import JudgeConfig
+from mv2_jax.toybox.judge import HALVES
 from mv2_jax.toybox.renderer import frame_times, render
 from mv2_jax.toybox.split import is_train, sample_train_world
 from mv2_jax.toybox.world import SIZES, World
@@ -50,9 +51,11 @@ def _layout(n: int, clips: bool) -> dict[str, slice]:
     return places
 
 
-@partial(jax.jit, static_argnums=(1, 2))
-def judge_batch(key, n: int, cfg: JudgeConfig):
+@partial(jax.jit, static_argnums=(1, 2, 3))
+def judge_batch(key, n: int, cfg: JudgeConfig, halves: tuple[str, ...] = HALVES):
     """One batch: `n` clips for the motion and 4 n single frames for the rest (n in units of 32).
+
+    halves: "frames", "motion" or both; a batch without one lacks its entries.
 
     Returns:
         {"clips": [n, T, S/2, S/2, 3] in [-1, 1], "frames": [4 n, S, S, 3], and for both
@@ -62,14 +65,16 @@ def judge_batch(key, n: int, cfg: JudgeConfig):
         ValueError: `n` is no multiple of 32.
     """
     first, second = jax.random.split(key)
-    clips = examples(first, n, cfg.frames, cfg.size // 2)
-    frames = examples(second, n * FRAMES_PER_CLIP, 1, cfg.size)
-    return {
-        **{f"frame_{name}": value for name, value in frames.items() if name != "video"},
-        **{f"clip_{name}": value for name, value in clips.items() if name != "video"},
-        "frames": frames["video"][:, 0],
-        "clips": clips["video"],
-    }
+    batch = {}
+    if "motion" in halves:
+        clips = examples(first, n, cfg.frames, cfg.size // 2)
+        batch["clips"] = clips.pop("video")
+        batch |= {f"clip_{name}": value for name, value in clips.items()}
+    if "frames" in halves:
+        frames = examples(second, n * FRAMES_PER_CLIP, 1, cfg.size)
+        batch["frames"] = frames.pop("video")[:, 0]
+        batch |= {f"frame_{name}": value for name, value in frames.items()}
+    return batch
 
 
 def examples(key, n: int, frames: int, size: int):

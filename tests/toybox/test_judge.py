@@ -4,8 +4,12 @@ import numpy as np
 import pytest
 
 from mv2_jax.config import JudgeConfig
+from mv2_jax.errors import InputError
 from mv2_jax.toybox import judge, judge_data, split
 from mv2_jax.toybox.world import SIZES
+from mv2_jax.train.phase import phase
+from mv2_jax.train.task import Component
+from mv2_jax.train.tasks import judge as task
 
 CFG = JudgeConfig(size=32, frames=4, frame_channels=(8, 8), motion_channels=(8, 8), hidden=16)
 
@@ -115,3 +119,22 @@ def test_prepare_takes_any_size_and_type():
     np.testing.assert_allclose(out, same, atol=1e-6)
     one = judge.prepare(video[:, :1], CFG)
     assert one.shape == out.shape
+
+
+def test_one_half_alone_is_trained_on(batch):
+    whole = judge.init(CFG, jax.random.key(6))
+    cfg = phase("judge", batch=32, train=("motion",))
+    made = task.make(cfg, {"judge": Component(whole, CFG)}, None)
+    mine = made.init(jax.random.key(0))
+    assert set(mine) | set(made.frozen) == set(whole) and not set(mine) & set(made.frozen)
+    assert set(mine) == {"motion_trunk", "motion_hidden", "motion_head"}
+    clips = {name: value for name, value in batch.items() if name.startswith("clip")}
+    _, metrics = made.loss(mine, made.frozen, clips, jax.random.key(7))
+    assert set(metrics) == {"motion"}
+    _, both = judge.judge_loss(whole, batch, jax.random.key(7), CFG)
+    np.testing.assert_allclose(metrics["motion"], both["motion"])
+    assert set(made.components(mine)["judge"]) == set(whole)
+    with pytest.raises(InputError, match="did you mean 'motion'"):
+        task.make(phase("judge", batch=32, train=("motions",)), {}, None)
+    with pytest.raises(InputError, match="from a judge in `begin`"):
+        task.make(cfg, {}, None)

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from mv2_jax import config
+from mv2_jax.config import nearest
 from mv2_jax.errors import InputError
 from mv2_jax.toybox import judge, judge_data
 from mv2_jax.train import worlds
@@ -19,23 +20,33 @@ from mv2_jax.train.task import Batch, Component, Params, Task
 def make(cfg: Any, begin: Mapping[str, Component], folder: Path) -> Task:
     """The task; it goes on from `begin["judge"]` where there is one.
 
+    `train` names the halves to train, "frames" and "motion"; they share nothing, so one may be
+    trained further at a fraction of the cost of both.
+
     Raises:
-        InputError: the batch is no multiple of what the plan of a batch needs.
+        InputError: the batch is no multiple of what the plan of a batch needs, an unknown half, or
+            one half alone of a judge that has not been trained.
     """
     del folder
     held = begin.get("judge")
-    sizes = held.config if held else config.from_dict(cfg.model.judge.to_dict())
+    halves = tuple(cfg.train) if "train" in cfg else judge.HALVES
+    for name in halves:
+        if name not in judge.HALVES:
+            raise InputError(f"train: the judge has no {name!r}{nearest(name, judge.HALVES)}")
+    if not held and set(halves) != set(judge.HALVES):
+        raise InputError("train: one half alone is trained on from a judge in `begin`")
     if cfg.batch % judge_data.UNIT:
         raise InputError(f"batch: the judge needs a multiple of {judge_data.UNIT}")
+    sizes = held.config if held else config.from_dict(cfg.model.judge.to_dict())
+    kept = {k: v for k, v in held.params.items() if judge.half(k) not in halves} if held else {}
 
     def loss(params: Params, frozen: Params, batch: Batch, key: jax.Array):
-        del frozen
-        return judge.judge_loss(params, batch, key, sizes)
+        return judge.judge_loss({**frozen, **params}, batch, key, sizes)
 
     def batches(seed: int, start: int) -> Iterator[Batch]:
         step = start
         while True:
-            yield judge_data.judge_batch(worlds.step_key(seed, step), cfg.batch, sizes)
+            yield judge_data.judge_batch(worlds.step_key(seed, step), cfg.batch, sizes, halves)
             step += 1
 
     def sample(params: Params, frozen: Params, key: jax.Array):
@@ -44,12 +55,16 @@ def make(cfg: Any, begin: Mapping[str, Component], folder: Path) -> Task:
         frames = judge_data.judge_batch(key, judge_data.UNIT, sizes)["frames"]
         return grid(to_uint8(frames), columns=judge_data.UNIT // 2)
 
+    def init(key: jax.Array) -> Params:
+        whole = held.params if held else judge.init(sizes, key)
+        return {name: tree for name, tree in whole.items() if judge.half(name) in halves}
+
     return Task(
-        init=lambda key: held.params if held else judge.init(sizes, key),
-        frozen={},
+        init=init,
+        frozen=kept,
         loss=loss,
         batches=batches,
-        components=lambda params: {"judge": params},
+        components=lambda params: {"judge": {**kept, **params}},
         configs=lambda params: {"judge": sizes},
         sample=sample,
     )
