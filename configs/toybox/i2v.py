@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
             train=("motion", "image_encoder", "image_attn", "control"),
             steps=20_000,
             batch=4,
-            max_minutes=30.0,
+            max_minutes=42.0,
             model={
                 "i2v": to_dict(sizes.I2V),
                 "vision": to_dict(sizes.VISION),

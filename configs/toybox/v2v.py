@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
             train=("motion",),
             steps=5_000,
             batch=4,
-            max_minutes=7.0,
+            max_minutes=8.0,
             model={"v2v": to_dict(sizes.V2V)},
             data={
                 "count": 512,

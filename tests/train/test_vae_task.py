@@ -8,6 +8,7 @@ from mv2_jax.errors import InputError
 from mv2_jax.models.vae import AutoencoderKL, scale_latents
 from mv2_jax.train import loop, recipe, worlds
 from mv2_jax.train.phase import phase
+from mv2_jax.train.task import Component
 from mv2_jax.train.tasks import vae
 
 TINY = VAEConfig(
@@ -89,3 +90,21 @@ def test_frozen_things_do_not_touch_the_key_of_a_step():
     assert not jnp.array_equal(
         jax.random.key_data(worlds.step_key(0, 1)), jax.random.key_data(worlds.step_key(0, 2))
     )
+
+
+def test_the_decoder_alone_leaves_latents_as_they_are():
+    x = worlds.stills(worlds.step_key(1, 0), 2, 32, 0)
+    whole = AutoencoderKL(TINY).init(jax.random.key(0), x)["params"]
+    scaled = VAEConfig(**{**vars(TINY), "scaling_factor": 0.7})
+    begin = {"vae": Component(whole, scaled)}
+    task = vae.make(config(train=("decoder",)), begin, None)
+    mine = task.init(jax.random.key(1))
+    assert set(task.frozen) == {"encoder", "quant_conv"} and "decoder" in mine
+    grads = jax.grad(lambda p: task.loss(p, task.frozen, {"image": x}, jax.random.key(2))[0])(mine)
+    assert set(grads) == set(mine)
+    assert set(task.components(mine)["vae"]) == set(whole)
+    assert task.configs(mine) == {"vae": scaled}
+    with pytest.raises(InputError, match="did you mean 'decoder'"):
+        vae.make(config(train=("decode",)), begin, None)
+    with pytest.raises(InputError, match="from an autoencoder in `begin`"):
+        vae.make(config(train=("decoder",)), {}, None)

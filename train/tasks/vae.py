@@ -18,11 +18,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from mv2_jax import config
+from mv2_jax.config import nearest
 from mv2_jax.errors import InputError
 from mv2_jax.models.vae import AutoencoderKL
 from mv2_jax.train import worlds
 from mv2_jax.train.report import grid, to_uint8
 from mv2_jax.train.task import Batch, Component, Metrics, Params, Task, compute_dtype
+
+HALVES = ("encoder", "decoder")
+
+
+def half(name: str) -> str:
+    """Which of `HALVES` a top-level entry of the parameters belongs to."""
+    return "encoder" if name in ("encoder", "quant_conv") else "decoder"
 
 
 def kl_mean(mean: jax.Array, logvar: jax.Array) -> jax.Array:
@@ -78,11 +86,21 @@ def _views(cfg: Any) -> list[tuple[int, int]]:
 def make(cfg: Any, begin: Mapping[str, Component], folder: Path) -> Task:
     """The task; it goes on from `begin["vae"]` where there is one, with that one's config.
 
+    `train` names the halves to train, "encoder" and "decoder"; the decoder alone may be trained on
+    under networks that have learnt its encoder's latents, which stay what they are.
+
     Raises:
-        InputError: a view that is not a size, or does not divide by the network's factor.
+        InputError: a view that is not a size, or does not divide by the network's factor; an
+            unknown half, or one half alone of an autoencoder that has not been trained.
     """
     del folder
     held = begin.get("vae")
+    halves = tuple(cfg.train) if "train" in cfg else HALVES
+    for name in halves:
+        if name not in HALVES:
+            raise InputError(f"train: an autoencoder has no {name!r}{nearest(name, HALVES)}")
+    if not held and set(halves) != set(HALVES):
+        raise InputError("train: one half alone is trained on from an autoencoder in `begin`")
     sizes = held.config if held else config.from_dict(cfg.model.vae.to_dict())
     model = AutoencoderKL(sizes, compute_dtype(cfg.precision))
     views = _views(cfg)
@@ -90,16 +108,16 @@ def make(cfg: Any, begin: Mapping[str, Component], folder: Path) -> Task:
         if (crop or size) % sizes.factor:
             raise InputError(f"data.views: {crop or size} is not a multiple of {sizes.factor}")
     weights = cfg.loss.to_dict()
+    kept = {k: v for k, v in held.params.items() if half(k) not in halves} if held else {}
 
     def init(key: jax.Array) -> Params:
         if held:
-            return held.params
+            return {name: tree for name, tree in held.params.items() if name not in kept}
         side = 2 * sizes.factor
         return jax.jit(model.init)(key, jnp.zeros((1, side, side, 3)))["params"]
 
     def loss(params: Params, frozen: Params, batch: Batch, key: jax.Array):
-        del frozen
-        x = batch["image"]
+        params, x = {**frozen, **params}, batch["image"]
         mean, logvar = model.apply({"params": params}, x, method="encode")
         z = mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
         y = model.apply({"params": params}, z, method="decode")
@@ -130,20 +148,23 @@ def make(cfg: Any, begin: Mapping[str, Component], folder: Path) -> Task:
 
     def sample(params: Params, frozen: Params, key: jax.Array) -> np.ndarray:
         """Eight pictures over what became of them."""
-        del frozen
         x = worlds.stills(key, 8, largest)
-        return grid(to_uint8(np.concatenate([x, np.asarray(through(params, x))])), columns=8)
+        made = np.asarray(through({**frozen, **params}, x))
+        return grid(to_uint8(np.concatenate([x, made])), columns=8)
 
     def configs(params: Params) -> dict[str, Any]:
+        if kept and "encoder" not in halves:
+            return {"vae": sizes}  # the latents are as they were, and so is their scale
+        params = {**kept, **params}
         images = (worlds.stills(worlds.step_key(cfg.seed + 1, i), 32, largest) for i in range(8))
         return {"vae": measure(model, params, images)}
 
     return Task(
         init=init,
-        frozen={},
+        frozen=kept,
         loss=loss,
         batches=batches,
-        components=lambda params: {"vae": params},
+        components=lambda params: {"vae": {**kept, **params}},
         configs=configs,
         sample=sample,
     )
