@@ -14,7 +14,6 @@ from mv2_jax.config import (
     ScheduleConfig,
     StageConfig,
 )
-from mv2_jax.configs import paper
 from mv2_jax.configs.paper import DEFAULTS, PICTURE, PICTURE_VAE, RIFE, T2I, TEXT, TEXT_2, VISION
 
 __all__ = [
@@ -22,7 +21,7 @@ __all__ = [
     "V2V", "VAE", "VISION",
 ]  # fmt: skip
 
-VAE = paper.PICTURE_VAE
+VAE = PICTURE_VAE
 PROJECTION = ImageProjectionConfig(width=1280, out_width=2048, heads=20)
 CONTROL = ControlNetConfig(PICTURE)
 # SDXL's modules are normalised over whole clips (the original code's branch for SDXL).

@@ -21,12 +21,11 @@ def get_config() -> ConfigDict:
         motion=phase(
             "judge",
             seed=1,
-            steps=6000,
+            steps=4000,
             batch=64,
             train=("motion",),
             model=sizes,
-            optim={"lr": 1e-3, "warmup": 50, "schedule": "cosine", "clock": "time"},
+            optim={"lr": 1e-3, "warmup": 50, "schedule": "cosine"},
             ema={"decay": 0.995},
-            max_minutes=12.0,
         ),
     )

@@ -42,6 +42,11 @@ class Prompt:
     pooled: jax.Array | None = None
     size_ids: jax.Array | None = None
 
+    @property
+    def added(self) -> dict[str, jax.Array | None]:
+        """What of it joins the time embedding, as the networks take it."""
+        return {"pooled": self.pooled, "size_ids": self.size_ids}
+
 
 def check(cfg: Any) -> None:
     """Whether a stage's text encoders are those that its UNet wants.
@@ -87,6 +92,16 @@ def size_ids(batch: int, size: tuple[int, int]) -> jax.Array:
     """
     numbers = jnp.asarray((*size, 0, 0, *size), jnp.float32)
     return jnp.broadcast_to(numbers[None], (batch, 6))
+
+
+def of_batch(prompt: Prompt, cfg: Any, batch: dict[str, jax.Array]) -> Prompt:
+    """The prompt of a training batch, for SDXL with the sizes of its pictures: the batch's own
+    "size_ids" [B, 6], or the whole plane of its "latent" [B, ..., h, w, C]."""
+    if cfg.text_2 is None:
+        return prompt
+    count, (height, width) = batch["latent"].shape[0], batch["latent"].shape[-3:-1]
+    plane = (height * cfg.factor, width * cfg.factor)
+    return prompt.replace(size_ids=batch.get("size_ids", size_ids(count, plane)))
 
 
 def encode(params: dict[str, Any], cfg: Any, ids: Ids) -> Prompt:

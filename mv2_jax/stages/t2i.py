@@ -61,9 +61,8 @@ class Config:
 def init(cfg: Config, key: jax.Array) -> Params:
     """Fresh parameters of the text encoders and the spatial UNet."""
     x, prompt = jnp.zeros((1, 1, *cfg.latent_shape)), prompts.blank(cfg)
-    added = {"pooled": prompt.pooled, "size_ids": prompt.size_ids}
     unet = UNet(cfg.stage.unet).init(
-        named.fold(key, "spatial"), x, jnp.zeros(1), Context(prompt.text), **added
+        named.fold(key, "spatial"), x, jnp.zeros(1), Context(prompt.text), **prompt.added
     )
     return {**prompts.init(cfg, key), "spatial": unet["params"]}
 
@@ -71,9 +70,8 @@ def init(cfg: Config, key: jax.Array) -> Params:
 def predict(params: Params, cfg: Config, x: jax.Array, t: jax.Array, prompt: Prompt) -> jax.Array:
     """The network's output at noisy latents x [B, h, w, C], timesteps t [B] and prompts."""
     unet = UNet(cfg.stage.unet, cfg.dtype, cfg.remat)
-    added = {"pooled": prompt.pooled, "size_ids": prompt.size_ids}
     context = Context(prompt.text)
-    return unet.apply({"params": params["spatial"]}, x[:, None], t, context, **added)[:, 0]
+    return unet.apply({"params": params["spatial"]}, x[:, None], t, context, **prompt.added)[:, 0]
 
 
 def loss(

@@ -114,7 +114,7 @@ class Condition:
 def init(cfg: Config, key: jax.Array, spatial: Params | None = None) -> Params:
     """Fresh parameters of every tree. With `spatial`, the ControlNet's body starts as its copy."""
     prompt = prompts.blank(cfg)
-    text, added = prompt.text, {"pooled": prompt.pooled, "size_ids": prompt.size_ids}
+    text, added = prompt.text, prompt.added
     tokens = jnp.zeros((1, cfg.projection.tokens, cfg.projection.out_width))
     x, t = jnp.zeros((1, 1, *cfg.latent_shape[1:])), jnp.zeros(1)
     pixels = jnp.zeros((1, *cfg.stage.size, 3))
@@ -240,11 +240,7 @@ def loss(
     no_image = named.bernoulli(named.fold(keys, "drop_image"), drop_image)
     ids = jnp.where(no_text[:, None], batch["null_ids"][None], batch["ids"])
     tokens, none = encode_image(params, cfg, image)
-    prompt = encode_text(params, cfg, ids)
-    if cfg.text_2 is not None:
-        plane = (latent.shape[2] * cfg.factor, latent.shape[3] * cfg.factor)
-        sizes = batch.get("size_ids", prompts.size_ids(latent.shape[0], plane))
-        prompt = prompt.replace(size_ids=sizes)
+    prompt = prompts.of_batch(encode_text(params, cfg, ids), cfg, batch)
     given = Condition(
         text=prompt.text,
         tokens=jnp.where(no_image[:, None, None], none, tokens),
