@@ -96,12 +96,7 @@ def loss(
     keys = named.per_sample(key, latent.shape[0])
     dropped = named.bernoulli(named.fold(keys, "drop_text"), drop_text)
     ids = jnp.where(dropped[:, None], batch["null_ids"][None], ids)
-    prompt = encode_text(params, cfg, ids)
-    if cfg.text_2 is not None:
-        plane = (latent.shape[1] * cfg.factor, latent.shape[2] * cfg.factor)
-        prompt = prompt.replace(
-            size_ids=batch.get("size_ids", prompts.size_ids(latent.shape[0], plane))
-        )
+    prompt = prompts.of_batch(encode_text(params, cfg, ids), cfg, batch)
     return diffusion_loss(
         lambda x, t: predict(params, cfg, x, t, prompt), latent, keys, cfg.stage.schedule, shape
     )
