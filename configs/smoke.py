@@ -65,11 +65,16 @@ def _small(phase: ConfigDict) -> ConfigDict:
 
 
 def get_config() -> ConfigDict:
-    phases = {name: module.get_config().phases[name] for name, module in _RECIPES.items()}
+    phases = {name: made.get_config().phases[phase] for name, (made, phase) in _PHASES.items()}
     trial = packing(name="smoke", prompt="a red ball bouncing over a meadow")
     made = recipe(trial, **{name: _small(phase) for name, phase in phases.items()})
     made.quick_compile = True
     return made
 
 
-_RECIPES = {"vae": vae, "t2i": t2i, "i2v": i2v, "v2v": v2v}
+_PHASES = {
+    "vae": (vae, "vae"),
+    "t2i": (t2i, "t2i"),
+    "i2v": (i2v, "words"),
+    "v2v": (v2v, "v2v"),
+}

@@ -36,14 +36,18 @@ SHIPPED = Path(__file__).parent / "weights" / "toybox"
 # What makes frames between frames; the first that a folder holds is what its cascade takes. Where
 # it holds none, the RIFE serves that ships with the package.
 INTERPOLATORS = ("vfi_gan", "vfi_ema", "rife")
+# What T2I calls its networks -> the component that holds its own, where a folder has one.
+PICTURE = {
+    "text_encoder": "t2i_text_encoder",
+    "text_encoder_2": "t2i_text_encoder_2",
+    "spatial": "t2i_unet",
+    "vae": "t2i_vae",
+}
 # Beside those, SDXL's second text encoder, and T2I's own networks where it shares none.
 OPTIONAL = (
     *INTERPOLATORS,
     "text_encoder_2",
-    "t2i_text_encoder",
-    "t2i_text_encoder_2",
-    "t2i_vae",
-    "t2i_unet",
+    *PICTURE.values(),
 )
 COMPONENTS = (
     "text_encoder",

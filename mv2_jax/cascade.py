@@ -25,7 +25,7 @@ import numpy as np
 
 from mv2_jax import params as trees
 from mv2_jax import text as tokenizers
-from mv2_jax.bundle import INTERPOLATORS, Bundle
+from mv2_jax.bundle import INTERPOLATORS, PICTURE, Bundle
 from mv2_jax.config import VAEConfig, nearest
 from mv2_jax.diffusion import guidance as guides
 from mv2_jax.diffusion.samplers import State
@@ -36,14 +36,6 @@ from mv2_jax.text import Tokenizer, emphasis
 from mv2_jax.text.emphasis import Marked
 
 STEPS_AT_ONCE = 5  # a progress bar breathes this often; the result is that of one whole scan
-
-# What T2I calls its networks -> the component that holds its own, where a folder has one.
-_PICTURE = {
-    "text_encoder": "t2i_text_encoder",
-    "text_encoder_2": "t2i_text_encoder_2",
-    "spatial": "t2i_unet",
-    "vae": "t2i_vae",
-}
 
 
 @partial(jax.jit, static_argnames=("cfg", "dtype"))
@@ -226,7 +218,7 @@ class Cascade:
 
     def _own(self, name: str) -> Any:
         """T2I's parameters of this network: its own where the folder has them, or the shared."""
-        own = _PICTURE[name]
+        own = PICTURE[name]
         return self.params[own if own in self.params else name]
 
     def with_params(self, **trees: Any) -> Cascade:
@@ -342,8 +334,8 @@ def load(
 
     def own(name: str) -> Any:
         """The config of T2I's own network of this name, or of the one it shares."""
-        held = _PICTURE[name] in bundle.components
-        return bundle.config(_PICTURE[name] if held else name)
+        held = PICTURE[name] in bundle.components
+        return bundle.config(PICTURE[name] if held else name)
 
     picture_vae = own("vae")
     second = "t2i_text_encoder_2" if "t2i_unet" in bundle.components else "text_encoder_2"

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from mv2_jax import files
+from mv2_jax import files, params
 
 Arrays = dict[str, np.ndarray]
 
@@ -23,6 +23,12 @@ Arrays = dict[str, np.ndarray]
 def fingerprint(facts: Mapping[str, Any]) -> str:
     """Sixteen letters that change with anything the latents depend on; `facts` is JSON-ready."""
     return hashlib.sha256(json.dumps(dict(facts), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def of_encoder(vae: Mapping[str, Any]) -> str:
+    """A digest of what in an autoencoder's tree makes latents: its decoder changes none of them."""
+    makes = {name: tree for name, tree in vae.items() if name in ("encoder", "quant_conv")}
+    return params.digest(makes)
 
 
 def position(seed: int, step: int, batch: int, count: int) -> np.ndarray:

@@ -19,6 +19,9 @@ NEEDED = tuple(name for name in bundle.COMPONENTS if name not in bundle.OPTIONAL
 def gather(folders: Iterable[Path], licence: str) -> tuple[dict[str, bundle.Part], dict[str, Any]]:
     """The parts and notes (stages, tokenizer) of phases' weights; later ones replace earlier.
 
+    A text encoder that T2I's phases trained serves all stages, unless a video phase trained one:
+    then each has its own.
+
     Raises:
         InputError: a folder is no phase's, or something that a cascade needs is in none of them.
     """
@@ -30,7 +33,10 @@ def gather(folders: Iterable[Path], licence: str) -> tuple[dict[str, bundle.Part
         index = json.loads((folder / INDEX).read_text())
         held = components_in(folder)
         over = index["components"].get("spatial", {}).get("digest") or index["began"].get("spatial")
+        stages = index.get("stages", {})
         for name, part in held.items():
+            if name == "text_encoder" and "t2i" in stages:
+                name = "t2i_text_encoder"
             if name in bundle.COMPONENTS:
                 trained = over if name in OVER_SPATIAL else None
                 tree = part.params
@@ -38,9 +44,11 @@ def gather(folders: Iterable[Path], licence: str) -> tuple[dict[str, bundle.Part
                     tree = {key: own for key, own in tree.items() if key != "light"}
                 source = f"mv2 train {index['phase'].rpartition('/')[0]}"
                 parts[name] = bundle.Part(tree, part.config, licence, source, trained)
-        for name, stage in index.get("stages", {}).items():
+        for name, stage in stages.items():
             notes["stages"][name] = config.from_dict(stage)
         notes["tokenizer"] = index.get("tokenizer") or notes["tokenizer"]
+    if "text_encoder" not in parts and "t2i_text_encoder" in parts:
+        parts["text_encoder"] = parts.pop("t2i_text_encoder")
     missing = [name for name in NEEDED if name not in parts]
     missing += [f"stage {name}" for name in ("t2i", "i2v", "v2v") if name not in notes["stages"]]
     if missing or notes["tokenizer"] is None:

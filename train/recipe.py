@@ -20,7 +20,7 @@ from types import ModuleType
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from mv2_jax import config, files, params
+from mv2_jax import bundle, config, files, params
 from mv2_jax.errors import InputError
 from mv2_jax.train import loop
 from mv2_jax.train.task import Component, Task
@@ -80,8 +80,6 @@ def components_in(folder: Path) -> dict[str, Component]:
     Raises:
         InputError: the folder has neither index.
     """
-    from mv2_jax import bundle
-
     if (folder / INDEX).is_file():
         listed = json.loads((folder / INDEX).read_text())["components"]
         found = {
@@ -123,14 +121,20 @@ def folder_of(root: Path, source: str) -> Path:
 def begin_from(root: Path, short: str, recipe: ConfigDict, phase: str) -> dict[str, Component]:
     """What a phase starts with: `begin` sources, and (in a chain) above them its earlier phases.
 
-    A later phase's component replaces an earlier one's of the same name.
+    A later phase's component replaces an earlier one's of the same name. A phase of T2I that begins
+    from a cascade folder takes T2I's own networks there, where it has some.
 
     Raises:
         InputError: a source is missing or lacks the component.
     """
     begin: dict[str, Component] = {}
-    for name, source in recipe.phases[phase].begin.items():
+    cfg = recipe.phases[phase]
+    pictures = "t2i" in (cfg.task, cfg.get("stage"))
+    for name, source in cfg.begin.items():
         held = components_in(folder_of(root, source))
+        own = bundle.PICTURE.get(name)
+        if pictures and own in held:
+            held[name] = held[own]
         if name not in held:
             raise InputError(
                 f"{source!r} holds no component {name!r}{config.nearest(name, held)}; "

@@ -25,7 +25,7 @@ from mv2_jax.stages import latents as codec
 from mv2_jax.toybox import captions
 from mv2_jax.toybox.world import sample_world
 from mv2_jax.train import prompts, worlds
-from mv2_jax.train.latents import Shards, position
+from mv2_jax.train.latents import Shards, of_encoder, position
 from mv2_jax.train.report import grid, to_uint8
 from mv2_jax.train.task import Batch, Component, Params, Task, compute_dtype
 
@@ -112,7 +112,7 @@ class VideoTask:
             return {"latent": latent, "label": label}
 
         facts = {
-            "vae": trees.digest(vae.params),
+            "encoder": of_encoder(vae.params),
             "config": config.to_dict(vae.config),
             "what": f"{stage.frames} keyframes",
             "sides": list(stage.size),

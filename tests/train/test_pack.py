@@ -89,6 +89,28 @@ def test_phases_make_a_cascade_folder(runs):
     pack.pack(runs, "pack", cfg, ())  # a folder of ours may be replaced
 
 
+def test_a_text_encoder_of_the_video_stages_leaves_t2i_its_own(runs):
+    names = ("text_encoder", "motion_i2v", "image_encoder", "image_attn", "control")
+    began = recipe.components_in(runs / "t2i" / "t2i" / "weights")
+    stages = {"i2v": to_dict(smoke.NETWORKS["i2v"])}
+    write(runs, "i2v/words", names, began, value=0.7, stages=stages)
+    for sources in (("vae", "t2i", "i2v/words", "v2v"), ("vae", "i2v/words", "v2v", "t2i")):
+        packed = pack.pack(runs, "pack", packing(sources=sources), ())
+        held = {
+            name: float(jax.tree.leaves(packed.load(name))[0][0, 0])
+            for name in ("text_encoder", "t2i_text_encoder")
+        }
+        assert held == pytest.approx({"text_encoder": 0.7, "t2i_text_encoder": 0.123}, abs=1e-3)
+    # A phase that begins from the folder takes the one of its stage.
+    made = smoke.get_config()
+    for phase, value in (("t2i", 0.123), ("i2v", 0.7)):
+        made.phases[phase].begin = {"text_encoder": str(packed.folder)}
+        made.chain = False
+        begin = recipe.begin_from(runs, "smoke", made, phase)
+        leaf = jax.tree.leaves(begin["text_encoder"].params)[0]
+        assert float(leaf[0, 0]) == pytest.approx(value, abs=1e-3)
+
+
 def test_a_gan_interpolator_is_packed_without_its_light_model(runs, monkeypatch):
     monkeypatch.setitem(CONFIGS, "vfi_gan", GANVFIConfig())
     halves = {name: {"w": np.ones(2, np.float32)} for name in ("light", "gan")}

@@ -19,7 +19,7 @@ from mv2_jax.stages import latents as codec
 from mv2_jax.stages import t2i
 from mv2_jax.toybox import captions
 from mv2_jax.train import prompts, worlds
-from mv2_jax.train.latents import Shards, position
+from mv2_jax.train.latents import Shards, of_encoder, position
 from mv2_jax.train.report import grid, to_uint8
 from mv2_jax.train.task import Batch, Component, Params, Task, compute_dtype, require
 
@@ -50,7 +50,7 @@ def stills(vae: Component, size: int, cfg: Any, root: Path) -> Shards:
         return {"latent": latent, "label": label}
 
     facts = {
-        "vae": trees.digest(vae.params),
+        "encoder": of_encoder(vae.params),
         "config": config.to_dict(vae.config),
         "what": "first frames",
         "size": size,
