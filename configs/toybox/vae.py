@@ -17,18 +17,20 @@ VAE = VAEConfig(
 )
 
 
+SHARED = {
+    "steps": 40_000,
+    "batch": 4,
+    "model": {"vae": to_dict(VAE)},
+    "data": {"views": ("256/128", "192", "256/128", "256")},
+    "loss": {"l1": 1.0, "l2": 1.0, "edge": 1.0, "edge_scales": 2, "kl": 2e-4},
+    "optim": {"lr": 1e-3, "warmup": 100, "schedule": "cosine", "clock": "time"},
+    "ema": {"decay": 0.999},
+}
+
+
 def get_config() -> ConfigDict:
-    shared = {
-        "steps": 40_000,
-        "batch": 4,
-        "model": {"vae": to_dict(VAE)},
-        "data": {"views": ("256/128", "192", "256/128", "256")},
-        "loss": {"l1": 1.0, "l2": 1.0, "edge": 1.0, "edge_scales": 2, "kl": 2e-4},
-        "optim": {"lr": 1e-3, "warmup": 100, "schedule": "cosine", "clock": "time"},
-        "ema": {"decay": 0.999},
-    }
     return recipe(
-        vae=phase("vae", max_minutes=20.0, **shared),
+        vae=phase("vae", max_minutes=20.0, **SHARED),
         # Sharper pictures of the same latents, whatever has been trained over them since.
-        decoder=phase("vae", seed=1, max_minutes=12.0, train=("decoder",), **shared),
+        decoder=phase("vae", seed=1, max_minutes=12.0, train=("decoder",), **SHARED),
     )

@@ -104,7 +104,51 @@ def test_the_decoder_alone_leaves_latents_as_they_are():
     assert loss.shape == ()
     assert set(task.components(mine)["vae"]) == set(whole)
     assert task.configs(mine) == {"vae": scaled}
+    # With a critic, which is trained beside it and stays behind.
+    fought = vae.make(
+        config(
+            train=("decoder",),
+            critic={"width": 4, "layers": 1},
+            loss={**config().loss.to_dict(), "critic": 0.5, "critic_from": 1},
+        ),
+        begin,
+        None,
+    )
+    both = jax.eval_shape(fought.init, jax.random.key(1))
+    assert set(both) == {*mine, "critic"} and set(fought.components(both)["vae"]) == set(whole)
     with pytest.raises(InputError, match="did you mean 'decoder'"):
         vae.make(config(train=("decode",)), begin, None)
     with pytest.raises(InputError, match="from an autoencoder in `begin`"):
         vae.make(config(train=("decoder",)), {}, None)
+
+
+def test_a_critic_pulls_the_decoder_once_it_takes_part():
+    begin = {
+        "vae": Component(
+            AutoencoderKL(TINY).init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))["params"], TINY
+        )
+    }
+    cfg = config(
+        train=("decoder",),
+        critic={"width": 4, "layers": 1},
+        loss={**config().loss.to_dict(), "critic": 0.5, "critic_from": 1},
+    )
+    plain, fought = vae.make(config(train=("decoder",)), begin, None), vae.make(cfg, begin, None)
+    params, key = fought.init(jax.random.key(1)), jax.random.key(2)
+    batches = fought.batches(0, 0)
+    gradient = jax.jit(jax.grad(lambda p, b: fought.loss(p, fought.frozen, b, key)[0]))
+    before, after = (gradient(params, batch) for batch in (next(batches), next(batches)))
+    without = jax.jit(jax.grad(lambda p, b: plain.loss(p, plain.frozen, b, key)[0]))
+    own = {name: tree for name, tree in params.items() if name != "critic"}
+    batches = plain.batches(0, 0)
+    alone = [without(own, batch) for batch in (next(batches), next(batches))]
+
+    def off(one, other):
+        pairs = zip(jax.tree.leaves({n: one[n] for n in own}), jax.tree.leaves(other))
+        return max(float(jnp.abs(a - b).max() / jnp.abs(b).max()) for a, b in pairs)
+
+    def largest(tree):
+        return max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(tree))
+
+    assert off(before, alone[0]) < 1e-4 and largest(before["critic"]) == 0
+    assert off(after, alone[1]) > 0.05 and largest(after["critic"]) > 1e-3

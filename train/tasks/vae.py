@@ -2,8 +2,10 @@
 
 The loss is l1 * |d| + l2 * d^2 over the error d, plus the L1 distance of image gradients at
 several scales (`edge`: it keeps edges sharp; there is no pretrained network to compare features
-with, and a discriminator would not fit the budget), plus a small KL term. Every term is a mean
-over all its elements, the KL over latent elements, so weights do not depend on sizes.
+with), plus a small KL term. Every term is a mean over all its elements, the KL over latent
+elements, so weights do not depend on sizes. With `critic` a patch critic joins from step
+`loss.critic_from` on, balanced as in VQGAN (`train.adversary`): detail that latents do not hold is
+then drawn, not averaged.
 """
 
 from __future__ import annotations
@@ -20,12 +22,14 @@ import numpy as np
 from mv2_jax import config
 from mv2_jax.config import nearest
 from mv2_jax.errors import InputError
+from mv2_jax.models.discriminator import PatchCritic
 from mv2_jax.models.vae import AutoencoderKL
-from mv2_jax.train import worlds
+from mv2_jax.train import adversary, worlds
 from mv2_jax.train.report import grid, to_uint8
 from mv2_jax.train.task import Batch, Component, Metrics, Params, Task, compute_dtype
 
 HALVES = ("encoder", "decoder")
+CRITIC = "critic"  # its weights, in training, beside the halves'
 
 
 def half(name: str) -> str:
@@ -110,38 +114,78 @@ def make(cfg: Any, begin: Mapping[str, Component], folder: Path) -> Task:
     weights = cfg.loss.to_dict()
     kept = {k: v for k, v in held.params.items() if half(k) not in halves} if held else {}
 
+    critic = PatchCritic(**cfg.critic, dtype=model.dtype) if "critic" in cfg else None
+
     def init(key: jax.Array) -> Params:
-        if held:
-            return {name: tree for name, tree in held.params.items() if name not in kept}
         side = 2 * sizes.factor
-        return jax.jit(model.init)(key, jnp.zeros((1, side, side, 3)))["params"]
+        image = jnp.zeros((1, side, side, 3))
+        if held:
+            made = {name: tree for name, tree in held.params.items() if name not in kept}
+        else:
+            made = jax.jit(model.init)(key, image)["params"]
+        if critic:
+            made[CRITIC] = jax.jit(critic.init)(key, image)["params"]
+        return made
 
     def loss(params: Params, frozen: Params, batch: Batch, key: jax.Array):
         params, x = {**frozen, **params}, batch["image"]
+        judge = params.pop(CRITIC, None)
         mean, logvar = model.apply({"params": params}, x, method="encode")
         z = mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
         y = model.apply({"params": params}, z, method="decode")
-        error = y - x
+        far = distances(y, x)
         metrics: Metrics = {
-            "loss_l1": jnp.mean(jnp.abs(error)),
-            "loss_l2": jnp.mean(jnp.square(error)),
-            "loss_edge": edge_loss(error, weights["edge_scales"]),
+            **{f"loss_{name}": value for name, value in far.items()},
             "kl": kl_mean(mean, logvar),
+            "psnr": psnr(x, y),
+            "latent_std": jnp.std(mean),
         }
-        total = (
-            weights["l1"] * metrics["loss_l1"]
-            + weights["l2"] * metrics["loss_l2"]
-            + weights["edge"] * metrics["loss_edge"]
-            + weights["kl"] * metrics["kl"]
+        total = weights["kl"] * metrics["kl"]
+        if critic:
+            fought, terms = versus(judge, y, x, jnp.mean(batch["critic"]))
+            return total + fought, {**metrics, **terms}
+        return total + weighed(far), metrics
+
+    def distances(y: jax.Array, x: jax.Array) -> Metrics:
+        error = y - x
+        return {
+            "l1": jnp.mean(jnp.abs(error)),
+            "l2": jnp.mean(jnp.square(error)),
+            "edge": edge_loss(error, weights["edge_scales"]),
+        }
+
+    def weighed(far: Metrics) -> jax.Array:
+        return sum(weights[name] * value for name, value in far.items())
+
+    def versus(judge: Params, y: jax.Array, x: jax.Array, active: jax.Array) -> tuple[Any, Metrics]:
+        """Both sides' losses of made pictures y beside the true x; `active` is 1, or 0 yet."""
+
+        def judged(tree: Params, images: jax.Array) -> jax.Array:
+            return critic.apply({"params": tree}, images)
+
+        pulled, terms = adversary.balanced(
+            y,
+            lambda made: weighed(distances(made, x)),
+            lambda made: -jnp.mean(judged(jax.lax.stop_gradient(judge), made)),
+            active * weights["critic"],
         )
-        return total, {**metrics, "psnr": psnr(x, y), "latent_std": jnp.std(mean)}
+        both = judged(judge, jnp.concatenate((x, jax.lax.stop_gradient(y))))
+        against = active * adversary.hinge(*jnp.split(both, 2))
+        return pulled + against, {**terms, "loss_critic": against}
 
     def batches(seed: int, start: int) -> Iterator[Batch]:
         step = start
         while True:
             size, crop = views[step % len(views)]
-            yield {"image": worlds.stills(worlds.step_key(seed, step), cfg.batch, size, crop)}
+            image = worlds.stills(worlds.step_key(seed, step), cfg.batch, size, crop)
+            yield {"image": image, **on(step, len(image))}
             step += 1
+
+    def on(step: int, count: int) -> Batch:
+        """Whether the critic takes part in a step, for each of its samples."""
+        if not critic:
+            return {}
+        return {"critic": np.full((count,), step >= weights["critic_from"], np.float32)}
 
     through = jax.jit(lambda p, x: model.apply({"params": p}, x))
     largest = max(size for size, _ in views)
@@ -149,13 +193,17 @@ def make(cfg: Any, begin: Mapping[str, Component], folder: Path) -> Task:
     def sample(params: Params, frozen: Params, key: jax.Array) -> np.ndarray:
         """Eight pictures over what became of them."""
         x = worlds.stills(key, 8, largest)
-        made = np.asarray(through({**frozen, **params}, x))
+        made = np.asarray(through({**frozen, **parts(params)}, x))
         return grid(to_uint8(np.concatenate([x, made])), columns=8)
+
+    def parts(params: Params) -> Params:
+        """The autoencoder's own of what is trained."""
+        return {name: tree for name, tree in params.items() if name != CRITIC}
 
     def configs(params: Params) -> dict[str, Any]:
         if kept and "encoder" not in halves:
             return {"vae": sizes}  # the latents are as they were, and so is their scale
-        params = {**kept, **params}
+        params = {**kept, **parts(params)}
         images = (worlds.stills(worlds.step_key(cfg.seed + 1, i), 32, largest) for i in range(8))
         return {"vae": measure(model, params, images)}
 
@@ -164,7 +212,7 @@ def make(cfg: Any, begin: Mapping[str, Component], folder: Path) -> Task:
         frozen=kept,
         loss=loss,
         batches=batches,
-        components=lambda params: {"vae": {**kept, **params}},
+        components=lambda params: {"vae": {**kept, **parts(params)}},
         configs=configs,
         sample=sample,
     )
