@@ -101,8 +101,8 @@ def test_i2v_trains_its_own_trees_on_clips_and_pictures(tmp_path, monkeypatch):
     cfg = recipe().phases.i2v
     task = i2v.make(cfg, first_phases(), tmp_path / "i2v")
     weights = task.init(jax.random.key(0))
-    assert set(weights) == {"motion", "image_encoder", "image_attn", "control"}
-    assert set(task.frozen) == {"spatial", "text_encoder", "vae"}
+    assert set(weights) == {"text_encoder", "motion", "image_encoder", "image_attn", "control"}
+    assert set(task.frozen) == {"spatial", "vae"}
     assert params.digest(task.frozen["spatial"]) == params.digest(
         params.cast(parts()["spatial"].params, np.float32)
     )
@@ -113,7 +113,7 @@ def test_i2v_trains_its_own_trees_on_clips_and_pictures(tmp_path, monkeypatch):
     for batch in batches:
         assert shapes_of(task, batch)[0].shape == ()
     assert set(task.components(weights)) == {
-        "motion_i2v", "image_encoder", "image_attn", "control"
+        "text_encoder", "motion_i2v", "image_encoder", "image_attn", "control"
     }  # fmt: skip
     assert set(task.configs(weights)) == set(task.components(weights))
 
