@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Score = Callable[[jax.Array], jax.Array]
 
@@ -46,3 +48,38 @@ def balanced(
     steered = jnp.sum(made * jax.lax.stop_gradient(pull + ratio * push))
     value = jax.lax.stop_gradient(good + ratio * bad - steered) + steered
     return value, {"quality": good, "doubt": bad, "doubt_weight": ratio}
+
+
+def active(step: int, start: int, count: int) -> np.ndarray:
+    """Of a batch's `count` samples, 1 each once the critic takes part, from `start` on, else 0."""
+    return np.full((count,), step >= start, np.float32)
+
+
+def versus(
+    judged: Callable[[Any, jax.Array], jax.Array],
+    critic: Any,
+    made: jax.Array,
+    real: jax.Array,
+    quality: Score,
+    weight: float,
+    taking_part: jax.Array,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Both sides' losses in one: the maker's, `balanced`, and the critic's, `hinge`.
+
+    Each trains its own side alone, so one optimiser may serve both: Adam's steps do not depend on
+    how a loss is scaled.
+
+    Args:
+        judged: (the critic's tree, pictures) -> logits.
+        made, real: pictures [B, H, W, 3].
+        quality: what of the maker's loss does not come from the critic; see `balanced`.
+        taking_part: `active` of the batch, [B]; while it is 0 the critic neither pulls nor learns.
+
+    Returns:
+        A scalar, and `balanced`'s scalars with "loss_critic".
+    """
+    on, fixed = jnp.mean(taking_part), jax.lax.stop_gradient(critic)
+    pulled, terms = balanced(made, quality, lambda x: -jnp.mean(judged(fixed, x)), on * weight)
+    both = judged(critic, jnp.concatenate((real, jax.lax.stop_gradient(made))))
+    loss = on * hinge(*jnp.split(both, 2))
+    return pulled + loss, {**terms, "loss_critic": loss}

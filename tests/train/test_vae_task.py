@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from quick import quick
 
 from mv2_jax.config import VAEConfig, to_dict
 from mv2_jax.errors import InputError
@@ -104,51 +105,48 @@ def test_the_decoder_alone_leaves_latents_as_they_are():
     assert loss.shape == ()
     assert set(task.components(mine)["vae"]) == set(whole)
     assert task.configs(mine) == {"vae": scaled}
-    # With a critic, which is trained beside it and stays behind.
-    fought = vae.make(
-        config(
-            train=("decoder",),
-            critic={"width": 4, "layers": 1},
-            loss={**config().loss.to_dict(), "critic": 0.5, "critic_from": 1},
-        ),
-        begin,
-        None,
-    )
-    both = jax.eval_shape(fought.init, jax.random.key(1))
-    assert set(both) == {*mine, "critic"} and set(fought.components(both)["vae"]) == set(whole)
     with pytest.raises(InputError, match="did you mean 'decoder'"):
         vae.make(config(train=("decode",)), begin, None)
     with pytest.raises(InputError, match="from an autoencoder in `begin`"):
         vae.make(config(train=("decoder",)), {}, None)
 
 
-def test_a_critic_pulls_the_decoder_once_it_takes_part():
-    begin = {
-        "vae": Component(
-            AutoencoderKL(TINY).init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))["params"], TINY
-        )
-    }
-    cfg = config(
-        train=("decoder",),
-        critic={"width": 4, "layers": 1},
-        loss={**config().loss.to_dict(), "critic": 0.5, "critic_from": 1},
-    )
-    plain, fought = vae.make(config(train=("decoder",)), begin, None), vae.make(cfg, begin, None)
-    params, key = fought.init(jax.random.key(1)), jax.random.key(2)
-    batches = fought.batches(0, 0)
-    gradient = jax.jit(jax.grad(lambda p, b: fought.loss(p, fought.frozen, b, key)[0]))
-    before, after = (gradient(params, batch) for batch in (next(batches), next(batches)))
-    without = jax.jit(jax.grad(lambda p, b: plain.loss(p, plain.frozen, b, key)[0]))
+def test_a_critic_pulls_the_decoder_once_it_takes_part_and_stays_behind():
+    x = jnp.zeros((1, 16, 16, 3))
+    whole = jax.jit(AutoencoderKL(TINY).init)(jax.random.key(0), x)["params"]
+    begin = {"vae": Component(whole, TINY)}
+    loss = {**config().loss.to_dict(), "critic": 0.5, "critic_from": 1}
+    cfg = config(train=("decoder",), critic={"width": 4, "layers": 1}, loss=loss)
+    task, plain = vae.make(cfg, begin, None), vae.make(config(train=("decoder",)), begin, None)
+    params, key = task.init(jax.random.key(1)), jax.random.key(2)
     own = {name: tree for name, tree in params.items() if name != "critic"}
-    batches = plain.batches(0, 0)
-    alone = [without(own, batch) for batch in (next(batches), next(batches))]
+    assert set(task.components(params)["vae"]) == set(whole)
 
-    def off(one, other):
+    def gradient(task):
+        return quick(jax.grad(lambda p, b: task.loss(p, task.frozen, b, key), has_aux=True))
+
+    batches = task.batches(0, 0)
+    image = next(batches)["image"]
+    with_critic, without = gradient(task), gradient(plain)
+    idle, on = (
+        with_critic(params, {"image": image, "critic": jnp.full((len(image),), share)})
+        for share in (0.0, 1.0)
+    )
+    alone = without(own, {"image": image})
+    assert next(batches)["critic"].all()
+
+    def apart(one, other):
         pairs = zip(jax.tree.leaves({n: one[n] for n in own}), jax.tree.leaves(other))
         return max(float(jnp.abs(a - b).max() / jnp.abs(b).max()) for a, b in pairs)
 
-    def largest(tree):
+    def size(tree):
         return max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(tree))
 
-    assert off(before, alone[0]) < 1e-4 and largest(before["critic"]) == 0
-    assert off(after, alone[1]) > 0.05 and largest(after["critic"]) > 1e-3
+    assert apart(idle[0], alone[0]) < 1e-4 and size(idle[0]["critic"]) == 0
+    assert apart(on[0], alone[0]) > 0.05 and size(on[0]["critic"]) > 1e-3
+    # Down the pull alone, the critic doubts less.
+    pull = jax.tree.map(lambda a, b: a - b, {n: on[0][n] for n in own}, alone[0])
+    step = 1e-2 / size(pull)
+    nearer = jax.tree.map(lambda p, g: p - step * g, own, pull)
+    after = with_critic({**params, **nearer}, {"image": image, "critic": jnp.ones(len(image))})
+    assert after[1]["doubt"] < on[1]["doubt"]

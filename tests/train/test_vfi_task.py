@@ -11,7 +11,7 @@ from mv2_jax.configs.toybox import vfi as toybox_recipe
 from mv2_jax.errors import InputError
 from mv2_jax.infer import media
 from mv2_jax.models.vae import AutoencoderKL
-from mv2_jax.train import adversary, features, loop, triplets, videos
+from mv2_jax.train import features, loop, triplets, videos
 from mv2_jax.train.phase import phase
 from mv2_jax.train.task import Component
 from mv2_jax.train.tasks import vfi
@@ -116,30 +116,6 @@ def test_folders_without_anything_to_learn_from(tmp_path, what):
         says = "no moving pair"
     with pytest.raises(InputError, match=says):
         videos.draw(videos.find(root, side), 0, np.arange(1), side, (2, 4))
-
-
-def test_the_critic_s_pull_is_as_strong_as_the_others_and_no_stronger():
-    made = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 4, 3)), jnp.float32)
-
-    def quality(x):
-        return jnp.mean(jnp.square(x - 1))
-
-    def doubt(x):
-        return 7.0 * jnp.mean(jnp.sin(x))
-
-    def total(x, weight):
-        return adversary.balanced(x, quality, doubt, weight)
-
-    (value, terms), got = jax.value_and_grad(total, has_aux=True)(made, 0.5)
-    good, bad = jax.grad(quality)(made), jax.grad(doubt)(made)
-    ratio = 0.5 * jnp.linalg.norm(good.ravel()) / jnp.linalg.norm(bad.ravel())
-    np.testing.assert_allclose(got, good + ratio * bad, atol=1e-6)
-    np.testing.assert_allclose(value, quality(made) + ratio * doubt(made), rtol=1e-5)
-    np.testing.assert_allclose(terms["doubt_weight"], ratio, rtol=1e-4)
-    alone = jax.grad(lambda x: total(x, 0.0)[0])(made)
-    np.testing.assert_allclose(alone, good, atol=1e-7)
-    assert float(adversary.hinge(jnp.array([2.0]), jnp.array([-3.0]))) == 0.0
-    assert float(adversary.hinge(jnp.zeros(3), jnp.zeros(2))) == 1.0
 
 
 def test_features_tell_pictures_apart_and_do_not_mind_equal_ones():

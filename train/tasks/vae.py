@@ -23,18 +23,18 @@ from mv2_jax import config
 from mv2_jax.config import nearest
 from mv2_jax.errors import InputError
 from mv2_jax.models.discriminator import PatchCritic
-from mv2_jax.models.vae import AutoencoderKL
+from mv2_jax.models.vae import ENCODING, AutoencoderKL
 from mv2_jax.train import adversary, worlds
 from mv2_jax.train.report import grid, to_uint8
 from mv2_jax.train.task import Batch, Component, Metrics, Params, Task, compute_dtype
 
 HALVES = ("encoder", "decoder")
-CRITIC = "critic"  # its weights, in training, beside the halves'
+CRITIC = "critic"  # its weights, in training, beside the halves'; in a batch, if it takes part
 
 
 def half(name: str) -> str:
     """Which of `HALVES` a top-level entry of the parameters belongs to."""
-    return "encoder" if name in ("encoder", "quant_conv") else "decoder"
+    return "encoder" if name in ENCODING else "decoder"
 
 
 def kl_mean(mean: jax.Array, logvar: jax.Array) -> jax.Array:
@@ -54,6 +54,20 @@ def edge_loss(error: jax.Array, scales: int) -> jax.Array:
         across = jnp.abs(error[:, :, 1:] - error[:, :, :-1]).mean()
         total += down + across
     return total / scales
+
+
+def distances(
+    made: jax.Array, real: jax.Array, weights: Mapping[str, Any]
+) -> tuple[jax.Array, Metrics]:
+    """How far made pictures are from the real ones [B, H, W, 3]: weighed together, and each."""
+    error = made - real
+    each = {
+        "l1": jnp.mean(jnp.abs(error)),
+        "l2": jnp.mean(jnp.square(error)),
+        "edge": edge_loss(error, weights["edge_scales"]),
+    }
+    total = sum(weights[name] * value for name, value in each.items())
+    return total, {f"loss_{name}": value for name, value in each.items()}
 
 
 def psnr(x: jax.Array, y: jax.Array) -> jax.Array:
@@ -113,8 +127,7 @@ def make(cfg: Any, begin: Mapping[str, Component], folder: Path) -> Task:
             raise InputError(f"data.views: {crop or size} is not a multiple of {sizes.factor}")
     weights = cfg.loss.to_dict()
     kept = {k: v for k, v in held.params.items() if half(k) not in halves} if held else {}
-
-    critic = PatchCritic(**cfg.critic, dtype=model.dtype) if "critic" in cfg else None
+    critic = PatchCritic(**cfg.critic, dtype=model.dtype) if CRITIC in cfg else None
 
     def init(key: jax.Array) -> Params:
         side = 2 * sizes.factor
@@ -133,59 +146,31 @@ def make(cfg: Any, begin: Mapping[str, Component], folder: Path) -> Task:
         mean, logvar = model.apply({"params": params}, x, method="encode")
         z = mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
         y = model.apply({"params": params}, z, method="decode")
-        far = distances(y, x)
-        metrics: Metrics = {
-            **{f"loss_{name}": value for name, value in far.items()},
+        apart, metrics = distances(y, x, weights)
+        metrics |= {
             "kl": kl_mean(mean, logvar),
             "psnr": psnr(x, y),
             "latent_std": jnp.std(mean),
         }
-        total = weights["kl"] * metrics["kl"]
         if critic:
-            fought, terms = versus(judge, y, x, jnp.mean(batch["critic"]))
-            return total + fought, {**metrics, **terms}
-        return total + weighed(far), metrics
+            sides = (judged, judge, y, x, lambda made: distances(made, x, weights)[0])
+            apart, terms = adversary.versus(*sides, weights["critic"], batch[CRITIC])
+            metrics |= terms
+        return apart + weights["kl"] * metrics["kl"], metrics
 
-    def distances(y: jax.Array, x: jax.Array) -> Metrics:
-        error = y - x
-        return {
-            "l1": jnp.mean(jnp.abs(error)),
-            "l2": jnp.mean(jnp.square(error)),
-            "edge": edge_loss(error, weights["edge_scales"]),
-        }
-
-    def weighed(far: Metrics) -> jax.Array:
-        return sum(weights[name] * value for name, value in far.items())
-
-    def versus(judge: Params, y: jax.Array, x: jax.Array, active: jax.Array) -> tuple[Any, Metrics]:
-        """Both sides' losses of made pictures y beside the true x; `active` is 1, or 0 yet."""
-
-        def judged(tree: Params, images: jax.Array) -> jax.Array:
-            return critic.apply({"params": tree}, images)
-
-        pulled, terms = adversary.balanced(
-            y,
-            lambda made: weighed(distances(made, x)),
-            lambda made: -jnp.mean(judged(jax.lax.stop_gradient(judge), made)),
-            active * weights["critic"],
-        )
-        both = judged(judge, jnp.concatenate((x, jax.lax.stop_gradient(y))))
-        against = active * adversary.hinge(*jnp.split(both, 2))
-        return pulled + against, {**terms, "loss_critic": against}
+    def judged(tree: Params, images: jax.Array) -> jax.Array:
+        return critic.apply({"params": tree}, images)
 
     def batches(seed: int, start: int) -> Iterator[Batch]:
         step = start
         while True:
             size, crop = views[step % len(views)]
             image = worlds.stills(worlds.step_key(seed, step), cfg.batch, size, crop)
-            yield {"image": image, **on(step, len(image))}
+            batch = {"image": image}
+            if critic:
+                batch[CRITIC] = adversary.active(step, weights["critic_from"], len(image))
+            yield batch
             step += 1
-
-    def on(step: int, count: int) -> Batch:
-        """Whether the critic takes part in a step, for each of its samples."""
-        if not critic:
-            return {}
-        return {"critic": np.full((count,), step >= weights["critic_from"], np.float32)}
 
     through = jax.jit(lambda p, x: model.apply({"params": p}, x))
     largest = max(size for size, _ in views)

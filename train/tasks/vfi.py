@@ -3,7 +3,7 @@
 MagicVideo-V2 (arXiv 2401.04468) trains its interpolator as a GAN; the losses are VQ-FIGAN's
 (LDMVFI, arXiv 2303.09508, after VQGAN, arXiv 2012.09841): L1 and features' distance, codebook and
 commitment, and from step `loss.critic_from` on a hinge critic whose pull is balanced against the
-others'. One optimiser serves both sides, for Adam's steps do not depend on how a loss is scaled.
+others'; one optimiser serves both sides.
 
 Two frames, the one between them and the light model's guess make a sample; see `train.triplets`.
 """
@@ -96,8 +96,6 @@ class VFITask:
         del key
         weights = self.cfg.loss
         _, _, target, guess, made, codes = self.generate(params["gan"], batch)
-        fixed = jax.lax.stop_gradient(params["critic"])
-        active = jnp.mean(batch["critic"])
 
         def judged(tree: Params, images: jax.Array) -> jax.Array:
             return self.critic.apply({"params": tree}, images)
@@ -106,16 +104,12 @@ class VFITask:
             far = features.distance(frozen["vae"], self.vae.config, x, target)
             return jnp.mean(jnp.abs(x - target)) + weights.features * far
 
-        pulled, terms = adversary.balanced(
-            made, quality, lambda x: -jnp.mean(judged(fixed, x)), active * weights.critic
-        )
-        both = judged(params["critic"], jnp.concatenate((target, jax.lax.stop_gradient(made))))
-        critic = active * adversary.hinge(*jnp.split(both, 2))
+        sides = (judged, params["critic"], made, target, quality)
+        fought, terms = adversary.versus(*sides, weights.critic, batch["critic"])
         codebook = codes.codebook + weights.commitment * codes.commitment
         metrics: Metrics = {
             **terms,
             "loss_codes": codebook,
-            "loss_critic": critic,
             "l1": jnp.mean(jnp.abs(made - target)),
             "codes_used": perplexity(codes.index, self.net.codes),
             "psnr": psnr(target, made),
@@ -123,7 +117,7 @@ class VFITask:
             "sharpness": sharpness(made, target),
             "sharpness_light": sharpness(guess, target),
         }
-        return pulled + weights.codebook * codebook + critic, metrics
+        return fought + weights.codebook * codebook, metrics
 
     def shards(self) -> Shards:
         """The samples, made when a step first needs them."""
@@ -155,7 +149,7 @@ class VFITask:
         step = start
         while True:
             found = shards.take(position(seed, step, count, self.cfg.data.count))
-            active = np.full((count,), step >= self.cfg.loss.critic_from, np.float32)
+            active = adversary.active(step, self.cfg.loss.critic_from, count)
             yield {**triplets.turned(found, seed, step), "critic": active}
             step += 1
 
