@@ -43,12 +43,8 @@ PICTURE = {
     "spatial": "t2i_unet",
     "vae": "t2i_vae",
 }
-# Beside those, SDXL's second text encoder, and T2I's own networks where it shares none.
-OPTIONAL = (
-    *INTERPOLATORS,
-    "text_encoder_2",
-    *PICTURE.values(),
-)
+# What a folder may lack: those two, and SDXL's second text encoder.
+OPTIONAL = (*INTERPOLATORS, "text_encoder_2", *PICTURE.values())
 COMPONENTS = (
     "text_encoder",
     "vae",

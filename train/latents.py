@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from mv2_jax import files, params
+from mv2_jax.models.vae import ENCODING
 
 Arrays = dict[str, np.ndarray]
 
@@ -27,8 +28,7 @@ def fingerprint(facts: Mapping[str, Any]) -> str:
 
 def of_encoder(vae: Mapping[str, Any]) -> str:
     """A digest of what in an autoencoder's tree makes latents: its decoder changes none of them."""
-    makes = {name: tree for name, tree in vae.items() if name in ("encoder", "quant_conv")}
-    return params.digest(makes)
+    return params.digest({name: vae[name] for name in ENCODING})
 
 
 def position(seed: int, step: int, batch: int, count: int) -> np.ndarray:

@@ -130,17 +130,17 @@ def begin_from(root: Path, short: str, recipe: ConfigDict, phase: str) -> dict[s
     begin: dict[str, Component] = {}
     cfg = recipe.phases[phase]
     pictures = "t2i" in (cfg.task, cfg.get("stage"))
+    sources = {source: components_in(folder_of(root, source)) for source in cfg.begin.values()}
     for name, source in cfg.begin.items():
-        held = components_in(folder_of(root, source))
+        held = sources[source]
         own = bundle.PICTURE.get(name)
-        if pictures and own in held:
-            held[name] = held[own]
-        if name not in held:
+        there = own if pictures and own in held else name
+        if there not in held:
             raise InputError(
                 f"{source!r} holds no component {name!r}{config.nearest(name, held)}; "
                 f"it holds {', '.join(sorted(held))}"
             )
-        begin[name] = held[name]
+        begin[name] = held[there]
     order = list(recipe.order) if recipe.get("chain", True) else [phase]
     for earlier in order[: order.index(phase)]:
         folder = root / short / earlier / "weights"

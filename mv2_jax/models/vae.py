@@ -17,6 +17,7 @@ from mv2_jax.nn.layers import Dtype, GroupNorm, conv, dense, depth_to_space, spa
 from mv2_jax.nn.resnet import Downsample, ResnetBlock, Upsample
 
 EPS = 1e-6  # every norm of the VAE
+ENCODING = ("encoder", "quant_conv")  # of its parameters, those that make latents
 
 
 class PlaneAttention(nn.Module):
