@@ -65,7 +65,7 @@ def _small(phase: ConfigDict) -> ConfigDict:
 
 
 def get_config() -> ConfigDict:
-    phases = {name: made.get_config().phases[phase] for name, (made, phase) in _PHASES.items()}
+    phases = {name: own.get_config().phases[phase] for name, (own, phase) in _PHASES.items()}
     trial = packing(name="smoke", prompt="a red ball bouncing over a meadow")
     made = recipe(trial, **{name: _small(phase) for name, phase in phases.items()})
     made.quick_compile = True

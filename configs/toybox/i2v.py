@@ -9,7 +9,8 @@ from mv2_jax.configs.toybox import sizes
 from mv2_jax.diffusion.losses import LossConfig
 from mv2_jax.train.phase import phase, recipe
 
-REFERENCE = ("motion", "image_encoder", "image_attn", "control")
+# What I2V has beside the networks of T2I.
+ADDED = ("motion", "image_encoder", "image_attn", "control")
 
 
 def get_config() -> ConfigDict:
@@ -32,7 +33,7 @@ def get_config() -> ConfigDict:
     return recipe(
         i2v=phase(
             "i2v",
-            train=REFERENCE,
+            train=ADDED,
             max_minutes=42.0,
             data={"count": 4096, **data},
             loss={**loss, "shape": asdict(LossConfig())},
@@ -44,7 +45,7 @@ def get_config() -> ConfigDict:
         # is towards the noisy steps, where a clip's motion is decided.
         words=phase(
             "i2v",
-            train=("text_encoder", *REFERENCE),
+            train=("text_encoder", *ADDED),
             max_minutes=72.0,
             data={"count": 8192, **data},
             loss={**loss, "shape": asdict(LossConfig(shift=2.0))},
