@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
+from quick import quick
 
 from mv2_jax import config, params, sharding
 from mv2_jax.config import ImageProjectionConfig, MotionConfig, UNetConfig
@@ -222,12 +223,7 @@ def gradients(tree, inputs):
 
 @functools.cache
 def unsharded(function):
-    return jax.device_get(quick_jit(function)(*tiny_unet()))
-
-
-def quick_jit(function):
-    """`jax.jit` without LLVM's optimiser: these programs run once."""
-    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
+    return jax.device_get(quick(function)(*tiny_unet()))
 
 
 @pytest.mark.parametrize(
@@ -247,6 +243,6 @@ def test_a_sharded_unet_equals_the_unsharded_one(function, sizes):
     mesh = mesh_of(*sizes)
     with jax.set_mesh(mesh):
         placed = sharding.shard_params(tree, mesh)
-        got = quick_jit(function)(placed, sharding.shard_batch(inputs, mesh))
+        got = quick(function)(placed, sharding.shard_batch(inputs, mesh))
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(unsharded(function)), strict=True):
         assert np.abs(a - b).max() <= 1e-5 * max(np.abs(b).max(), 1e-3)

@@ -17,10 +17,11 @@ import copy
 import functools
 import re
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from quick import quick
+from torch_chains import drift, show_pictures
 
 from mv2_jax import cascade
 from mv2_jax.convert import assemble
@@ -83,12 +84,6 @@ def cascades(public, tmp_path_factory):
     return make
 
 
-def quick(function, *static):
-    """A jitted function again without LLVM's optimiser: these programs run once."""
-    options = {"xla_backend_optimization_level": 0}
-    return jax.jit(function.__wrapped__, static_argnames=static, compiler_options=options)
-
-
 CONDITION, ADVANCE = quick(video.condition, "cfg"), quick(video.advance, "cfg", "steps", "k")
 
 
@@ -138,11 +133,7 @@ class Torch:
         if scope == "frame":
             each_frame(self.unet)
         if pictured:
-            halves = {"image_proj": {}, "ip_adapter": {}}
-            for name, value in adapter.items():
-                half, _, rest = name.partition(".")
-                halves[half][rest] = torch.from_numpy(value)
-            self.unet._load_ip_adapter_weights([halves], low_cpu_mem_usage=False)
+            show_pictures(self.unet, adapter)
         self.unet.eval()
         self.scheduler = diffusers.DDIMScheduler(
             beta_start=0.00085,
@@ -234,19 +225,6 @@ class Torch:
         return states
 
 
-def drift(ours, theirs):
-    """The largest difference after each step over that step's largest magnitude."""
-    assert len(ours) == len(theirs)
-    found = []
-    for mine, others in zip(ours, theirs):
-        others = np.concatenate(others)
-        assert mine.shape == others.shape and others.std() > 0.01
-        found.append(float(np.abs(mine - others).max() / np.abs(others).max()))
-    assert np.isfinite(found).all()
-    print("drift by step:", " ".join(f"{x:.1e}" for x in found))
-    return max(found)
-
-
 def first(state, sample):
     """One sample of our first state, in torch's layout."""
     return torch.from_numpy(np.array(state.x)[sample][None]).permute(0, 4, 1, 2, 3).contiguous()
@@ -267,7 +245,7 @@ def test_text_to_video(public, cascades, scope):
         for n in range(2)
     ]
     assert len(mine) == STEPS
-    assert drift(mine, list(zip(*theirs))) < BOUND
+    assert drift(mine, [np.concatenate(step) for step in zip(*theirs)]) < BOUND
 
 
 @pytest.mark.slow
@@ -292,7 +270,7 @@ def test_picture_to_video(public, cascades):
         name = "AnimateDiffControlNetPipeline"
         theirs.append(side.run(name, latents, ids, ip_adapter_image_embeds=picture))
     assert len(mine) == STEPS
-    assert drift(mine, list(zip(*theirs))) < BOUND
+    assert drift(mine, [np.concatenate(step) for step in zip(*theirs)]) < BOUND
 
 
 @pytest.mark.slow
@@ -316,7 +294,7 @@ def test_sparse_picture_to_video(public, cascades):
         for n in range(2)
     ]
     assert len(mine) == STEPS
-    assert drift(mine, list(zip(*theirs))) < BOUND
+    assert drift(mine, [np.concatenate(step) for step in zip(*theirs)]) < BOUND
 
 
 @pytest.mark.slow
@@ -343,4 +321,4 @@ def test_video_to_video(public, cascades, strength, steps):
         given = {"strength": strength, "ip_adapter_image_embeds": picture}
         theirs.append(side.run(name, latents, ids, **given))
     assert len(mine) == steps
-    assert drift(mine, list(zip(*theirs))) < BOUND
+    assert drift(mine, [np.concatenate(step) for step in zip(*theirs)]) < BOUND

@@ -5,15 +5,11 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+from quick import quick
 from torch_weights import randomise
 
 from mv2_jax.convert.engine import convert
 from mv2_jax.convert.ops import as_numpy
-
-
-def jit(function):
-    """`jax.jit` without LLVM's optimiser: these programs run once, and compile twice as fast."""
-    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def shapes(module, *args, method=None, **kwargs):
@@ -54,7 +50,7 @@ def parity():
 
     return SimpleNamespace(
         randomise=randomise,
-        jit=jit,
+        jit=quick,
         shapes=shapes,
         error=error,
         channels_last=channels_last,

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from quick import quick
+from torch_chains import ddim, drift, sdxl_prompt
 
 from mv2_jax.config import (
     ControlNetConfig,
@@ -49,12 +51,6 @@ IDS = np.full((3, LENGTH), EOS, np.int32)  # the first tokenizer pads with the e
 IDS[:, 0], IDS[0, 1:4], IDS[1, 1:8], IDS[2, 1] = EOS - 1, (5, 6, 7), range(10, 17), 9
 EMPTY = np.full((3, LENGTH), EOS, np.int32)
 EMPTY[:, 0] = EOS - 1
-
-
-def second_ids(ids):
-    """The second tokenizer's: zeros after the end."""
-    ends = (ids == EOS).argmax(-1)
-    return np.where(np.arange(LENGTH)[None] > ends[:, None], 0, ids)
 
 
 def text_config(cfg):
@@ -114,20 +110,6 @@ def pair():
     return (first, second, network), params
 
 
-def torch_prompt(first, second, ids):
-    """What SDXL's pipeline makes of ids, but for its rule for empty prompts."""
-    with torch.no_grad():
-        one = first(torch.from_numpy(ids), output_hidden_states=True)
-        two = second(torch.from_numpy(second_ids(ids)), output_hidden_states=True)
-    return torch.cat([one.hidden_states[-2], two.hidden_states[-2]], -1), two.text_embeds
-
-
-def quick(function):
-    """`jax.jit` with the config static and without LLVM's optimiser: these programs run once."""
-    options = {"xla_backend_optimization_level": 0}
-    return jax.jit(function, static_argnums=1, compiler_options=options)
-
-
 def off(ours, theirs):
     """Largest difference over the largest magnitude."""
     ours, theirs = np.asarray(ours), theirs.numpy()
@@ -139,9 +121,9 @@ def off(ours, theirs):
 
 def test_the_prompt_and_the_network(pair):
     (first, second, network), params = pair
-    encode = quick(t2i.encode_text)
+    encode = quick(t2i.encode_text, "cfg")
     prompt = encode(params, CFG, IDS)
-    text, pooled = torch_prompt(first, second, IDS)
+    text, pooled = sdxl_prompt(first, second, IDS, EOS)
     assert off(prompt.text, text) < 3e-6
     assert off(prompt.pooled, pooled) < 3e-6
     np.testing.assert_array_equal(prompt.size_ids, np.tile([40, 56, 0, 0, 40, 56], (3, 1)))
@@ -155,7 +137,7 @@ def test_the_prompt_and_the_network(pair):
             text,
             added_cond_kwargs=dict(text_embeds=pooled, time_ids=sizes),
         ).sample
-    got = quick(t2i.predict)(params, CFG, x, t, prompt)
+    got = quick(t2i.predict, "cfg")(params, CFG, x, t, prompt)
     assert off(got, expected.permute(0, 2, 3, 1)) < 1e-5
     nothing = encode(params, CFG, EMPTY)
     assert not nothing.text.any() and not nothing.pooled.any()
@@ -165,19 +147,9 @@ def test_the_prompt_and_the_network(pair):
 def test_twenty_five_guided_steps(pair):
     """The whole chain against diffusers' pipeline from the same noise, step by step."""
     (first, second, network), params = pair
-    schedule = CFG.stage.schedule
-    scheduler = diffusers.DDIMScheduler(
-        beta_start=schedule.beta_start,
-        beta_end=schedule.beta_end,
-        beta_schedule=schedule.kind,
-        clip_sample=False,
-        set_alpha_to_one=schedule.final_alpha_one,
-        steps_offset=schedule.steps_offset,
-        timestep_spacing=schedule.spacing,
-    )
     state = t2i.start(keys.seeds([7, 8, 9]), cfg=CFG, steps=25)
     noise = torch.from_numpy(np.array(state.x)).permute(0, 3, 1, 2)
-    text, pooled = torch_prompt(first, second, IDS)
+    text, pooled = sdxl_prompt(first, second, IDS, EOS)
     steps = []
 
     def keep(pipeline, i, t, values):
@@ -185,7 +157,7 @@ def test_twenty_five_guided_steps(pair):
         return values
 
     pipeline = diffusers.StableDiffusionXLPipeline(
-        None, first, second, None, None, network, scheduler, add_watermarker=False
+        None, first, second, None, None, network, ddim(CFG.stage.schedule), add_watermarker=False
     )
     pipeline.set_progress_bar_config(disable=True)
     pipeline(
@@ -202,13 +174,11 @@ def test_twenty_five_guided_steps(pair):
         callback_on_step_end=keep,
     )
     prompt = t2i.condition(params, IDS, EMPTY, cfg=CFG)
-    drift = []
-    for expected in steps:
-        scales = guidance.make(5.0)
+    mine, scales = [], guidance.make(5.0)
+    for _ in range(25):
         state = t2i.advance(params, prompt, scales, state, cfg=CFG, steps=25, k=1)
-        drift.append(off(state.x, expected))
-    assert len(drift) == 25
-    assert max(drift) < 1e-5  # measured: 1.0e-6 at every step
+        mine.append(state.x)
+    assert drift(mine, steps) < 1e-5  # measured: 1.0e-6 at every step
 
 
 def test_the_loss_says_the_sizes_of_its_pictures(pair, monkeypatch):
@@ -256,16 +226,16 @@ def test_the_video_stages_read_the_same_prompt(pair):
         image, one = jnp.ones((3, 30, 30, 3)), jnp.float32(1)
         return video.condition.__wrapped__(params, ids, none, image, one, one, cfg=cfg)
 
-    given = quick(told)(whole, cfg, IDS, EMPTY)
+    given = quick(told, "cfg")(whole, cfg, IDS, EMPTY)
     assert given.pooled.shape == (9, 12) and not given.pooled[:6].any() and given.pooled[6:].any()
     x = jax.random.normal(jax.random.key(1), (9, *cfg.latent_shape))
     t = jnp.tile(jnp.array([901.0, 500.0, 7.0]), 3)
-    ours = quick(video.predict)(whole, cfg, x, t, given)
+    ours = quick(video.predict, "cfg")(whole, cfg, x, t, given)
     # Rows of the empty prompt, then of the prompts, for either frame.
     rows = np.array([0, 1, 2, 6, 7, 8])
-    prompt = quick(prompts.encode)(params, CFG, np.concatenate([EMPTY, IDS] * 2))
+    prompt = quick(prompts.encode, "cfg")(params, CFG, np.concatenate([EMPTY, IDS] * 2))
     frames = jnp.concatenate([x[rows, 0], x[rows, 1]])
-    pictures = quick(t2i.predict)(params, CFG, frames, jnp.tile(t[rows], 2), prompt)
+    pictures = quick(t2i.predict, "cfg")(params, CFG, frames, jnp.tile(t[rows], 2), prompt)
     both = jnp.concatenate([ours[rows, 0], ours[rows, 1]])
     np.testing.assert_allclose(both, pictures, atol=2e-5)
 
