@@ -27,14 +27,15 @@ def command(weights: str | None = None) -> None:
     print(f"devices: {devices}")
     print(f"compiled programs: {programs} ({_size(cache.size(programs))})")
     print(f"weights: {bundle.name}, in {bundle.folder}; all checksums are right")
+    wide = max(map(len, bundle.components))
     for name, component in bundle.components.items():
         count = params.count(bundle.load(name))
         print(
-            f"  {name:<13} {count / 1e6:8.2f} M  {_size(component.size):>9}  "
+            f"  {name:<{wide}} {count / 1e6:8.2f} M  {_size(component.size):>9}  "
             f"{component.licence}; {component.source}"
         )
     total = sum(component.size for component in bundle.components.values())
-    print(f"  {'in all':<13} {'':>10}  {_size(total):>9}")
+    print(f"  {'in all':<{wide}} {'':>10}  {_size(total):>9}")
     print("stages:")
     for name, stage in bundle.stages.items():
         print(f"  {name:<4} {_stage(stage, bundle.defaults.get(name, {}))}")
