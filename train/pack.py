@@ -13,14 +13,15 @@ from mv2_jax.train.recipe import INDEX, components_in, folder_of
 
 # Trained over one spatial tree; the cascade folder refuses to mix them with another.
 OVER_SPATIAL = ("motion_i2v", "motion_v2v", "image_attn", "control")
+SHARED = ("text_encoder", "spatial")  # what T2I trains and video phases may train on
 NEEDED = tuple(name for name in bundle.COMPONENTS if name not in bundle.OPTIONAL)
 
 
 def gather(folders: Iterable[Path], licence: str) -> tuple[dict[str, bundle.Part], dict[str, Any]]:
     """The parts and notes (stages, tokenizer) of phases' weights; later ones replace earlier.
 
-    A text encoder that T2I's phases trained serves all stages, unless a video phase trained one:
-    then each has its own.
+    A text encoder or a UNet that T2I's phases trained serves all stages, unless a video phase
+    trained one: then each has its own.
 
     Raises:
         InputError: a folder is no phase's, or something that a cascade needs is in none of them.
@@ -35,8 +36,8 @@ def gather(folders: Iterable[Path], licence: str) -> tuple[dict[str, bundle.Part
         over = index["components"].get("spatial", {}).get("digest") or index["began"].get("spatial")
         stages = index.get("stages", {})
         for name, part in held.items():
-            if name == "text_encoder" and "t2i" in stages:
-                name = "t2i_text_encoder"
+            if name in SHARED and "t2i" in stages:
+                name = bundle.PICTURE[name]
             if name in bundle.COMPONENTS:
                 trained = over if name in OVER_SPATIAL else None
                 tree = part.params
@@ -47,8 +48,9 @@ def gather(folders: Iterable[Path], licence: str) -> tuple[dict[str, bundle.Part
         for name, stage in stages.items():
             notes["stages"][name] = config.from_dict(stage)
         notes["tokenizer"] = index.get("tokenizer") or notes["tokenizer"]
-    if "text_encoder" not in parts and "t2i_text_encoder" in parts:
-        parts["text_encoder"] = parts.pop("t2i_text_encoder")
+    for name in SHARED:
+        if name not in parts and bundle.PICTURE[name] in parts:
+            parts[name] = parts.pop(bundle.PICTURE[name])
     missing = [name for name in NEEDED if name not in parts]
     missing += [f"stage {name}" for name in ("t2i", "i2v", "v2v") if name not in notes["stages"]]
     if missing or notes["tokenizer"] is None:

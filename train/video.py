@@ -22,8 +22,8 @@ from mv2_jax.diffusion.losses import LossConfig
 from mv2_jax.errors import InputError
 from mv2_jax.stages import i2v, v2v, video
 from mv2_jax.stages import latents as codec
-from mv2_jax.toybox import captions
-from mv2_jax.toybox.world import sample_world
+from mv2_jax.toybox import captions, split
+from mv2_jax.toybox.world import World, sample_world
 from mv2_jax.train import prompts, worlds
 from mv2_jax.train.latents import Shards, of_encoder, position
 from mv2_jax.train.report import grid, to_uint8
@@ -67,6 +67,11 @@ class VideoTask:
         self.size = self.net.stage.size
         if any(side % factor for side in self.size):
             raise InputError(f"model.{stage}.size: {self.size} are no multiples of {factor}")
+        self.motions = dict(cfg.data.get("motions", {}))
+        try:
+            split.shares(self.motions)
+        except ValueError as error:
+            raise InputError(f"data.motions: {error}") from None
         self.shape = LossConfig(**cfg.loss.shape.to_dict())
         # Jitted once here: a function made anew at every call would compile at every call.
         self.encode = jax.jit(lambda params, x: codec.encode(params, self.vae.config, x))
@@ -92,13 +97,17 @@ class VideoTask:
         given = {name: self.cfg.loss[name] for name in names if name in self.cfg.loss}
         return video.loss(whole, self.net, batch, key, **given, shape=self.shape)
 
+    def worlds(self, numbers: jax.Array) -> World:
+        """The training worlds [B] of these numbers [B], motions as often as `data.motions` says."""
+        return worlds.numbered(self.cfg.seed, numbers, self.motions)
+
     def shards(self) -> Shards:
         """Keyframes of numbered worlds: "latent" [T, h, w, C] fp16, "label" [4] int8."""
         stage, cfg, vae = self.net.stage, self.cfg, self.vae
 
         @jax.jit
         def encode(params: Params, numbers: jax.Array) -> tuple[jax.Array, jax.Array]:
-            drawn = worlds.numbered(cfg.seed, numbers)
+            drawn = self.worlds(numbers)
             pixels = worlds.clips(drawn, stage.frames, stage.size)
             z = codec.encode(params, vae.config, pixels)
             return z.astype(jnp.float16), worlds.labels(drawn).astype(jnp.int8)
@@ -117,6 +126,7 @@ class VideoTask:
             "what": f"{stage.frames} keyframes",
             "sides": list(stage.size),
             "seed": cfg.seed,
+            **({"motions": self.motions} if self.motions else {}),
         }
         root = self.folder.parent / "latents"
         return Shards(root, facts, make, cfg.data.count, cfg.data.shard)
@@ -128,7 +138,7 @@ class VideoTask:
         the autoencoder gives it back, which is how T2I's pictures look.
         """
         data, shards, frames = self.cfg.data, self.shards(), self.net.stage.frames
-        drawn = jax.jit(lambda n: worlds.first_frames(worlds.numbered(self.cfg.seed, n), self.size))
+        drawn = jax.jit(lambda n: worlds.first_frames(self.worlds(n), self.size))
         vae = jax.device_put(trees.cast(self.vae.params, np.float32))
         step = start
         while True:

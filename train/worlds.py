@@ -6,6 +6,7 @@ uninterrupted one would have seen.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 
 import jax
@@ -26,11 +27,14 @@ def draw(key: jax.Array, count: int) -> World:
     return jax.vmap(split.sample_train_world)(keys.per_sample(key, count))
 
 
-def numbered(seed: int, numbers: jax.Array) -> World:
-    """The worlds [B] with these numbers [B]: a fixed list of training worlds, made as needed."""
+def numbered(seed: int, numbers: jax.Array, motions: Mapping[str, float] | None = None) -> World:
+    """The worlds [B] with these numbers [B]: a fixed list of training worlds, made as needed.
+
+    `motions` weighs them as `split.sample_train_world` says; other weights make another list.
+    """
     key = keys.fold(keys.seed(seed % 2**32), "numbered world")
     each = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.asarray(numbers, jnp.uint32))
-    return jax.vmap(split.sample_train_world)(each)
+    return jax.vmap(partial(split.sample_train_world, motions=motions))(each)
 
 
 @partial(jax.jit, static_argnums=(1, 2, 3))

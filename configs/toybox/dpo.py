@@ -15,7 +15,7 @@ from mv2_jax.diffusion.losses import LossConfig
 from mv2_jax.train.phase import arms, phase
 
 PICTURES = {"vae": "toybox/vae", "text_encoder": "toybox/t2i", "spatial": "toybox/t2i"}
-CLIPS = ("text_encoder", "motion_i2v", "image_encoder", "image_attn", "control")
+CLIPS = ("text_encoder", "spatial", "motion_i2v", "image_encoder", "image_attn", "control")
 
 
 def _arm(stage: str, kind: str) -> ConfigDict:

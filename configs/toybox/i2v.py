@@ -51,4 +51,15 @@ def get_config() -> ConfigDict:
             loss={**loss, "shape": asdict(LossConfig(shift=2.0))},
             **shared,
         ),
+        # T2I's UNet has seen things upright alone, as first frames show them, and what spins melted
+        # half-way round. So the video stages' spatial weights are trained on from T2I's, on clips
+        # of which two in five spin.
+        turning=phase(
+            "i2v",
+            train=("text_encoder", "spatial", *ADDED),
+            max_minutes=48.0,
+            data={"count": 8192, "motions": {"spinning": 5.0}, **data},
+            loss={**loss, "shape": asdict(LossConfig(shift=1.5))},
+            **{**shared, "optim": {**shared["optim"], "lr": 4e-4}},
+        ),
     )

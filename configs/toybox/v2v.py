@@ -9,7 +9,7 @@ from mv2_jax.configs.toybox import sizes
 from mv2_jax.diffusion.losses import LossConfig
 from mv2_jax.train.phase import phase, recipe
 
-FROM_I2V = ("text_encoder", "motion_i2v", "image_encoder", "image_attn", "control")
+FROM_I2V = ("text_encoder", "spatial", "motion_i2v", "image_encoder", "image_attn", "control")
 
 
 def get_config() -> ConfigDict:
@@ -18,7 +18,6 @@ def get_config() -> ConfigDict:
             "v2v",
             begin={
                 "vae": "toybox/vae",
-                "spatial": "toybox/t2i",
                 **dict.fromkeys(FROM_I2V, "toybox/i2v"),
             },
             train=("motion",),

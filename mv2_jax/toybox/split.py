@@ -13,13 +13,14 @@ evenly, and every pair of words stays well represented in training (tested).
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from mv2_jax.config import nearest
-from mv2_jax.toybox.world import SIZES, World, sample_world
+from mv2_jax.toybox.world import MOTIONS, SIZES, World, sample_world
 
 SETS = ("triples", "quads")
 
@@ -56,11 +57,43 @@ TRAIN = _tuples(is_train)  # [n, 4] int32, every four-tuple of training
 TEST = {"triples": _tuples(in_triples), "quads": _tuples(in_quads)}
 
 
-def sample_train_world(key: jax.Array) -> World:
-    """A world of the training split: its four words uniform over `TRAIN`, the rest at random."""
+def sample_train_world(key: jax.Array, motions: Mapping[str, float] | None = None) -> World:
+    """A world of the training split: its four words uniform over `TRAIN`, the rest at random.
+
+    Args:
+        motions: how often four-tuples of a motion are drawn, those that are not named once; 2
+            draws them twice as often.
+
+    Raises:
+        ValueError: as `shares`.
+    """
     pick, rest = jax.random.split(key)
-    words = jnp.asarray(TRAIN)[jax.random.randint(pick, (), 0, len(TRAIN))]
+    words = jnp.asarray(TRAIN)
+    if motions:
+        row = jax.random.choice(pick, len(TRAIN), p=jnp.asarray(shares(motions)))
+    else:
+        row = jax.random.randint(pick, (), 0, len(TRAIN))
+    words = words[row]
     return sample_world(rest, words[0], words[1], words[2], words[3])
+
+
+def shares(motions: Mapping[str, float]) -> np.ndarray:
+    """The probability of each row of `TRAIN` [n], float32; `motions` as above.
+
+    Raises:
+        ValueError: a motion that there is none of, a negative number, or nothing left to draw.
+    """
+    often = np.ones(len(MOTIONS))
+    for name, weight in motions.items():
+        if name not in MOTIONS:
+            raise ValueError(f"there is no motion {name!r}{nearest(name, MOTIONS)}")
+        if weight < 0:
+            raise ValueError(f"motion {name!r} is to be drawn {weight} times as often; not below 0")
+        often[MOTIONS.index(name)] = weight
+    rows = often[TRAIN[:, 3]]
+    if not rows.any():
+        raise ValueError("every motion is to be drawn 0 times as often; leave one")
+    return (rows / rows.sum()).astype(np.float32)
 
 
 def test_tuples(which: str, count: int, seed: int = 0) -> np.ndarray:

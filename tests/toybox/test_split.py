@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mv2_jax.toybox import split
-from mv2_jax.toybox.world import SIZES
+from mv2_jax.toybox.world import MOTIONS, SIZES
 
 EVERY = np.array(list(itertools.product(*map(range, SIZES))))
 
@@ -51,6 +51,28 @@ def test_draws_are_from_training_and_near_uniform():
     assert split.is_train(*words).all()
     for values, size in zip(words, SIZES):
         assert np.bincount(values, minlength=size).min() > 0.75 * len(values) / size
+
+
+def test_motions_are_drawn_as_often_as_asked():
+    keys = jax.random.split(jax.random.key(0), 4096)
+    often = {"spinning": 5.0, "rising": 0.0}
+    worlds = jax.jit(jax.vmap(lambda key: split.sample_train_world(key, often)))(keys)
+    words = [np.asarray(w) for w in worlds[:4]]
+    assert split.is_train(*words).all()
+    counts = dict(zip(MOTIONS, np.bincount(words[3], minlength=len(MOTIONS))))
+    share = {
+        name: (split.TRAIN[:, 3] == i).sum() * often.get(name, 1.0)
+        for i, name in enumerate(MOTIONS)
+    }
+    for name, count in counts.items():
+        mean = 4096 * share[name] / sum(share.values())
+        assert abs(count - mean) <= 4 * mean**0.5
+    with pytest.raises(ValueError, match="did you mean 'spinning'"):
+        split.sample_train_world(keys[0], {"spining": 2.0})
+    with pytest.raises(ValueError, match="-1"):
+        split.shares({"rising": -1})
+    with pytest.raises(ValueError, match="leave one"):
+        split.shares(dict.fromkeys(MOTIONS, 0))
 
 
 def test_test_tuples_do_not_repeat_and_the_set_must_be_known():

@@ -111,6 +111,30 @@ def test_a_text_encoder_of_the_video_stages_leaves_t2i_its_own(runs):
         assert float(leaf[0, 0]) == pytest.approx(value, abs=1e-3)
 
 
+def test_spatial_weights_of_the_video_stages_leave_t2i_its_own(runs):
+    began = recipe.components_in(runs / "i2v" / "i2v" / "weights")
+    began |= recipe.components_in(runs / "t2i" / "t2i" / "weights")
+    names = ("text_encoder", "spatial", "motion_i2v", "image_encoder", "image_attn", "control")
+    stages = {"i2v": to_dict(smoke.NETWORKS["i2v"])}
+    held = write(runs, "i2v/turning", names, began, value=0.7, stages=stages)
+    cfg = packing(sources=("vae", "t2i", "i2v/turning", "v2v"))
+    with pytest.raises(InputError, match=r"motion_v2v.*was trained over other spatial weights"):
+        pack.pack(runs, "pack", cfg, ())
+    write(runs, "v2v/v2v", ("motion_v2v",), held, stages={"v2v": to_dict(smoke.NETWORKS["v2v"])})
+    packed = pack.pack(runs, "pack", cfg, ())
+    for name, value in (("spatial", 0.7), ("t2i_unet", 0.123)):
+        leaf = jax.tree.leaves(packed.load(name))[0]
+        assert float(leaf[0, 0]) == pytest.approx(value, abs=1e-3)
+    assert packed.components["control"].over == packed.spatial
+    # A phase of T2I that begins from the folder goes on from T2I's own.
+    made = smoke.get_config()
+    for phase, value in (("t2i", 0.123), ("i2v", 0.7)):
+        made.phases[phase].begin = {"spatial": str(packed.folder)}
+        made.chain = False
+        leaf = jax.tree.leaves(recipe.begin_from(runs, "s", made, phase)["spatial"].params)[0]
+        assert float(leaf[0, 0]) == pytest.approx(value, abs=1e-3)
+
+
 def test_a_gan_interpolator_is_packed_without_its_light_model(runs, monkeypatch):
     monkeypatch.setitem(CONFIGS, "vfi_gan", GANVFIConfig())
     halves = {name: {"w": np.ones(2, np.float32)} for name in ("light", "gan")}

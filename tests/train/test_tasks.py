@@ -16,6 +16,7 @@ from mv2_jax.errors import InputError
 from mv2_jax.models.vae import AutoencoderKL
 from mv2_jax.stages import video
 from mv2_jax.toybox import captions
+from mv2_jax.toybox.world import MOTIONS
 from mv2_jax.train import prompts
 from mv2_jax.train.task import Component
 from mv2_jax.train.tasks import i2v, t2i, v2v
@@ -96,6 +97,10 @@ def test_captions_say_what_the_labels_say():
     assert not any(words.unknown(text) for text in said)
 
 
+def i2v_task(cfg, folder):
+    return VideoTask("i2v", cfg, first_phases(), folder / "i2v")
+
+
 def test_i2v_trains_its_own_trees_on_clips_and_pictures(tmp_path, monkeypatch):
     monkeypatch.setattr("mv2_jax.train.video.video.init", nothing)
     cfg = recipe().phases.i2v
@@ -116,6 +121,19 @@ def test_i2v_trains_its_own_trees_on_clips_and_pictures(tmp_path, monkeypatch):
         "text_encoder", "motion_i2v", "image_encoder", "image_attn", "control"
     }  # fmt: skip
     assert set(task.configs(weights)) == set(task.components(weights))
+
+
+def test_clips_are_of_the_motions_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr("mv2_jax.train.video.video.init", nothing)
+    cfg = recipe().phases.i2v
+    folders = set()
+    for motions in ({}, {name: float(name == "spinning") for name in MOTIONS}):
+        cfg.data.motions = motions
+        shards = i2v_task(cfg, tmp_path).shards()
+        folders.add(shards.folder)
+        motion = shards.take(np.arange(4))["label"][:, 3]
+        assert (motion == MOTIONS.index("spinning")).all() == bool(motions)
+    assert len(folders) == 2
 
 
 def test_a_sparse_control_is_shown_the_references_latent(tmp_path, monkeypatch):
@@ -162,6 +180,10 @@ def test_what_is_missing_or_unknown_is_named(tmp_path):
     cfg = smoke.get_config().phases.i2v
     cfg.train = ("motoin",)
     with pytest.raises(InputError, match="did you mean 'motion'"):
+        VideoTask("i2v", cfg, first_phases(), tmp_path)
+    cfg = smoke.get_config().phases.i2v
+    cfg.data.motions = {"spining": 2.0}
+    with pytest.raises(InputError, match=r"data.motions: .*did you mean 'spinning'"):
         VideoTask("i2v", cfg, first_phases(), tmp_path)
     cfg = smoke.get_config().phases.t2i
     cfg.data.sizes = (100,)
