@@ -89,7 +89,7 @@ def cascades(cascade: Any, arms: Arms) -> dict[str, dict[str, Any]]:
         arm: {
             stage: cascade.with_params(
                 **{
-                    name: jax.device_put(trees.cast(tree, cascade.dtype))
+                    cascade.component(stage, name): jax.device_put(trees.cast(tree, cascade.dtype))
                     for name, tree in parts.items()
                 }
             )

@@ -96,7 +96,7 @@ class Cascade:
             return run(t2i.advance, params, given, scales, state, cfg=cfg, steps=steps, k=k)
 
         state = _chain("t2i", some, state, steps, progress)
-        vae, vae_cfg = self._own("vae"), self.picture_vae or self.vae
+        vae, vae_cfg = self.params[self.component("t2i", "vae")], self.picture_vae or self.vae
         return run(_decode, vae, state.x, cfg=vae_cfg, dtype=self.dtype)
 
     def i2v(
@@ -210,16 +210,20 @@ class Cascade:
         """The trees that a stage's functions take: `t2i`'s, or for "i2v" and "v2v" `video`'s."""
         if stage == "t2i":
             second = ("text_encoder_2",) if self.picture.text_2 else ()
-            return {name: self._own(name) for name in ("text_encoder", *second, "spatial")}
+            names = ("text_encoder", *second, "spatial")
+            return {name: self.params[self.component("t2i", name)] for name in names}
         second = ("text_encoder_2",) if self.keyframes.text_2 else ()
         names = ("text_encoder", *second, "spatial", "image_encoder", "image_attn", "control")
         params = {name: self.params[name] for name in names}
         return {**params, "motion": self.params[f"motion_{stage}"]}
 
-    def _own(self, name: str) -> Any:
-        """T2I's parameters of this network: its own where the folder has them, or the shared."""
-        own = PICTURE[name]
-        return self.params[own if own in self.params else name]
+    def component(self, stage: str, name: str) -> str:
+        """The component that holds a stage's network of this name, for `with_params`.
+
+        T2I may have its own text encoders, VAE and UNet beside the video stages'.
+        """
+        own = PICTURE.get(name) if stage == "t2i" else None
+        return own if own in self.params else name
 
     def with_params(self, **trees: Any) -> Cascade:
         """This cascade with other parameters for some components: `with_params(motion_i2v=...)`.

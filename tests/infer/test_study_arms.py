@@ -1,5 +1,7 @@
 """The arms of a study trained, and run in the cascade's place, on networks of nothing."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -73,6 +75,16 @@ def test_arms_of_training_begin_alike_and_run_in_their_stage(bundle, tmp_path, m
     # The second time they are found, not trained.
     again = study_arms.train("training", bundle, tmp_path / "runs", 2)
     assert study_arms.digest(again) == digests
+
+
+def test_arms_of_t2i_take_the_place_of_its_own_networks():
+    four = tiny.make()
+    arms = {"pictures": {"t2i": {"spatial": {"w": np.ones(2, np.float32)}}}}
+    for held in ("spatial", "t2i_unet"):
+        four = dataclasses.replace(four, params={**four.params, held: {"w": np.zeros(2)}})
+        arm = study_arms.cascades(four, arms)["pictures"]["t2i"]
+        assert arm.parameters("t2i")["spatial"]["w"].all()
+        assert arm.params["spatial"] is four.params["spatial"] or held == "spatial"
 
 
 @pytest.mark.slow
