@@ -6,9 +6,9 @@ A folder holds `cascade.json`, one safetensors file per component, and any licen
     spatial.safetensors   parameters in half precision, '/'-joined names
     ...
 
-`spatial` in the JSON is the digest of the stored spatial tree. I2V and V2V (and T2I, in toybox)
-share that one tree, and every component trained over it records the digest it was trained over
-(`over`); a folder where they differ is refused.
+`spatial` in the JSON is the digest of the stored spatial tree. I2V and V2V (and T2I, unless the
+folder holds a `t2i_unet`) share that one tree, and every component trained over it records the
+digest it was trained over (`over`); a folder where they differ is refused.
 
 Reading costs one small JSON and a look at the files' sizes. A component's parameters are read,
 and its checksum compared, when first asked for.

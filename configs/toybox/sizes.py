@@ -1,7 +1,7 @@
 """How large the toybox's networks are: the one cascade that ships with the package.
 
-A cell of its latents is 16 pixels wide, so a frame of 256 x 256 is a 16 x 16 plane. T2I, I2V and
-V2V run over one set of spatial weights.
+A cell of its latents is 16 pixels wide, so a frame of 256 x 256 is a 16 x 16 plane. I2V and V2V
+run over one set of spatial weights, trained on from T2I's.
 """
 
 import dataclasses
