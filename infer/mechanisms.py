@@ -73,7 +73,7 @@ VARIED = (
     Variant("image tokens at 0.5", "tokens", _both("image_scale", 0.5)),
     Variant("ControlNet at 0.5", "control", _both("control_scale", 0.5)),
     *OFF[5:],
-    Variant("V2V strength 0.25", "v2v", (("v2v", "strength", 0.25),)),
+    Variant("V2V strength 0.5", "v2v", (("v2v", "strength", 0.5),)),
     Variant("V2V strength 0.75", "v2v", (("v2v", "strength", 0.75),)),
     *(Variant(f"T2I guidance {g:g}", "t2i-guidance", (("t2i", "guidance", g),)) for g in (1, 2, 8)),
     *(Variant(f"I2V guidance {g:g}", "i2v-guidance", (("i2v", "guidance", g),)) for g in (1, 2, 8)),
@@ -81,7 +81,7 @@ VARIED = (
         Variant(f"image guidance {g:g}", "image-guidance", _both("image_guidance", g))
         for g in (1, 3)
     ),
-    *(Variant(f"V2V guidance {g:g}", "v2v-guidance", (("v2v", "guidance", g),)) for g in (1, 8)),
+    *(Variant(f"V2V guidance {g:g}", "v2v-guidance", (("v2v", "guidance", g),)) for g in (1, 4)),
 )
 """What the study of inference compares with the full cascade."""
 

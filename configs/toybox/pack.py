@@ -12,7 +12,8 @@ def get_config() -> ConfigDict:
             defaults={
                 "t2i": {"guidance": 4.0},
                 "i2v": {"guidance": 4.0, "image_guidance": 1.5, "noise_prior": 1.0},
-                "v2v": {"guidance": 4.0, "image_guidance": 1.5},
+                # Gently: V2V otherwise draws a turning thing's pattern as it was in the picture.
+                "v2v": {"guidance": 1.5, "image_guidance": 1.0, "strength": 0.3},
             },
         )
     )
