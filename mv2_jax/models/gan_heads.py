@@ -67,9 +67,7 @@ class Heads(nn.Module):
 class Head(nn.Module):
     """Four 3x3 convolutions with rectifiers between: [P, h, w, C] -> fp32 [P, h, w, outputs].
 
-    The last one starts with a kernel of zeros, so at first its output is its bias. What it sees has
-    few channels, as few as `outputs`; they start above the rectifier's bend, since a head whose
-    last rectifiers all fall silent before that kernel has left zero never learns anything.
+    The last one starts with a kernel of zeros, so at first its output is its bias.
     """
 
     outputs: int
@@ -81,8 +79,7 @@ class Head(nn.Module):
     def __call__(self, x: Array) -> Array:
         # Numbered as in the public code, where rectifiers take the odd numbers.
         for i, width in enumerate((*self.widths, self.outputs)):
-            alive = float(i == len(self.widths))
-            x = nn.relu(conv(width, name=f"conv_{2 * i}", dtype=self.dtype, bias_at=alive)(x))
+            x = nn.relu(conv(width, name=f"conv_{2 * i}", dtype=self.dtype)(x))
         last = nn.Conv(
             self.outputs,
             (3, 3),

@@ -75,19 +75,17 @@ def conv(
     name: str,
     dtype: Dtype,
     zero: bool = False,
-    bias_at: float = 0.0,
 ) -> nn.Conv:
     """A 2-D convolution with torch's explicit padding (before, after) on both axes.
 
     XLA's "SAME" pads strided convolutions differently from torch, so it is never used.
-    `zero` starts it at zero, for branches that must begin as the identity; `bias_at` is where its
-    bias starts.
+    `zero` starts it at zero, for branches that must begin as the identity.
     """
     pad = (kernel // 2, kernel // 2) if padding is None else padding
     init = nn.initializers.zeros if zero else nn.initializers.lecun_normal()
-    begin = nn.initializers.constant(bias_at)
-    options = {"kernel_init": init, "bias_init": begin, "dtype": dtype, "name": name}
-    return nn.Conv(features, (kernel, kernel), stride, (pad, pad), **options)
+    return nn.Conv(
+        features, (kernel, kernel), stride, (pad, pad), dtype=dtype, kernel_init=init, name=name
+    )
 
 
 def dense(
