@@ -1,9 +1,9 @@
 """I2V of the toybox with and without each mechanism of its training, at equal small budgets.
 
-Every arm begins from the same pictures' weights and the same text encoder, the video stages' own
-(T2I's cannot tell falling from bouncing), and takes as many steps of the same clips. The noise
-prior has no arm: training does not know it (see `mv2_jax.diffusion.losses`), so the study samples
-every arm with it and without.
+Every arm begins from the video stages' own spatial weights and text encoder (T2I's knows things
+upright alone, and cannot tell falling from bouncing), and takes as many steps of the same clips.
+The noise prior has no arm: training does not know it (see `mv2_jax.diffusion.losses`), so the study
+samples every arm with it and without.
 """
 
 from ml_collections import ConfigDict
@@ -23,7 +23,7 @@ WITHOUT = {
 
 def _arm(changes: dict[str, dict[str, float]]) -> ConfigDict:
     phase = i2v.get_config().phases.i2v
-    phase.begin.text_encoder = "toybox/i2v"
+    phase.begin.update(text_encoder="toybox/i2v", spatial="toybox/i2v")
     phase.update(steps=1500, max_minutes=0.0, sample_minutes=0.0)
     phase.optim.clock = "steps"
     phase.data.update(count=4096, shard=256)

@@ -1,8 +1,7 @@
 """Preference on the toybox: Diffusion-DPO on pairs that a judge ranked, and the same time spent on
 fine-tuning on the winners, for pictures and for clips.
 
-The pictures' arms change the spatial weights that I2V's parts were trained over, so they are for
-T2I alone; to build a cascade on them, train toybox/i2v and toybox/v2v over them.
+The pictures' arms change T2I's UNet alone: the video stages have spatial weights of their own.
 """
 
 from dataclasses import asdict

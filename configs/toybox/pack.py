@@ -12,7 +12,7 @@ def get_config() -> ConfigDict:
             defaults={
                 "t2i": {"guidance": 4.0},
                 "i2v": {"guidance": 4.0, "image_guidance": 1.5, "noise_prior": 1.0},
-                # Gently: V2V otherwise draws a turning thing's pattern as it was in the picture.
+                # Gentler than I2V: fewer things that spin lose their turn.
                 "v2v": {"guidance": 1.5, "image_guidance": 1.0, "strength": 0.3},
             },
         )

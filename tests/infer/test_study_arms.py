@@ -80,11 +80,12 @@ def test_arms_of_training_begin_alike_and_run_in_their_stage(bundle, tmp_path, m
 def test_arms_of_t2i_take_the_place_of_its_own_networks():
     four = tiny.make()
     arms = {"pictures": {"t2i": {"spatial": {"w": np.ones(2, np.float32)}}}}
-    for held in ("spatial", "t2i_unet"):
-        four = dataclasses.replace(four, params={**four.params, held: {"w": np.zeros(2)}})
-        arm = study_arms.cascades(four, arms)["pictures"]["t2i"]
-        assert arm.parameters("t2i")["spatial"]["w"].all()
-        assert arm.params["spatial"] is four.params["spatial"] or held == "spatial"
+    shared = study_arms.cascades(four, arms)["pictures"]["t2i"]
+    assert shared.parameters("t2i")["spatial"]["w"].all()
+    four = dataclasses.replace(four, params={**four.params, "t2i_unet": {"w": np.zeros(2)}})
+    own = study_arms.cascades(four, arms)["pictures"]["t2i"]
+    assert own.parameters("t2i")["spatial"]["w"].all()
+    assert own.parameters("i2v")["spatial"] is four.params["spatial"]
 
 
 @pytest.mark.slow
