@@ -19,9 +19,10 @@ def get_config() -> ConfigDict:
             batch=8,
             model={"vfi": to_dict(GANVFIConfig())},
             critic={"width": 64, "layers": 3},
-            # `gap`: how many frames apart the two given ones are, at least and at most. A sample
-            # takes 0.8 MB of disk and of memory, 3.2 GB for as many as these.
-            data={"root": "", "count": 4096, "shard": 64, "side": 256, "gap": (2, 6)},
+            # `gap`: how many frames apart the two given ones are, at least and at most. `among`:
+            # of so many draws the one is kept where the light model errs most. A sample takes
+            # 0.8 MB of disk and of memory, 3.2 GB for as many as these.
+            data={"root": "", "count": 4096, "shard": 64, "side": 256, "gap": (2, 6), "among": 2},
             # The critic's part is VQ-FIGAN's; so is the step from which it takes part.
             loss={
                 "features": 1.0,

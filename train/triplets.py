@@ -42,6 +42,18 @@ def with_guess(light: Light, drawn: Mapping[str, np.ndarray], at_once: int = 8) 
     return {**drawn, "guess": np.concatenate(parts)[:count]}
 
 
+def hardest(samples: Mapping[str, np.ndarray], among: int) -> Arrays:
+    """Of every `among` samples that follow each other, the one whose guess is farthest off.
+
+    The light model is right to half a grey level in most of any video, and there a network that
+    corrects it can only learn to be silent.
+    """
+    off = samples["guess"].astype(np.float32) - samples["target"]
+    worst = np.abs(off).mean(axis=(1, 2, 3)).reshape(-1, among).argmax(axis=1)
+    rows = np.arange(len(worst)) * among + worst
+    return {name: x[rows] for name, x in samples.items()}
+
+
 def toybox(
     seed: int, numbers: np.ndarray, size: int, side: int, gap: tuple[float, float]
 ) -> Arrays:

@@ -11,6 +11,8 @@ from mv2_jax.configs.toybox import vfi as toybox_recipe
 from mv2_jax.errors import InputError
 from mv2_jax.infer import media
 from mv2_jax.models.vae import AutoencoderKL
+from mv2_jax.params import cast
+from mv2_jax.stages import vfi as rife
 from mv2_jax.train import features, loop, triplets, videos
 from mv2_jax.train.phase import phase
 from mv2_jax.train.task import Component
@@ -36,7 +38,7 @@ def autoencoder():
 def settings(**changes):
     base = toybox_recipe.get_config().phases.vfi
     base = {"loss": base.loss.to_dict(), "critic": {"width": 8, "layers": 1}, **changes}
-    data = {"count": 8, "shard": 8, "size": 48, "side": 32, "gap": (0.1, 0.2)}
+    data = {"count": 8, "shard": 8, "size": 48, "side": 32, "gap": (0.1, 0.2), "among": 2}
     return phase("vfi", model={"vfi": to_dict(TINY)}, **{"data": data, "batch": 4, **base})
 
 
@@ -78,6 +80,20 @@ def test_guesses_are_the_light_model_s_and_samples_are_turned_alike():
         for name in triplets.IMAGES:
             assert np.array_equal(batch[name], batch["first"])
     assert len({batch["first"].tobytes() for batch in seen}) > 1
+
+
+def test_of_several_draws_the_one_with_the_worst_guess_is_kept(tmp_path):
+    task = vfi.VFITask(settings(), {"vae": autoencoder()}, tmp_path / "vfi")
+    kept = task.shards().take(np.arange(8))
+    drawn = triplets.toybox(0, np.arange(16), 48, 32, (0.1, 0.2))
+    params, cfg = rife.shipped()
+    params = cast(params, np.float32)
+    every = triplets.with_guess(lambda *pair: rife.between(params, cfg, *pair), drawn)
+    off = np.abs(every["guess"].astype(int) - every["target"]).mean(axis=(1, 2, 3)).reshape(8, 2)
+    assert len({*off.argmax(axis=1)}) == 2  # neither is always the worse
+    for row, worst in enumerate(off.argmax(axis=1)):
+        for name in (*triplets.IMAGES, "time"):
+            np.testing.assert_array_equal(kept[name][row], every[name][2 * row + worst])
 
 
 def test_samples_of_videos_lie_where_their_time_says(tmp_path):
@@ -141,7 +157,7 @@ def test_losses_are_scalars_and_settings_that_do_not_fit_are_told(tmp_path):
     assert set(task.components(weights)["vfi_gan"]) == {"light", "gan"}
     with pytest.raises(InputError, match="needs the component 'vae'"):
         vfi.make(settings(), {}, tmp_path)
-    data = {"count": 8, "shard": 8, "size": 48, "side": 40, "gap": (0.1, 0.2)}
+    data = {"count": 8, "shard": 8, "size": 48, "side": 40, "gap": (0.1, 0.2), "among": 1}
     with pytest.raises(InputError, match="40 is not a multiple of the network's 32"):
         vfi.make(settings(data=data), begin, tmp_path)
     with pytest.raises(InputError, match=r"--set data\.root"):

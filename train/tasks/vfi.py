@@ -134,12 +134,15 @@ class VFITask:
         def light(first: jax.Array, second: jax.Array, times: jax.Array) -> jax.Array:
             return vfi.between(light_params, self.light_cfg, first, second, times)
 
+        among = data.among
+
         def make(numbers: np.ndarray) -> triplets.Arrays:
+            numbers = (numbers[:, None] * among + np.arange(among)).ravel()
             if self.paths:
                 drawn = videos.draw(self.paths, cfg.seed, numbers, data.side, tuple(data.gap))
             else:
                 drawn = triplets.toybox(cfg.seed, numbers, data.size, data.side, tuple(data.gap))
-            return triplets.with_guess(light, drawn)
+            return triplets.hardest(triplets.with_guess(light, drawn), among)
 
         return Shards(self.folder.parent / "triplets", facts, make, data.count, data.shard)
 
