@@ -77,7 +77,7 @@ def variants(which: str) -> tuple[Variant, ...]:
     found = []
     for prior in (1.0, 0.0):
         for arm, changes in off.items():
-            name = arm.replace("_", " ") + ("" if prior else ", sampled without noise prior")
+            name = arm.replace("_", " ") + ("" if prior else ", no prior")
             changed = (*changes, ("i2v", "noise_prior", prior))
             found.append(Variant(name, "training", changed, skip, arm))
     return tuple(found)
