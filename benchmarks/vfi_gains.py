@@ -22,7 +22,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 
 from mv2_jax import params
-from mv2_jax.infer import bench_vfi, interpolators, metrics
+from mv2_jax.infer import bench_vfi, interpolators, media, metrics
 from mv2_jax.stages import interpolators as networks
 
 SIGMA = 4.0  # pixels over which errors are averaged
@@ -52,12 +52,12 @@ def main() -> int:
     for times in map(int, args.times.split(",")):
         scores: dict[str, list[float]] = {}
         for run in bench_vfi.gaps(args.clip, 3 * times, args.gaps):
-            frames = [frame.astype(np.float32) / 127.5 - 1 for frame in run]
+            frames = media.to_float(np.stack(run))
             for k in range(times + 1, 2 * times):
                 found = candidates(makers, frames[::times], (k - times) / times)
                 for name, frame in averages(found, times).items():
-                    made = np.round((np.clip(frame, -1, 1) + 1) * 127.5).astype(np.uint8)
-                    scores.setdefault(name, []).append(metrics.psnr(made, run[k]))
+                    psnr = metrics.psnr(media.to_uint8(frame), run[k])
+                    scores.setdefault(name, []).append(psnr)
         print(f"\n{args.clip}, x{times}: {len(next(iter(scores.values())))} frames predicted")
         for name, psnr in scores.items():
             print(f"{name:44}{np.mean(psnr):8.2f}", flush=True)

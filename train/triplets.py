@@ -45,8 +45,7 @@ def with_guess(light: Light, drawn: Mapping[str, np.ndarray], at_once: int = 8) 
 def hardest(samples: Mapping[str, np.ndarray], among: int) -> Arrays:
     """Of every `among` samples that follow each other, the one whose guess is farthest off.
 
-    The light model is right to half a grey level in most of any video, and there a network that
-    corrects it can only learn to be silent.
+    Where the light model is right, a network that corrects it can only learn to be silent.
     """
     off = samples["guess"].astype(np.float32) - samples["target"]
     worst = np.abs(off).mean(axis=(1, 2, 3)).reshape(-1, among).argmax(axis=1)

@@ -36,7 +36,7 @@ def get_config() -> ConfigDict:
             model={"vfi": to_dict(VFI)},
             critic={"width": 32, "layers": 2},
             # Frames as far apart as the cascade's eight keyframes are, and nearer. Of `among`
-            # samples the one is taken where the light model errs most: in half of them it is right.
+            # samples the one is taken where the light model errs most: in many it is right.
             data={
                 "count": 2048,
                 "shard": 128,

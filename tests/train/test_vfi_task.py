@@ -160,6 +160,8 @@ def test_losses_are_scalars_and_settings_that_do_not_fit_are_told(tmp_path):
     data = {"count": 8, "shard": 8, "size": 48, "side": 40, "gap": (0.1, 0.2), "among": 1}
     with pytest.raises(InputError, match="40 is not a multiple of the network's 32"):
         vfi.make(settings(data=data), begin, tmp_path)
+    with pytest.raises(InputError, match=r"data\.among: of 0 draws"):
+        vfi.make(settings(data={**data, "side": 32, "among": 0}), begin, tmp_path)
     with pytest.raises(InputError, match=r"--set data\.root"):
         cfg = videos_recipe.get_config().phases.vfi
         vfi.make(cfg, begin, tmp_path)

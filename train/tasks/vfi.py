@@ -65,6 +65,8 @@ class VFITask:
                 raise InputError(f"data.side: {side} is not a multiple of the {what}'s {unit}")
         if "size" in cfg.data and cfg.data.size < side:
             raise InputError(f"data.size: frames of {cfg.data.size} hold no crop of {side}")
+        if cfg.data.among < 1:
+            raise InputError(f"data.among: of {cfg.data.among} draws none can be kept; 1 keeps all")
         self.paths = videos.find(cfg.data.root, side) if "root" in cfg.data else []
         self.light_params, self.light_cfg = vfi.shipped()
         if self.light_cfg != self.net.light:
@@ -134,15 +136,13 @@ class VFITask:
         def light(first: jax.Array, second: jax.Array, times: jax.Array) -> jax.Array:
             return vfi.between(light_params, self.light_cfg, first, second, times)
 
-        among = data.among
-
         def make(numbers: np.ndarray) -> triplets.Arrays:
-            numbers = (numbers[:, None] * among + np.arange(among)).ravel()
+            numbers = (numbers[:, None] * data.among + np.arange(data.among)).ravel()
             if self.paths:
                 drawn = videos.draw(self.paths, cfg.seed, numbers, data.side, tuple(data.gap))
             else:
                 drawn = triplets.toybox(cfg.seed, numbers, data.size, data.side, tuple(data.gap))
-            return triplets.hardest(triplets.with_guess(light, drawn), among)
+            return triplets.hardest(triplets.with_guess(light, drawn), data.among)
 
         return Shards(self.folder.parent / "triplets", facts, make, data.count, data.shard)
 
