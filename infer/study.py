@@ -27,6 +27,7 @@ from mv2_jax.errors import InputError
 from mv2_jax.infer import settings
 
 FRAMES = 6  # of a video on the strip
+PICTURED = ("thing", "colour", "scene")  # what the judge can tell of a picture
 
 
 class _Parser(argparse.ArgumentParser):
@@ -112,7 +113,7 @@ def run(
     numbers = settings.resolve({}, {}, bundle)
     cascade, _ = generate.load(bundle)
     arms = study_arms.cascades(cascade, others or {})
-    facts = [bundle.digest, numbers, study_arms.digest(others or {}), judge]
+    facts = [bundle.digest, numbers, study_arms.digest(others or {}), judge, [*study_report.SAYS]]
     parts: list[dict[str, dict[str, list[float]]]] = []
     (out / "parts").mkdir(parents=True, exist_ok=True)
     with Bars() as bars:
@@ -179,21 +180,22 @@ def _one(
 
 
 def measured(made: Any, words: np.ndarray, keep: int, jury: Any) -> dict[str, np.ndarray]:
-    """{name: [keep]} of the first `keep` videos of a batch: verdicts (1 right, 0 wrong), measures.
-
-    "picture" is T2I's: thing, colour and scene all right.
+    """{name: [keep]} of the first `keep` videos of a batch: verdicts (1 right, 0 wrong), how sure
+    they are, and measures; `study_report.SAYS` explains them.
     """
     from mv2_jax.toybox import evaluate as judging
     from mv2_jax.toybox import measures
 
     words, frames, pictures = words[:keep], made.frames[:keep], made.picture[:keep]
-    stills = judging.right(judging.judge(jury, pictures[:, None]), words)
-    of_picture = stills["thing"] & stills["colour"] & stills["scene"]
-    verdicts = judging.right(judging.judge(jury, frames), words)
+    of_picture, of_video = (judging.judge(jury, clip) for clip in (pictures[:, None], frames))
+    stills, verdicts = judging.right(of_picture, words), judging.right(of_video, words)
     known = measures.measure(frames, pictures, words)
-    renamed = {"thing": "one thing", "colour": "kept colour", "shape": "kept shape"}
+    renamed = {name: f"kept {name}" for name in ("colour", "shape", "place", "size")}
+    renamed["thing"] = "one thing"
     return {
-        "picture": of_picture.astype(float),
+        "picture": (stills["thing"] & stills["colour"] & stills["scene"]).astype(float),
         **{kind: hits.astype(float) for kind, hits in verdicts.items()},
+        "picture's surety": judging.surety(of_picture, words, PICTURED),
+        "surety": judging.surety(of_video, words),
         **{renamed.get(name, name): values for name, values in known.items()},
     }

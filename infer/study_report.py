@@ -19,9 +19,13 @@ SHARES = (*VERDICTS, "one thing")  # shown in percent
 SAYS = {
     "picture": "T2I's picture shows the asked thing, colour and scene (the judge)",
     "thing, colour, scene, motion, all": "the final video shows them (the judge)",
+    "picture's surety, surety": "sum of the log-probabilities that the judge gives the asked words",
     "one thing": "share of frames that show exactly one thing",
     "kept colour": "CIE76 difference of the thing's colour from that in the picture",
     "kept shape": "difference of the thing's outline from that in the picture, 0 to 1",
+    "kept place": "how far the first frame's thing is from where the picture has it, in % of the "
+    "frame's height",
+    "kept size": "difference of the first frame's thing's size from that in the picture, in %",
     "flicker": "what comes and goes in the scene, in grey levels of 255",
     "jerk": "changes of the thing's pace, in % of the frame's height",
     "sharpness": "fine detail, in grey levels of 255",

@@ -89,8 +89,8 @@ RULES: tuple[tuple[str, tuple[Axes, ...]], ...] = (
     (r"(^|/)(block\d+|encode)/", _WHOLE),
     # whole: LoRA's factors
     (r"/kernel/(down|up)$", _WHOLE),
-    # The last rule holds where no other does. Whole: the GAN interpolator and its critic.
-    (r"(^|/)(gan|critic)/", _WHOLE),
+    # The last rule holds where no other does. Whole: the GAN interpolator, its critic, the judge.
+    (r"(^|/)(gan|critic|(frame|motion)_(trunk|hidden|head|heads_\d+))/", _WHOLE),
 )
 
 

@@ -18,8 +18,6 @@ from mv2_jax.toybox import captions, evaluate
 from mv2_jax.toybox.judge import KINDS
 from mv2_jax.train import worlds
 
-_FLOOR = 1e-4  # of a probability: one word that is surely wrong does not drown the others
-
 
 def labels(seed: int, numbers: np.ndarray) -> np.ndarray:
     """The words [n, 4] int32 of the prompts with these numbers."""
@@ -42,12 +40,7 @@ def scores(jury: evaluate.Jury, video: Any, words: np.ndarray) -> np.ndarray:
     """How surely the judge finds the asked-for words in clips [n, T, H, W, 3]: the sum [n] of the
     words' log-probabilities. Of single frames the motion does not count."""
     verdicts = evaluate.judge(jury, video)
-    kinds = KINDS if np.shape(video)[1] > 1 else KINDS[:3]
-    total = np.zeros(len(words))
-    for i, kind in enumerate(kinds):
-        share = verdicts[kind].probabilities[np.arange(len(words)), words[:, i]]
-        total += np.log(np.maximum(share, _FLOOR))
-    return total
+    return evaluate.surety(verdicts, words, KINDS if np.shape(video)[1] > 1 else KINDS[:3])
 
 
 def rank(

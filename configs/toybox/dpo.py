@@ -37,6 +37,7 @@ def _arm(stage: str, kind: str) -> ConfigDict:
         model={"t2i": to_dict(sizes.T2I)} if pictures else video,
         data={
             "count": 1024 if pictures else 256,  # pairs
+            "margin": 0.1,  # of the judge's log-probabilities; pairs that differ by less are ties
             "shard": 128 if pictures else 32,
             "chunk": 16 if pictures else 4,  # prompts whose candidates are made at a time
             "candidates": 4,

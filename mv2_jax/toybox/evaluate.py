@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from mv2_jax.toybox.judge import KINDS, Judge, prepare
 from mv2_jax.toybox.world import COLOURS, MOTIONS, SCENES, THINGS
 
 WEIGHTS = Path(__file__).parent.parent / "weights" / "judge" / "judge.safetensors"
+_FLOOR = 1e-4  # of a probability: one word that is surely wrong does not drown the others
 CLASSES = {kind: (*words, "none") for kind, words in zip(KINDS, (THINGS, COLOURS, SCENES, MOTIONS))}
 
 
@@ -117,6 +119,17 @@ def right(verdicts: dict[str, Verdict], words) -> dict[str, np.ndarray]:
     words = np.asarray(words)
     found = {kind: verdicts[kind].index == words[:, i] for i, kind in enumerate(KINDS)}
     return {**found, "all": np.logical_and.reduce(list(found.values()))}
+
+
+def surety(verdicts: dict[str, Verdict], words, kinds: Sequence[str] = KINDS) -> np.ndarray:
+    """How sure the judge is of the asked-for words [B, 4]: the sum [B] of the log-probabilities
+    of those of `kinds`, each no less than that of one in ten thousand."""
+    words, total = np.asarray(words), np.zeros(len(words))
+    for kind in kinds:
+        asked = words[:, KINDS.index(kind)]
+        share = verdicts[kind].probabilities[np.arange(len(words)), asked]
+        total += np.log(np.maximum(share, _FLOOR))
+    return total
 
 
 def accuracy(jury: Jury, video, words) -> dict[str, Rate]:

@@ -18,11 +18,14 @@ from mv2_jax.toybox import masks
 from mv2_jax.toybox.renderer import frame_times, render_batch
 from mv2_jax.toybox.world import sample_world
 
-NAMES = ("thing", "colour", "shape", "flicker", "jerk", "sharpness")
+NAMES = ("thing", "colour", "shape", "place", "size", "flicker", "jerk", "sharpness")
 SAYS = {
     "thing": "share of frames that show exactly one thing",
     "colour": "CIE76 difference of the thing's mean colour from that in the picture",
     "shape": "difference of the thing's outline from that in the picture, 0 to 1",
+    "place": "how far the thing of the first frame is from its place in the picture, in % of the "
+    "frame's height",
+    "size": "difference of the thing's size in the first frame from that in the picture, in %",
     "flicker": "what comes and goes in the scene from frame to frame, in grey levels of 255",
     "jerk": "changes of the thing's pace from frame to frame, in % of the frame's height",
     "sharpness": "fine detail, in grey levels of 255",
@@ -48,7 +51,8 @@ def measure(clips, pictures, words) -> dict[str, np.ndarray]:
 
     Args:
         clips: uint8, or float in [-1, 1].
-        pictures: [B, H', W', 3] whose thing the clips are to keep.
+        pictures: [B, H', W', 3], of the clips' proportions: whose thing the clips are to keep,
+            from its place and size there on.
         words: [B, 4] indices (thing, colour, scene, motion) of what was asked for.
 
     Raises:
@@ -63,10 +67,13 @@ def measure(clips, pictures, words) -> dict[str, np.ndarray]:
     frames, picture = _small(clips), _small(np.asarray(pictures)[:, None])
     colour = _lab_of(frames, seen.mask) - _lab_of(picture, reference.mask)
     shape = np.abs(outline(seen) - outline(reference)) @ _ring_weights()
+    away = np.hypot(seen.x[:, 0] - reference.x[:, 0], seen.y[:, 0] - reference.y[:, 0])
     return {
         "thing": (seen.pieces == 1).mean(axis=1),
         "colour": _mean_of_known(np.linalg.norm(colour, axis=-1)),
         "shape": _mean_of_known(shape),
+        "place": 100 * away,
+        "size": 100 * np.abs(seen.radius[:, 0] / reference.radius[:, 0] - 1),
         "flicker": flicker(frames, seen.mask),
         "jerk": jerk(seen),
         "sharpness": sharpness(clips),

@@ -99,3 +99,16 @@ def test_wilson_interval():
     assert evaluate.wilson(20, 20).high == 1.0
     with pytest.raises(ValueError, match="3 of 2"):
         evaluate.wilson(3, 2)
+
+
+def test_surety_sums_the_asked_words_logarithms_over_a_floor():
+    shares = {kind: np.full((2, size + 1), 1 / (size + 1)) for kind, size in zip(KINDS, SIZES)}
+    shares["thing"][1] = 0
+    shares["thing"][1, 3] = 1
+    verdicts = {k: evaluate.Verdict(p.argmax(1), [], p) for k, p in shares.items()}
+    found = evaluate.surety(verdicts, [[3, 0, 0, 0], [2, 0, 0, 0]])
+    rest = -sum(np.log(size + 1) for size in SIZES[1:])
+    assert np.allclose(found, [rest - np.log(SIZES[0] + 1), rest + np.log(1e-4)])
+    assert np.allclose(
+        evaluate.surety(verdicts, [[2, 0, 0, 0]] * 2, ("colour",)), -np.log(SIZES[1] + 1)
+    )

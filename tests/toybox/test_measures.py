@@ -57,6 +57,7 @@ def test_true_renders_are_found_whole_and_kept():
     found = of_truth()
     assert (found["thing"] == 1).all()
     assert found["colour"].max() < 4 and found["shape"].max() < 0.08
+    assert found["place"].max() == 0 and found["size"].max() == 0
     assert found["flicker"].max() < 5 and found["jerk"].max() < 4
 
 
@@ -74,6 +75,16 @@ def test_a_drifting_colour_and_a_lost_one_are_seen():
     lost = clips.copy()
     lost[:, 3:] = np.asarray(draw(worlds._replace(x=worlds.x + 40)))[:, 3:]  # far outside
     assert np.allclose(spoilt(lost)["thing"], 0.5)
+
+
+def test_a_thing_elsewhere_and_a_larger_one_than_in_the_picture_are_seen():
+    clips, worlds = render()
+    moved = np.asarray(draw(worlds._replace(x=worlds.x + 0.1)))
+    found = measures.measure(moved, clips[:, 0], WORDS)
+    assert np.allclose(found["place"], 5, atol=0.7) and found["size"].max() < 4
+    larger = np.asarray(draw(worlds._replace(radius=1.2 * worlds.radius)))
+    found = measures.measure(larger, clips[:, 0], WORDS)
+    assert np.allclose(found["size"], 20, atol=5) and found["place"].max() < 2
 
 
 def test_a_second_thing_is_counted():

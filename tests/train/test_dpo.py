@@ -132,7 +132,8 @@ def task_of(cfg, begin, folder, monkeypatch):
 
     def candidates(self, numbers, words):
         rng = np.random.default_rng(int(numbers[0]))
-        return {n: rng.normal(size=(2, 6, 6, 4)).astype(np.float16) for n in ("better", "worse")}
+        found = {n: rng.normal(size=(2, 6, 6, 4)).astype(np.float16) for n in ("better", "worse")}
+        return {**found, "margin": np.asarray(numbers, np.float32)}
 
     monkeypatch.setattr(dpo.Pictures, "candidates", candidates)
     return dpo.make(cfg, begin, folder / "arm")
@@ -193,7 +194,7 @@ def test_a_sparse_control_learns_from_the_latent_it_was_sampled_with(tmp_path, m
         return np.zeros((2, *net.latent_shape), np.float32)
 
     def rank(jury, words, candidates, make):
-        return {"better": make(0)[0], "worse": make(1)[0]}
+        return {"better": make(0)[0], "worse": make(1)[0], "margin": np.ones(2)}
 
     monkeypatch.setattr(dpo.i2v, "sample", sample)
     monkeypatch.setattr(dpo.pairs, "rank", rank)
@@ -217,6 +218,17 @@ def watched(given, predict):
         return predict(params, cfg, x, t, condition)
 
     return call
+
+
+def test_pairs_that_the_judge_does_not_tell_apart_are_left_out(begin, tmp_path, monkeypatch):
+    cfg = phase("pictures")  # of four pairs, whose margins are their numbers
+    cfg.data.margin = 2.0
+    batches = task_of(cfg, begin, tmp_path, monkeypatch).batches(0, 0)
+    seen = {float(m) for _ in range(5) for m in next(batches)["margin"]}
+    assert seen == {2.0, 3.0}
+    cfg.data.margin = 3.5
+    with pytest.raises(InputError, match=r"no pair of 4 differs by 3.5; the largest .* is 3"):
+        next(task_of(cfg, begin, tmp_path, monkeypatch).batches(0, 0))
 
 
 def test_unknown_words_are_named(begin, tmp_path):

@@ -126,11 +126,29 @@ class Preferences:
         }
         return Shards(self.folder.parent / "pairs", facts, made, data.count, data.shard)
 
+    def told_apart(self, shards: Shards) -> np.ndarray:
+        """Numbers of the pairs whose halves the judge tells apart by `data.margin` or more: of the
+        others, which one is the better is mostly chance.
+
+        Raises:
+            InputError: there is none.
+        """
+        data = self.cfg.data
+        margins = shards.take(np.arange(data.count))["margin"]
+        told = np.flatnonzero(margins >= data.margin)
+        if not len(told):
+            raise InputError(
+                f"data.margin: no pair of {data.count} differs by {data.margin:g}; the largest "
+                f"difference is {margins.max():.3g}"
+            )
+        print(f"{len(told)} pairs of {data.count} differ by {data.margin:g} or more", flush=True)
+        return told
+
     def batches(self, seed: int, start: int) -> Iterator[Batch]:
         shards, step = self.shards(), start
+        told = self.told_apart(shards)
         while True:
-            numbers = position(seed, step, self.cfg.batch, self.cfg.data.count)
-            found = shards.take(numbers)
+            found = shards.take(told[position(seed, step, self.cfg.batch, len(told))])
             ids = self.words.encode(pairs.prompts(found.pop("label").astype(int)))
             yield {**found, "ids": ids}
             step += 1
