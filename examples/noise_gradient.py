@@ -16,8 +16,8 @@ PROMPT, SEED = ["a red ball rising over a meadow"], keys.seeds([7])
 def main(four, steps=4, climbs=5, rate=0.05):
     params, cfg, jury = four.parameters("i2v"), four.keyframes, evaluate.load()
     picture = four.t2i(PROMPT, keys=SEED)
-    given = video.condition(params, *four.ids(PROMPT), picture, 1.0, 1.0, cfg=cfg)
     reference = four.encode(latents.resize(picture, cfg.stage.size))
+    given = video.condition(params, *four.ids(PROMPT), picture, 1.0, 1.0, reference, cfg=cfg)
     state = i2v.start(SEED, reference, 1.0, cfg=cfg, steps=steps)
     scales, chain = guidance.make(4.0, 1.5), {"cfg": cfg, "steps": steps}
 

@@ -7,7 +7,7 @@ least is the worse.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -19,9 +19,11 @@ from mv2_jax.toybox.judge import KINDS
 from mv2_jax.train import worlds
 
 
-def labels(seed: int, numbers: np.ndarray) -> np.ndarray:
-    """The words [n, 4] int32 of the prompts with these numbers."""
-    return np.asarray(worlds.labels(worlds.numbered(seed, numbers)))
+def labels(
+    seed: int, numbers: np.ndarray, motions: Mapping[str, float] | None = None
+) -> np.ndarray:
+    """The words [n, 4] int32 of the prompts with these numbers, see `worlds.numbered`."""
+    return np.asarray(worlds.labels(worlds.numbered(seed, numbers, motions)))
 
 
 def prompts(words: np.ndarray) -> list[str]:

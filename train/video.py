@@ -22,7 +22,7 @@ from mv2_jax.diffusion.losses import LossConfig
 from mv2_jax.errors import InputError
 from mv2_jax.stages import i2v, v2v, video
 from mv2_jax.stages import latents as codec
-from mv2_jax.toybox import captions, split
+from mv2_jax.toybox import captions
 from mv2_jax.toybox.world import World, sample_world
 from mv2_jax.train import prompts, worlds
 from mv2_jax.train.latents import Shards, of_encoder, position
@@ -67,11 +67,7 @@ class VideoTask:
         self.size = self.net.stage.size
         if any(side % factor for side in self.size):
             raise InputError(f"model.{stage}.size: {self.size} are no multiples of {factor}")
-        self.motions = dict(cfg.data.get("motions", {}))
-        try:
-            split.shares(self.motions)
-        except ValueError as error:
-            raise InputError(f"data.motions: {error}") from None
+        self.motions = worlds.motions_of(cfg.data)
         self.shape = LossConfig(**cfg.loss.shape.to_dict())
         # Jitted once here: a function made anew at every call would compile at every call.
         self.encode = jax.jit(lambda params, x: codec.encode(params, self.vae.config, x))

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from mv2_jax.diffusion import keys
+from mv2_jax.errors import InputError
 from mv2_jax.toybox import renderer, split
 from mv2_jax.toybox.world import World
 
@@ -35,6 +37,20 @@ def numbered(seed: int, numbers: jax.Array, motions: Mapping[str, float] | None 
     key = keys.fold(keys.seed(seed % 2**32), "numbered world")
     each = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.asarray(numbers, jnp.uint32))
     return jax.vmap(partial(split.sample_train_world, motions=motions))(each)
+
+
+def motions_of(data: Any) -> dict[str, float]:
+    """A recipe's `data.motions`, how much oftener than the others some are drawn; {} by default.
+
+    Raises:
+        InputError: an unknown motion, or weights that leave nothing to draw.
+    """
+    motions = dict(data.get("motions", {}))
+    try:
+        split.shares(motions)
+    except ValueError as error:
+        raise InputError(f"data.motions: {error}") from None
+    return motions
 
 
 @partial(jax.jit, static_argnums=(1, 2, 3))

@@ -31,16 +31,18 @@ def _arm(stage: str, kind: str) -> ConfigDict:
         begin=PICTURES if pictures else {**PICTURES, **dict.fromkeys(CLIPS, "toybox/i2v")},
         train=("spatial",) if pictures else ("motion",),
         lora={"rank": 0, "match": "", "scale": 1.0},
-        steps=600 if pictures else 300,
+        steps=300 if pictures else 200,
         batch=16 if pictures else 4,
         sample_minutes=0.0,
         model={"t2i": to_dict(sizes.T2I)} if pictures else video,
         data={
-            "count": 1024 if pictures else 256,  # pairs
+            "count": 512 if pictures else 128,  # pairs
             "margin": 0.1,  # of the judge's log-probabilities; pairs that differ by less are ties
             "shard": 128 if pictures else 32,
             "chunk": 16 if pictures else 4,  # prompts whose candidates are made at a time
             "candidates": 4,
+            # Of clips: where the shipped cascade has something to gain.
+            "motions": {} if pictures else {"spinning": 5.0},
             "judge": "",  # its file; empty: the one that ships
         },
         loss={"kind": kind, "beta": 2000.0, "shape": asdict(LossConfig())},

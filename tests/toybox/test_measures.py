@@ -81,10 +81,11 @@ def test_a_thing_elsewhere_and_a_larger_one_than_in_the_picture_are_seen():
     clips, worlds = render()
     moved = np.asarray(draw(worlds._replace(x=worlds.x + 0.1)))
     found = measures.measure(moved, clips[:, 0], WORDS)
-    assert np.allclose(found["place"], 5, atol=0.7) and found["size"].max() < 4
+    # The ball begins at the edge, wherever the middle of its way is; the heart grows to fit.
+    assert np.allclose(found["place"][1:], 5, atol=0.1) and found["size"].max() < 4
     larger = np.asarray(draw(worlds._replace(radius=1.2 * worlds.radius)))
     found = measures.measure(larger, clips[:, 0], WORDS)
-    assert np.allclose(found["size"], 20, atol=5) and found["place"].max() < 2
+    assert np.allclose(found["size"][:3], 20, atol=1) and found["place"].max() < 1
 
 
 def test_a_second_thing_is_counted():

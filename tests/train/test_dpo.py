@@ -15,6 +15,7 @@ from mv2_jax.diffusion import keys as named
 from mv2_jax.diffusion import losses, schedules
 from mv2_jax.errors import InputError
 from mv2_jax.stages import video
+from mv2_jax.toybox.world import MOTIONS
 from mv2_jax.train import lora, pairs
 from mv2_jax.train.preference import dpo_loss
 from mv2_jax.train.task import Component
@@ -186,7 +187,7 @@ def test_a_sparse_control_learns_from_the_latent_it_was_sampled_with(tmp_path, m
     }
     cfg = phase("clips")
     cfg.model.i2v = ConfigDict(to_dict(tiny.KEYFRAMES))
-    cfg.data.update(count=2, shard=2)
+    cfg.data.update(count=2, shard=2, motions=dict.fromkeys(MOTIONS[1:], 0.0))
     seen = []
 
     def sample(params, net, given, reference, *rest, **more):
@@ -194,6 +195,7 @@ def test_a_sparse_control_learns_from_the_latent_it_was_sampled_with(tmp_path, m
         return np.zeros((2, *net.latent_shape), np.float32)
 
     def rank(jury, words, candidates, make):
+        assert not words[:, 3].any()  # the one motion that `data.motions` leaves
         return {"better": make(0)[0], "worse": make(1)[0], "margin": np.ones(2)}
 
     monkeypatch.setattr(dpo.i2v, "sample", sample)

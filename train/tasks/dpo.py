@@ -61,6 +61,7 @@ class Preferences:
 
     def __init__(self, cfg: Any, begin: Mapping[str, Component], folder: Path) -> None:
         self.cfg, self.begin, self.folder = cfg, begin, folder
+        self.motions = worlds.motions_of(cfg.data)
         self.shape = LossConfig(**cfg.loss.shape.to_dict())
         self.jury = evaluate.load(cfg.data.judge) if cfg.data.judge else evaluate.load()
         self.vae = trees.cast(begin["vae"].params, np.float32)
@@ -110,7 +111,7 @@ class Preferences:
         def made(numbers: np.ndarray) -> dict[str, np.ndarray]:
             parts = []
             for few in numbers.reshape(-1, min(data.chunk, len(numbers))):
-                words = pairs.labels(seed, few)
+                words = pairs.labels(seed, few, self.motions)
                 parts.append({**self.candidates(few, words), "label": words.astype(np.int8)})
             return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
@@ -123,6 +124,7 @@ class Preferences:
             "sample": self.cfg.sample.to_dict(),
             "candidates": data.candidates,
             "seed": seed,
+            **({"motions": dict(self.motions)} if self.motions else {}),
         }
         return Shards(self.folder.parent / "pairs", facts, made, data.count, data.shard)
 
@@ -220,7 +222,7 @@ class Clips(Preferences):
 
     def candidates(self, numbers: np.ndarray, words: np.ndarray) -> dict[str, np.ndarray]:
         size, sample = self.net.stage.size, self.cfg.sample
-        image = worlds.first_frames(worlds.numbered(self.cfg.seed, numbers), size)
+        image = worlds.first_frames(worlds.numbered(self.cfg.seed, numbers, self.motions), size)
         ids = self.words.encode(pairs.prompts(words))
         nothing = np.repeat(self.words.encode([""]), len(ids), axis=0)
         reference, one_scale = self.encode(self.vae, image), jnp.float32(1.0)
