@@ -36,7 +36,7 @@ def _arm(stage: str, kind: str) -> ConfigDict:
         sample_minutes=0.0,
         model={"t2i": to_dict(sizes.T2I)} if pictures else video,
         data={
-            "count": 512 if pictures else 128,  # pairs
+            "count": 512 if pictures else 96,  # pairs
             "margin": 0.1,  # of the judge's log-probabilities; pairs that differ by less are ties
             "shard": 128 if pictures else 32,
             "chunk": 16 if pictures else 4,  # prompts whose candidates are made at a time

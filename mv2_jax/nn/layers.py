@@ -8,11 +8,14 @@ statistics and sinusoids are always computed in fp32.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from mv2_jax import sharding
 from mv2_jax.nn.attention import attend
 
 Dtype = jnp.dtype
@@ -66,6 +69,38 @@ class LayerNorm(nn.Module):
         return (centred * jax.lax.rsqrt(variance + self.eps) * scale + bias).astype(x.dtype)
 
 
+def _wide(product: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """A product of half-precision arrays whose result stays in fp32."""
+
+    def run(a: jax.Array, b: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
+        return product(a.astype(jnp.float32), b.astype(jnp.float32), *args, **kwargs)
+
+    return run
+
+
+class _Dense(nn.Dense):
+    """Rounds once, after the bias; see `_rounds_twice`."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return super().__call__(x).astype(self.dtype)
+
+
+class _Conv(nn.Conv):
+    """Rounds once, after the bias; see `_rounds_twice`."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return super().__call__(x).astype(self.dtype)
+
+
+def _rounds_twice(dtype: Dtype) -> bool:
+    """Whether XLA would round a product to `dtype` before and after adding the bias.
+
+    Its CPU backend does; TPUs, GPU libraries and torch add the bias to the fp32 sums. In bf16 an
+    SD1.5 UNet's error is some 6% larger for it.
+    """
+    return jnp.dtype(dtype).itemsize < 4 and sharding.platform() == "cpu"
+
+
 def conv(
     features: int,
     kernel: int = 3,
@@ -83,9 +118,11 @@ def conv(
     """
     pad = (kernel // 2, kernel // 2) if padding is None else padding
     init = nn.initializers.zeros if zero else nn.initializers.lecun_normal()
-    return nn.Conv(
-        features, (kernel, kernel), stride, (pad, pad), dtype=dtype, kernel_init=init, name=name
-    )
+    form = (features, (kernel, kernel), stride, (pad, pad))
+    more: dict[str, Any] = dict(dtype=dtype, kernel_init=init, name=name)
+    if _rounds_twice(dtype):
+        return _Conv(*form, **more, conv_general_dilated=_wide(jax.lax.conv_general_dilated))
+    return nn.Conv(*form, **more)
 
 
 def dense(
@@ -93,7 +130,10 @@ def dense(
 ) -> nn.Dense:
     """A linear layer; `zero` starts it at zero, so that its branch begins as the identity."""
     init = nn.initializers.zeros if zero else nn.initializers.lecun_normal()
-    return nn.Dense(features, use_bias=bias, dtype=dtype, kernel_init=init, name=name)
+    more: dict[str, Any] = dict(use_bias=bias, dtype=dtype, kernel_init=init, name=name)
+    if bias and _rounds_twice(dtype):
+        return _Dense(features, **more, dot_general=_wide(jax.lax.dot_general))
+    return nn.Dense(features, **more)
 
 
 def sinusoid(positions: jax.Array, width: int) -> jax.Array:
