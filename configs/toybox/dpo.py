@@ -45,7 +45,13 @@ def _arm(stage: str, kind: str) -> ConfigDict:
             "motions": {} if pictures else {"spinning": 5.0},
             "judge": "",  # its file; empty: the one that ships
         },
-        loss={"kind": kind, "beta": 2000.0, "shape": asdict(LossConfig())},
+        loss={
+            "kind": kind,
+            "beta": 2000.0,
+            "drop_text": 0.1,
+            "drop_image": 0.0 if pictures else 0.1,
+            "shape": asdict(LossConfig()),
+        },
         sample={"guidance": 4.0, "image_guidance": 1.5, "steps": 15},
         optim={"lr": 5e-5, "warmup": 25, "schedule": "constant", "weight_decay": 0.0},
         ema={"decay": 0.99},

@@ -233,6 +233,19 @@ def test_pairs_that_the_judge_does_not_tell_apart_are_left_out(begin, tmp_path, 
         next(task_of(cfg, begin, tmp_path, monkeypatch).batches(0, 0))
 
 
+def test_prompts_and_references_are_dropped_as_often_as_asked(begin, tmp_path, monkeypatch):
+    cfg = phase("pictures", drop_text=0.5, drop_image=0.25)
+    made = dpo.Pictures(cfg, begin, tmp_path / "arm")
+    ids, empty = (made.words.encode([text]) for text in ("a red ball", ""))
+    batch = {"ids": np.repeat(ids, 400, axis=0)}
+    found = made.dropped(batch, named.per_sample(jax.random.key(0), 400))
+    no_text = (np.asarray(found["ids"]) == empty).all(axis=1)
+    assert ((np.asarray(found["ids"]) == ids).all(axis=1) == ~no_text).all()
+    no_image = np.asarray(found["no_image"])
+    assert abs(no_text.mean() - 0.5) < 0.1 and abs(no_image.mean() - 0.25) < 0.1
+    assert 0 < (no_text & no_image).sum() < no_image.sum()  # independently
+
+
 def test_unknown_words_are_named(begin, tmp_path):
     with pytest.raises(InputError, match="did you mean 'winners'"):
         dpo.make(phase("pictures", kind="winner"), begin, tmp_path)

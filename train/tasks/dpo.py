@@ -94,6 +94,7 @@ class Preferences:
 
     def loss(self, params: Params, frozen: Params, batch: Batch, key: jax.Array):
         keys = named.per_sample(key, batch["better"].shape[0])
+        batch = self.dropped(batch, keys)
         whole = {**frozen, **self.merged(params, frozen)}
         better, worse = (batch[name].astype(jnp.float32) for name in ("better", "worse"))
         schedule = self.net.stage.schedule
@@ -103,6 +104,16 @@ class Preferences:
         models = (self.predict(tree, batch, 2) for tree in (whole, frozen))
         beta = self.cfg.loss.beta
         return dpo_loss(*models, better, worse, keys, schedule, beta, self.shape)
+
+    def dropped(self, batch: Batch, keys: jax.Array) -> Batch:
+        """The batch with some prompts emptied and, under "no_image" [B], some references not to be
+        shown: guidance needs what the network answers without them, which must not drift."""
+        drop = self.cfg.loss
+        no_text = named.bernoulli(named.fold(keys, "drop_text"), drop.drop_text)
+        no_image = named.bernoulli(named.fold(keys, "drop_image"), drop.drop_image)
+        nothing = jnp.asarray(self.words.encode([""]))
+        ids = jnp.where(no_text[:, None], nothing, batch["ids"])
+        return {**batch, "ids": ids, "no_image": no_image}
 
     def shards(self) -> Shards:
         """All pairs, made when first needed; both kinds of loss read the same ones."""
@@ -245,17 +256,17 @@ class Clips(Preferences):
 
     def predict(self, whole: Params, batch: Batch, rows: int) -> Any:
         image = batch["image"].astype(jnp.float32)
-        tokens, _ = video.encode_image(whole, self.net, image)
-        ones = jnp.ones(len(image))
+        tokens, none = video.encode_image(whole, self.net, image)
+        no_image = batch["no_image"]
         # A SparseCtrl is shown the latent with which the candidates were made.
         sparse = self.net.sparse
         shown = batch["reference"].astype(jnp.float32) if sparse else image * 0.5 + 0.5
         given = video.Condition(
             text=video.encode_text(whole, self.net, batch["ids"]).text,
-            tokens=tokens,
-            image_scale=ones,
+            tokens=jnp.where(no_image[:, None, None], none, tokens),
+            image_scale=jnp.ones(len(image)),
             pixels=shown,
-            control_scale=ones,
+            control_scale=1.0 - no_image.astype(jnp.float32),
         )
         given = jax.tree.map(lambda x: jnp.concatenate([x] * rows), given)
         return partial(video.predict, whole, self.net, condition=given)
