@@ -48,8 +48,8 @@ def _arm(stage: str, kind: str) -> ConfigDict:
         loss={
             "kind": kind,
             "beta": 2000.0,
-            "drop_text": 0.1,
-            "drop_image": 0.0 if pictures else 0.1,
+            "drop_text": 0.0,
+            "drop_image": 0.0,
             "shape": asdict(LossConfig()),
         },
         sample={"guidance": 4.0, "image_guidance": 1.5, "steps": 15},
