@@ -27,7 +27,6 @@ from mv2_jax.errors import InputError
 from mv2_jax.infer import settings
 
 FRAMES = 6  # of a video on the strip
-PICTURED = ("thing", "colour", "scene")  # what the judge can tell of a picture
 
 
 class _Parser(argparse.ArgumentParser):
@@ -185,6 +184,7 @@ def measured(made: Any, words: np.ndarray, keep: int, jury: Any) -> dict[str, np
     """
     from mv2_jax.toybox import evaluate as judging
     from mv2_jax.toybox import measures
+    from mv2_jax.toybox.judge import PICTURED
 
     words, frames, pictures = words[:keep], made.frames[:keep], made.picture[:keep]
     of_picture, of_video = (judging.judge(jury, clip) for clip in (pictures[:, None], frames))
@@ -193,7 +193,7 @@ def measured(made: Any, words: np.ndarray, keep: int, jury: Any) -> dict[str, np
     renamed = {name: f"kept {name}" for name in ("colour", "shape", "place", "size")}
     renamed["thing"] = "one thing"
     return {
-        "picture": (stills["thing"] & stills["colour"] & stills["scene"]).astype(float),
+        "picture": np.logical_and.reduce([stills[kind] for kind in PICTURED]).astype(float),
         **{kind: hits.astype(float) for kind, hits in verdicts.items()},
         "picture's surety": judging.surety(of_picture, words, PICTURED),
         "surety": judging.surety(of_video, words),

@@ -15,7 +15,7 @@ import numpy as np
 
 from mv2_jax.diffusion import keys as named
 from mv2_jax.toybox import captions, evaluate
-from mv2_jax.toybox.judge import KINDS
+from mv2_jax.toybox.judge import KINDS, PICTURED
 from mv2_jax.train import worlds
 
 
@@ -42,7 +42,7 @@ def scores(jury: evaluate.Jury, video: Any, words: np.ndarray) -> np.ndarray:
     """How surely the judge finds the asked-for words in clips [n, T, H, W, 3]: the sum [n] of the
     words' log-probabilities. Of single frames the motion does not count."""
     verdicts = evaluate.judge(jury, video)
-    return evaluate.surety(verdicts, words, KINDS if np.shape(video)[1] > 1 else KINDS[:3])
+    return evaluate.surety(verdicts, words, KINDS if np.shape(video)[1] > 1 else PICTURED)
 
 
 def rank(

@@ -95,8 +95,8 @@ class _Conv(nn.Conv):
 def _rounds_twice(dtype: Dtype) -> bool:
     """Whether XLA would round a product to `dtype` before and after adding the bias.
 
-    Its CPU backend does; TPUs, GPU libraries and torch add the bias to the fp32 sums. In bf16 an
-    SD1.5 UNet's error is some 6% larger for it.
+    Its CPU backend does, where torch adds the bias to the fp32 sums. Other backends are left as
+    they are.
     """
     return jnp.dtype(dtype).itemsize < 4 and sharding.platform() == "cpu"
 

@@ -18,6 +18,7 @@ from mv2_jax.config import JudgeConfig
 from mv2_jax.toybox.world import SIZES
 
 KINDS = ("thing", "colour", "scene", "motion")
+PICTURED = KINDS[:3]  # what a single frame shows
 NONE = dict(zip(KINDS, SIZES))  # index of the class "none"
 HALVES = ("frames", "motion")  # the two classifiers, which share nothing
 
@@ -50,7 +51,7 @@ class Judge(nn.Module):
     def setup(self):
         self.frame_trunk = Trunk(self.cfg.frame_channels, 4)
         self.frame_hidden = nn.Dense(self.cfg.hidden)
-        self.frame_heads = [nn.Dense(NONE[kind] + 1) for kind in KINDS[:3]]
+        self.frame_heads = [nn.Dense(NONE[kind] + 1) for kind in PICTURED]
         self.motion_trunk = Trunk(self.cfg.motion_channels, 2)
         self.motion_hidden = nn.Dense(self.cfg.hidden)
         self.motion_head = nn.Dense(NONE["motion"] + 1)
