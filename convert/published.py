@@ -90,6 +90,7 @@ def vae(cfg: VAEConfig) -> Published:
     for name in ("patch_size", "latent_patch"):
         _only(cfg, name, 1)
     _only(cfg, "shortcuts", False)
+    _only(cfg, "decoder_channels", ())
     levels = len(cfg.channels)
     return "AutoencoderKL", {
         "in_channels": cfg.in_channels,

@@ -34,6 +34,9 @@ class VAEConfig:
     the diffusion networks, as FLUX does. A side shrinks by p * 2**(len(channels) - 1) * q in all.
     `shortcuts` lets pixels and latents bypass each change of resolution (DC-AE's residual
     autoencoding, arXiv 2410.10733; no parameters); the public layout has none.
+    `decoder_channels` gives the decoder levels of its own, outermost first, where it is to be
+    larger than the encoder (as in arXiv 2306.04632); () is `channels`. Of the same factor its
+    patches are then what is left: more levels, smaller patches.
     `scaling_factor` multiplies encoder output (after subtracting `shift_factor`), as in diffusers.
     """
 
@@ -46,6 +49,7 @@ class VAEConfig:
     patch_size: int = 1
     latent_patch: int = 1
     shortcuts: bool = False
+    decoder_channels: tuple[int, ...] = ()
     scaling_factor: float = 0.18215
     shift_factor: float = 0.0
 
@@ -58,6 +62,26 @@ class VAEConfig:
     def plane_channels(self) -> int:
         """Channels of that plane."""
         return self.latent_channels * self.latent_patch**2
+
+    @property
+    def decoder_levels(self) -> tuple[int, ...]:
+        """Widths of the decoder's levels, outermost first."""
+        return self.decoder_channels or self.channels
+
+    @property
+    def decoder_patch(self) -> int:
+        """Pixels along one side of what the decoder unfolds after its last convolution.
+
+        Raises:
+            ValueError: the decoder has more halvings than the encoder has pixels to a cell.
+        """
+        patch, rest = divmod(self.factor // self.latent_patch, 2 ** (len(self.decoder_levels) - 1))
+        if patch == 0 or rest:
+            raise ValueError(
+                f"VAEConfig.decoder_channels: {len(self.decoder_levels)} levels do not fit in a "
+                f"factor of {self.factor // self.latent_patch}"
+            )
+        return patch
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,9 @@ class GANVFIConfig:
     What VQ-FIGAN does not have, each with what switches it off: `time_width`, any time (0: the
     middle alone); `steady`, the light model's frame joins what is attended to and what is summed
     (False); `half_heads`, EDSC's predictions on half the plane (False); `patch_size` folds pixels
-    into channels first (1). `public_kernel` and `batch_norm` are what public weights need, see
+    into channels first (1); `head_slope`, the slope of the heads' rectifiers below zero (0: where
+    the light model is often right, silence is soon the best answer, and plain ones never speak
+    again). `public_kernel` and `batch_norm` are what public weights need, see
     `nn.edsc` and `nn.maxvit`; `ldmvfi()` sets all of these. `light` is the light model's config.
     """
 
@@ -88,6 +90,7 @@ class GANVFIConfig:
     head_width: int = 32  # of the cross-attention
     taps: int = 5
     head_widths: tuple[int, ...] = (64, 32)
+    head_slope: float = 0.1
     patch_size: int = 1
     half_heads: bool = True
     time_width: int = 256
@@ -109,5 +112,5 @@ class GANVFIConfig:
     @classmethod
     def ldmvfi(cls, **changes: Any) -> GANVFIConfig:
         """VQ-FIGAN as published, for its public weights."""
-        public = dict(time_width=0, steady=False, half_heads=False, public_kernel=True)
-        return cls(**{**public, "batch_norm": True, **changes})
+        public = dict(time_width=0, steady=False, half_heads=False, head_slope=0.0)
+        return cls(**{**public, "public_kernel": True, "batch_norm": True, **changes})

@@ -46,7 +46,7 @@ class Heads(nn.Module):
         still = jax.nn.initializers.zeros if cfg.steady else centre
 
         def head(name: str, outputs: int, bias=jax.nn.initializers.zeros) -> Array:
-            return Head(outputs, cfg.head_widths, bias, self.dtype, name=name)(x)
+            return Head(outputs, cfg.head_widths, cfg.head_slope, bias, self.dtype, name=name)(x)
 
         mask = nn.sigmoid(head("mask", taps**2))
         sides = [
@@ -67,11 +67,12 @@ class Heads(nn.Module):
 class Head(nn.Module):
     """Four 3x3 convolutions with rectifiers between: [P, h, w, C] -> fp32 [P, h, w, outputs].
 
-    The last one starts with a kernel of zeros, so at first its output is its bias.
+    The rectifiers have a slope of `slope` below zero. The last one starts with a kernel of zeros, so at first its output is its bias.
     """
 
     outputs: int
     widths: tuple[int, ...]
+    slope: float
     bias: jax.nn.initializers.Initializer
     dtype: Dtype = jnp.float32
 
@@ -79,7 +80,8 @@ class Head(nn.Module):
     def __call__(self, x: Array) -> Array:
         # Numbered as in the public code, where rectifiers take the odd numbers.
         for i, width in enumerate((*self.widths, self.outputs)):
-            x = nn.relu(conv(width, name=f"conv_{2 * i}", dtype=self.dtype)(x))
+            x = conv(width, name=f"conv_{2 * i}", dtype=self.dtype)(x)
+            x = nn.leaky_relu(x, self.slope)
         last = nn.Conv(
             self.outputs,
             (3, 3),

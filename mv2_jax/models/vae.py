@@ -133,10 +133,11 @@ class Decoder(nn.Module):
     @nn.compact
     def __call__(self, z: jax.Array) -> jax.Array:
         cfg = self.cfg
-        x = conv(cfg.channels[-1], name="conv_in", dtype=self.dtype)(z)
+        levels, patch = cfg.decoder_levels, cfg.decoder_patch
+        x = conv(levels[-1], name="conv_in", dtype=self.dtype)(z)
         x = MidBlock(cfg, self.dtype, name="mid_block")(x)
-        for i, width in enumerate(reversed(cfg.channels)):
-            change = "up" if i < len(cfg.channels) - 1 else None
+        for i, width in enumerate(reversed(levels)):
+            change = "up" if i < len(levels) - 1 else None
             x = Level(
                 width,
                 cfg.layers_per_block + 1,
@@ -147,8 +148,8 @@ class Decoder(nn.Module):
                 name=f"up_blocks_{i}",
             )(x)
         x = nn.silu(GroupNorm(cfg.norm_groups, EPS, name="conv_norm_out")(x))
-        x = conv(cfg.in_channels * cfg.patch_size**2, name="conv_out", dtype=self.dtype)(x)
-        return depth_to_space(x, cfg.patch_size)
+        x = conv(cfg.in_channels * patch**2, name="conv_out", dtype=self.dtype)(x)
+        return depth_to_space(x, patch)
 
 
 class AutoencoderKL(nn.Module):

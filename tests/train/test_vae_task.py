@@ -111,6 +111,33 @@ def test_the_decoder_alone_leaves_latents_as_they_are():
         vae.make(config(train=("decoder",)), {}, None)
 
 
+def test_a_larger_decoder_begins_anew_over_the_same_latents():
+    x = worlds.stills(worlds.step_key(1, 0), 2, 32, 0)
+    whole = jax.jit(AutoencoderKL(TINY).init)(jax.random.key(0), x)["params"]
+    begin = {"vae": Component(whole, TINY)}
+    settings = {"train": ("decoder",), "decoder_channels": (8, 16, 32)}
+    task = vae.make(config(**settings), begin, None)
+    mine = task.init(jax.random.key(1))
+    sizes = task.configs(mine)["vae"]
+    assert (sizes.decoder_channels, sizes.decoder_patch, sizes.factor) == ((8, 16, 32), 2, 8)
+    assert task.frozen == {name: whole[name] for name in ("encoder", "quant_conv")}
+    assert "up_blocks_2" in mine["decoder"] and "encoder" not in mine
+    made = task.components(mine)["vae"]
+    z = AutoencoderKL(TINY).apply({"params": whole}, x, method="encode")[0]
+    for cfg, tree in ((TINY, whole), (sizes, made)):
+        seen = AutoencoderKL(cfg).apply({"params": tree}, x, method="encode")[0]
+        np.testing.assert_array_equal(seen, z)
+    assert AutoencoderKL(sizes).apply({"params": made}, z, method="decode").shape == x.shape
+    # Once it has them, training goes on with them.
+    again = vae.make(config(**settings), {"vae": Component(made, sizes)}, None)
+    same = again.init(jax.random.key(2))
+    assert jax.tree.all(jax.tree.map(np.array_equal, same["decoder"], mine["decoder"]))
+    with pytest.raises(InputError, match="5 levels do not fit in a factor of 8"):
+        vae.make(config(train=("decoder",), decoder_channels=(8,) * 5), begin, None)
+    with pytest.raises(InputError, match="a new decoder must be trained"):
+        vae.make(config(train=("encoder",), decoder_channels=(8,) * 3), begin, None)
+
+
 def test_a_critic_pulls_the_decoder_once_it_takes_part_and_stays_behind():
     x = jnp.zeros((1, 16, 16, 3))
     whole = jax.jit(AutoencoderKL(TINY).init)(jax.random.key(0), x)["params"]

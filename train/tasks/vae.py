@@ -101,15 +101,29 @@ def _views(cfg: Any) -> list[tuple[int, int]]:
     return views
 
 
+def _with_decoder(sizes: Any, channels: tuple[int, ...], halves: tuple[str, ...]) -> Any:
+    """The config with decoder levels of these widths."""
+    if "decoder" not in halves:
+        raise InputError("decoder_channels: a new decoder must be trained; `train` leaves it out")
+    sizes = dataclasses.replace(sizes, decoder_channels=channels)
+    try:
+        sizes.decoder_patch  # noqa: B018 (it checks)
+    except ValueError as error:
+        raise InputError(f"decoder_channels: {error}") from None
+    return sizes
+
+
 def make(cfg: Any, begin: Mapping[str, Component], folder: Path) -> Task:
     """The task; it goes on from `begin["vae"]` where there is one, with that one's config.
 
     `train` names the halves to train, "encoder" and "decoder"; the decoder alone may be trained on
-    under networks that have learnt its encoder's latents, which stay what they are.
+    under networks that have learnt its encoder's latents, which stay what they are. With
+    `decoder_channels` it begins anew, with levels of its own (`VAEConfig`).
 
     Raises:
         InputError: a view that is not a size, or does not divide by the network's factor; an
-            unknown half, or one half alone of an autoencoder that has not been trained.
+            unknown half, or one half alone of an autoencoder that has not been trained;
+            `decoder_channels` that do not fit, or of a decoder that is not trained.
     """
     del folder
     held = begin.get("vae")
@@ -120,6 +134,8 @@ def make(cfg: Any, begin: Mapping[str, Component], folder: Path) -> Task:
     if not held and set(halves) != set(HALVES):
         raise InputError("train: one half alone is trained on from an autoencoder in `begin`")
     sizes = held.config if held else config.from_dict(cfg.model.vae.to_dict())
+    if "decoder_channels" in cfg:
+        sizes = _with_decoder(sizes, tuple(cfg.decoder_channels), halves)
     model = AutoencoderKL(sizes, compute_dtype(cfg.precision))
     views = _views(cfg)
     for size, crop in views:
@@ -132,10 +148,11 @@ def make(cfg: Any, begin: Mapping[str, Component], folder: Path) -> Task:
     def init(key: jax.Array) -> Params:
         side = 2 * sizes.factor
         image = jnp.zeros((1, side, side, 3))
-        if held:
-            made = {name: tree for name, tree in held.params.items() if name not in kept}
-        else:
-            made = jax.jit(model.init)(key, image)["params"]
+        own = held.params if held else {}
+        if not held or sizes.decoder_levels != held.config.decoder_levels:
+            fresh = jax.jit(model.init)(key, image)["params"]
+            own = {n: own[n] if n in own and half(n) == "encoder" else t for n, t in fresh.items()}
+        made = {name: tree for name, tree in own.items() if name not in kept}
         if critic:
             made[CRITIC] = jax.jit(critic.init)(key, image)["params"]
         return made
