@@ -10,7 +10,7 @@ from mv2_jax.train.phase import phase, recipe
 # taps: reads scattered over a frame are what a CPU is slowest at.
 VFI = GANVFIConfig(
     width=64,
-    multipliers=(1, 2),
+    multipliers=(1, 1),
     z_channels=4,
     codes=512,
     code_width=4,
@@ -53,7 +53,7 @@ def get_config() -> ConfigDict:
                 "critic_from": 300,
             },
             optim={
-                "lr": 4e-4,
+                "lr": 1e-3,
                 "warmup": 50,
                 "clock": "time",
                 "b1": 0.5,

@@ -67,7 +67,8 @@ class Heads(nn.Module):
 class Head(nn.Module):
     """Four 3x3 convolutions with rectifiers between: [P, h, w, C] -> fp32 [P, h, w, outputs].
 
-    The rectifiers have a slope of `slope` below zero. The last one starts with a kernel of zeros, so at first its output is its bias.
+    The rectifiers have a slope of `slope` below zero. The last convolution starts with a kernel of
+    zeros, so at first its output is its bias.
     """
 
     outputs: int

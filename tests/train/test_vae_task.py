@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from quick import quick
 
+from mv2_jax import params as trees
 from mv2_jax.config import VAEConfig, to_dict
 from mv2_jax.errors import InputError
 from mv2_jax.models.vae import AutoencoderKL, scale_latents
@@ -111,17 +112,22 @@ def test_the_decoder_alone_leaves_latents_as_they_are():
         vae.make(config(train=("decoder",)), {}, None)
 
 
-def test_a_larger_decoder_begins_anew_over_the_same_latents():
+def test_a_larger_decoder_begins_with_what_fits_over_the_same_latents():
     x = worlds.stills(worlds.step_key(1, 0), 2, 32, 0)
     whole = jax.jit(AutoencoderKL(TINY).init)(jax.random.key(0), x)["params"]
     begin = {"vae": Component(whole, TINY)}
     settings = {"train": ("decoder",), "decoder_channels": (8, 16, 32)}
+    held = trees.flatten(whole["decoder"])
     task = vae.make(config(**settings), begin, None)
     mine = task.init(jax.random.key(1))
     sizes = task.configs(mine)["vae"]
     assert (sizes.decoder_channels, sizes.decoder_patch, sizes.factor) == ((8, 16, 32), 2, 8)
     assert task.frozen == {name: whole[name] for name in ("encoder", "quant_conv")}
     assert "up_blocks_2" in mine["decoder"] and "encoder" not in mine
+    for name, leaf in trees.flatten(mine["decoder"]).items():
+        fits = name in held and held[name].shape == leaf.shape
+        assert not fits or np.array_equal(leaf, held[name])
+        assert fits or not name.startswith(("conv_in", "mid_block", "up_blocks_0"))
     made = task.components(mine)["vae"]
     z = AutoencoderKL(TINY).apply({"params": whole}, x, method="encode")[0]
     for cfg, tree in ((TINY, whole), (sizes, made)):

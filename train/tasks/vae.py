@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mv2_jax import config
+from mv2_jax import params as trees
 from mv2_jax.config import nearest
 from mv2_jax.errors import InputError
 from mv2_jax.models.discriminator import PatchCritic
@@ -101,6 +102,13 @@ def _views(cfg: Any) -> list[tuple[int, int]]:
     return views
 
 
+def fitting(old: Params, new: Params) -> Params:
+    """`new`, with those leaves of `old` in place that have the same name and shape there."""
+    flat, held = trees.flatten(new), trees.flatten(old)
+    same = {n for n, leaf in held.items() if n in flat and leaf.shape == flat[n].shape}
+    return trees.unflatten({**flat, **{name: held[name] for name in same}})
+
+
 def _with_decoder(sizes: Any, channels: tuple[int, ...], halves: tuple[str, ...]) -> Any:
     """The config with decoder levels of these widths."""
     if "decoder" not in halves:
@@ -118,7 +126,7 @@ def make(cfg: Any, begin: Mapping[str, Component], folder: Path) -> Task:
 
     `train` names the halves to train, "encoder" and "decoder"; the decoder alone may be trained on
     under networks that have learnt its encoder's latents, which stay what they are. With
-    `decoder_channels` it begins anew, with levels of its own (`VAEConfig`).
+    `decoder_channels` it gets levels of its own (`VAEConfig`), and what fits of the old one.
 
     Raises:
         InputError: a view that is not a size, or does not divide by the network's factor; an
@@ -148,10 +156,11 @@ def make(cfg: Any, begin: Mapping[str, Component], folder: Path) -> Task:
     def init(key: jax.Array) -> Params:
         side = 2 * sizes.factor
         image = jnp.zeros((1, side, side, 3))
-        own = held.params if held else {}
-        if not held or sizes.decoder_levels != held.config.decoder_levels:
-            fresh = jax.jit(model.init)(key, image)["params"]
-            own = {n: own[n] if n in own and half(n) == "encoder" else t for n, t in fresh.items()}
+        if held and sizes.decoder_levels == held.config.decoder_levels:
+            own = held.params
+        else:
+            own = jax.jit(model.init)(key, image)["params"]
+            own = fitting(held.params, own) if held else own
         made = {name: tree for name, tree in own.items() if name not in kept}
         if critic:
             made[CRITIC] = jax.jit(critic.init)(key, image)["params"]
