@@ -173,7 +173,7 @@ def test_it_learns_one_batch_beyond_the_light_model(tmp_path, monkeypatch):
     weights = {**settings().loss.to_dict(), "critic_from": 30}
     optim = {"lr": 4e-3, "warmup": 5, "b1": 0.5, "b2": 0.9, "weight_decay": 0.0}
     cfg = settings(loss=weights, optim=optim)
-    cfg.update(steps=60, name="test/vfi", log_every=10)
+    cfg.update(steps=150, name="test/vfi", log_every=10)
     made = vfi.VFITask(cfg, {"vae": autoencoder()}, tmp_path / "vfi")
     drawn = triplets.toybox(0, np.arange(4), 48, 32, (0.2, 0.3))
     # A light model that only blends leaves something to learn.
@@ -192,4 +192,4 @@ def test_it_learns_one_batch_beyond_the_light_model(tmp_path, monkeypatch):
     jax.config.update("jax_disable_most_optimizations", False)
     assert rows[0]["psnr"] == pytest.approx(rows[0]["psnr_light"], abs=1e-3)
     assert rows[0]["doubt_weight"] == 0 and rows[-1]["doubt_weight"] > 0
-    assert rows[-1]["psnr"] > rows[-1]["psnr_light"] + 5  # 8.5 when written
+    assert rows[-1]["psnr"] > rows[-1]["psnr_light"] + 10  # 14.5 when written
