@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
             begin={"vae": str(SHIPPED)},
             steps=100_000,
             batch=8,
-            model={"vfi": to_dict(GANVFIConfig())},
+            model={"vfi": to_dict(GANVFIConfig(head_slope=0.1))},
             critic={"width": 64, "layers": 3},
             # `gap`: how many frames apart the two given ones are, at least and at most. `among`:
             # of so many draws the one is kept where the light model errs most. A sample takes

@@ -90,7 +90,7 @@ class GANVFIConfig:
     head_width: int = 32  # of the cross-attention
     taps: int = 5
     head_widths: tuple[int, ...] = (64, 32)
-    head_slope: float = 0.1
+    head_slope: float = 0.0  # 0.1 in the recipes; files without it were made with 0
     patch_size: int = 1
     half_heads: bool = True
     time_width: int = 256
@@ -112,5 +112,5 @@ class GANVFIConfig:
     @classmethod
     def ldmvfi(cls, **changes: Any) -> GANVFIConfig:
         """VQ-FIGAN as published, for its public weights."""
-        public = dict(time_width=0, steady=False, half_heads=False, head_slope=0.0)
-        return cls(**{**public, "public_kernel": True, "batch_norm": True, **changes})
+        public = dict(time_width=0, steady=False, half_heads=False, public_kernel=True)
+        return cls(**{**public, "batch_norm": True, **changes})

@@ -19,6 +19,7 @@ VFI = GANVFIConfig(
     head_width=32,
     taps=3,
     head_widths=(32,),
+    head_slope=0.1,
     patch_size=4,
     half_heads=False,
     time_width=64,

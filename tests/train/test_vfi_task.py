@@ -20,7 +20,7 @@ from mv2_jax.train.tasks import vfi
 
 TINY = GANVFIConfig(
     width=16, multipliers=(1,), codes=8, norm_groups=4, window=4, head_width=16, taps=3,
-    head_widths=(8,), patch_size=4, half_heads=False, time_width=8,
+    head_widths=(8,), head_slope=0.1, patch_size=4, half_heads=False, time_width=8,
 )  # fmt: skip
 VAE = VAEConfig(
     latent_channels=4, channels=(16, 16), layers_per_block=1, norm_groups=4, mid_attention=False,
