@@ -38,6 +38,9 @@ class VAEConfig:
     larger than the encoder (as in arXiv 2306.04632); () is `channels`. Of the same factor its
     patches are then what is left: more levels, smaller patches.
     `scaling_factor` multiplies encoder output (after subtracting `shift_factor`), as in diffusers.
+
+    Raises:
+        ValueError: more decoder levels than a cell has halvings.
     """
 
     in_channels: int = 3
@@ -52,6 +55,14 @@ class VAEConfig:
     decoder_channels: tuple[int, ...] = ()
     scaling_factor: float = 0.18215
     shift_factor: float = 0.0
+
+    def __post_init__(self) -> None:
+        own = self.factor // self.latent_patch
+        if own % 2 ** (len(self.decoder_levels) - 1):
+            raise ValueError(
+                f"VAEConfig.decoder_channels: {len(self.decoder_levels)} levels do not fit in a "
+                f"factor of {own}"
+            )
 
     @property
     def factor(self) -> int:
@@ -70,18 +81,8 @@ class VAEConfig:
 
     @property
     def decoder_patch(self) -> int:
-        """Pixels along one side of what the decoder unfolds after its last convolution.
-
-        Raises:
-            ValueError: the decoder has more halvings than the encoder has pixels to a cell.
-        """
-        patch, rest = divmod(self.factor // self.latent_patch, 2 ** (len(self.decoder_levels) - 1))
-        if patch == 0 or rest:
-            raise ValueError(
-                f"VAEConfig.decoder_channels: {len(self.decoder_levels)} levels do not fit in a "
-                f"factor of {self.factor // self.latent_patch}"
-            )
-        return patch
+        """Pixels along one side of what the decoder unfolds after its last convolution."""
+        return self.factor // self.latent_patch // 2 ** (len(self.decoder_levels) - 1)
 
 
 @dataclass(frozen=True)

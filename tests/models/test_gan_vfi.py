@@ -22,6 +22,7 @@ from mv2_jax.config import GANVFIConfig, RIFEConfig, from_dict, to_dict
 from mv2_jax.convert.engine import ConversionError, convert, export
 from mv2_jax.convert.tables import ldmvfi as table
 from mv2_jax.models.discriminator import PatchCritic
+from mv2_jax.models.gan_heads import Head
 from mv2_jax.models.gan_vfi import GANVFI
 from mv2_jax.models.vq import Quantiser, perplexity
 from mv2_jax.nn.maxvit import MaxAttention
@@ -89,6 +90,14 @@ def test_a_fresh_network_gives_the_light_model_s_frame_at_any_size():
     assert out.shape == guess.shape and out.dtype == jnp.float32
     np.testing.assert_allclose(out, guess, atol=1e-6)
     assert codes.values.shape == (2, 4, 8, 3) and codes.index.max() < 16
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.1])
+def test_silent_heads_learn_again_where_they_leak(slope):
+    x, head = jnp.ones((1, 4, 4, 3)), Head(3, (4,), slope, jax.nn.initializers.zeros)
+    silent = jax.tree.map(lambda leaf: -jnp.ones_like(leaf), head.init(jax.random.key(0), x))
+    moved = jax.grad(lambda tree: head.apply(tree, x).sum())(silent)["params"]["conv_0"]
+    assert bool(jnp.any(moved["kernel"] != 0)) == (slope > 0)
 
 
 def test_pairs_do_not_meet_and_times_matter():

@@ -91,13 +91,15 @@ def measure(model: AutoencoderKL, params: Params, images: Iterator[jax.Array]) -
     )
 
 
-def _views(cfg: Any) -> list[tuple[int, int]]:
+def _views(cfg: Any, factor: int) -> list[tuple[int, int]]:
     """(rendered size, crop or 0) of each entry of `data.views`: "256", or "256/128"."""
     views = []
     for text in cfg.data.views:
         size, _, crop = str(text).partition("/")
         if not size.isdigit() or (crop and not crop.isdigit()) or int(crop or 0) > int(size):
             raise InputError(f"data.views: {text!r} is neither 'SIZE' nor 'SIZE/CROP'")
+        if int(crop or size) % factor:
+            raise InputError(f"data.views: {crop or size} is not a multiple of {factor}")
         views.append((int(size), int(crop or 0)))
     return views
 
@@ -109,16 +111,28 @@ def fitting(old: Params, new: Params) -> Params:
     return trees.unflatten({**flat, **{name: held[name] for name in same}})
 
 
-def _with_decoder(sizes: Any, channels: tuple[int, ...], halves: tuple[str, ...]) -> Any:
-    """The config with decoder levels of these widths."""
+def _halves(cfg: Any, held: Component | None) -> tuple[str, ...]:
+    """Which of `HALVES` are trained."""
+    halves = tuple(cfg.train) if "train" in cfg else HALVES
+    for name in halves:
+        if name not in HALVES:
+            raise InputError(f"train: an autoencoder has no {name!r}{nearest(name, HALVES)}")
+    if not held and set(halves) != set(HALVES):
+        raise InputError("train: one half alone is trained on from an autoencoder in `begin`")
+    return halves
+
+
+def _sizes(cfg: Any, held: Component | None, halves: tuple[str, ...]) -> Any:
+    """The network's config: what training begins from, with the decoder that `cfg` asks for."""
+    sizes = held.config if held else config.from_dict(cfg.model.vae.to_dict())
+    if "decoder_channels" not in cfg:
+        return sizes
     if "decoder" not in halves:
         raise InputError("decoder_channels: a new decoder must be trained; `train` leaves it out")
-    sizes = dataclasses.replace(sizes, decoder_channels=channels)
     try:
-        sizes.decoder_patch  # noqa: B018 (it checks)
+        return dataclasses.replace(sizes, decoder_channels=tuple(cfg.decoder_channels))
     except ValueError as error:
-        raise InputError(f"decoder_channels: {error}") from None
-    return sizes
+        raise InputError(str(error)) from None
 
 
 def make(cfg: Any, begin: Mapping[str, Component], folder: Path) -> Task:
@@ -135,20 +149,10 @@ def make(cfg: Any, begin: Mapping[str, Component], folder: Path) -> Task:
     """
     del folder
     held = begin.get("vae")
-    halves = tuple(cfg.train) if "train" in cfg else HALVES
-    for name in halves:
-        if name not in HALVES:
-            raise InputError(f"train: an autoencoder has no {name!r}{nearest(name, HALVES)}")
-    if not held and set(halves) != set(HALVES):
-        raise InputError("train: one half alone is trained on from an autoencoder in `begin`")
-    sizes = held.config if held else config.from_dict(cfg.model.vae.to_dict())
-    if "decoder_channels" in cfg:
-        sizes = _with_decoder(sizes, tuple(cfg.decoder_channels), halves)
+    halves = _halves(cfg, held)
+    sizes = _sizes(cfg, held, halves)
     model = AutoencoderKL(sizes, compute_dtype(cfg.precision))
-    views = _views(cfg)
-    for size, crop in views:
-        if (crop or size) % sizes.factor:
-            raise InputError(f"data.views: {crop or size} is not a multiple of {sizes.factor}")
+    views = _views(cfg, sizes.factor)
     weights = cfg.loss.to_dict()
     kept = {k: v for k, v in held.params.items() if half(k) not in halves} if held else {}
     critic = PatchCritic(**cfg.critic, dtype=model.dtype) if CRITIC in cfg else None
