@@ -135,6 +135,104 @@ def _sizes(cfg: Any, held: Component | None, halves: tuple[str, ...]) -> Any:
         raise InputError(str(error)) from None
 
 
+class VAETask:
+    """What `make` gives the loop, as methods; settings as in `configs/toybox/vae.py`."""
+
+    def __init__(self, cfg: Any, held: Component | None) -> None:
+        self.cfg, self.held = cfg, held
+        self.halves = _halves(cfg, held)
+        self.sizes = _sizes(cfg, held, self.halves)
+        self.model = AutoencoderKL(self.sizes, compute_dtype(cfg.precision))
+        self.views = _views(cfg, self.sizes.factor)
+        self.largest = max(size for size, _ in self.views)
+        self.weights = cfg.loss.to_dict()
+        tree = held.params if held else {}
+        self.kept = {name: own for name, own in tree.items() if half(name) not in self.halves}
+        dtype = self.model.dtype
+        self.critic = PatchCritic(**cfg.critic, dtype=dtype) if CRITIC in cfg else None
+        self.through = jax.jit(lambda params, x: self.model.apply({"params": params}, x))
+
+    def init(self, key: jax.Array) -> Params:
+        """The trained halves, as training begins with them, and the critic."""
+        held, side = self.held, 2 * self.sizes.factor
+        image = jnp.zeros((1, side, side, 3))
+        if held and self.sizes.decoder_levels == held.config.decoder_levels:
+            own = held.params
+        else:
+            own = jax.jit(self.model.init)(key, image)["params"]
+            own = fitting(held.params, own) if held else own
+        made = {name: tree for name, tree in own.items() if name not in self.kept}
+        if self.critic:
+            made[CRITIC] = jax.jit(self.critic.init)(key, image)["params"]
+        return made
+
+    def loss(self, params: Params, frozen: Params, batch: Batch, key: jax.Array):
+        params, x = {**frozen, **params}, batch["image"]
+        judge = params.pop(CRITIC, None)
+        mean, logvar = self.model.apply({"params": params}, x, method="encode")
+        z = mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
+        y = self.model.apply({"params": params}, z, method="decode")
+        apart, metrics = distances(y, x, self.weights)
+        metrics |= {
+            "kl": kl_mean(mean, logvar),
+            "psnr": psnr(x, y),
+            "latent_std": jnp.std(mean),
+        }
+        if self.critic:
+            sides = (self._judged, judge, y, x, lambda made: distances(made, x, self.weights)[0])
+            apart, terms = adversary.versus(*sides, self.weights["critic"], batch[CRITIC])
+            metrics |= terms
+        return apart + self.weights["kl"] * metrics["kl"], metrics
+
+    def _judged(self, tree: Params, images: jax.Array) -> jax.Array:
+        return self.critic.apply({"params": tree}, images)
+
+    def batches(self, seed: int, start: int) -> Iterator[Batch]:
+        """Pictures of one view a step, the views in turn."""
+        step = start
+        while True:
+            size, crop = self.views[step % len(self.views)]
+            image = worlds.stills(worlds.step_key(seed, step), self.cfg.batch, size, crop)
+            batch = {"image": image}
+            if self.critic:
+                since = self.weights["critic_from"]
+                batch[CRITIC] = adversary.active(step, since, len(image))
+            yield batch
+            step += 1
+
+    def sample(self, params: Params, frozen: Params, key: jax.Array) -> np.ndarray:
+        """Eight pictures over what became of them."""
+        x = worlds.stills(key, 8, self.largest)
+        made = np.asarray(self.through({**frozen, **self._own(params)}, x))
+        return grid(to_uint8(np.concatenate([x, made])), columns=8)
+
+    def _own(self, params: Params) -> Params:
+        """The autoencoder's part of what is trained."""
+        return {name: tree for name, tree in params.items() if name != CRITIC}
+
+    def components(self, params: Params) -> dict[str, Params]:
+        return {"vae": {**self.kept, **self._own(params)}}
+
+    def configs(self, params: Params) -> dict[str, Any]:
+        """The sizes, with the latents' scale measured where the encoder was trained."""
+        if "encoder" not in self.halves:
+            return {"vae": self.sizes}
+        tree, seed = self.components(params)["vae"], self.cfg.seed + 1
+        images = (worlds.stills(worlds.step_key(seed, i), 32, self.largest) for i in range(8))
+        return {"vae": measure(self.model, tree, images)}
+
+    def task(self) -> Task:
+        return Task(
+            init=self.init,
+            frozen=self.kept,
+            loss=self.loss,
+            batches=self.batches,
+            components=self.components,
+            configs=self.configs,
+            sample=self.sample,
+        )
+
+
 def make(cfg: Any, begin: Mapping[str, Component], folder: Path) -> Task:
     """The task; it goes on from `begin["vae"]` where there is one, with that one's config.
 
@@ -148,86 +246,4 @@ def make(cfg: Any, begin: Mapping[str, Component], folder: Path) -> Task:
             `decoder_channels` that do not fit, or of a decoder that is not trained.
     """
     del folder
-    held = begin.get("vae")
-    halves = _halves(cfg, held)
-    sizes = _sizes(cfg, held, halves)
-    model = AutoencoderKL(sizes, compute_dtype(cfg.precision))
-    views = _views(cfg, sizes.factor)
-    weights = cfg.loss.to_dict()
-    kept = {k: v for k, v in held.params.items() if half(k) not in halves} if held else {}
-    critic = PatchCritic(**cfg.critic, dtype=model.dtype) if CRITIC in cfg else None
-
-    def init(key: jax.Array) -> Params:
-        side = 2 * sizes.factor
-        image = jnp.zeros((1, side, side, 3))
-        if held and sizes.decoder_levels == held.config.decoder_levels:
-            own = held.params
-        else:
-            own = jax.jit(model.init)(key, image)["params"]
-            own = fitting(held.params, own) if held else own
-        made = {name: tree for name, tree in own.items() if name not in kept}
-        if critic:
-            made[CRITIC] = jax.jit(critic.init)(key, image)["params"]
-        return made
-
-    def loss(params: Params, frozen: Params, batch: Batch, key: jax.Array):
-        params, x = {**frozen, **params}, batch["image"]
-        judge = params.pop(CRITIC, None)
-        mean, logvar = model.apply({"params": params}, x, method="encode")
-        z = mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
-        y = model.apply({"params": params}, z, method="decode")
-        apart, metrics = distances(y, x, weights)
-        metrics |= {
-            "kl": kl_mean(mean, logvar),
-            "psnr": psnr(x, y),
-            "latent_std": jnp.std(mean),
-        }
-        if critic:
-            sides = (judged, judge, y, x, lambda made: distances(made, x, weights)[0])
-            apart, terms = adversary.versus(*sides, weights["critic"], batch[CRITIC])
-            metrics |= terms
-        return apart + weights["kl"] * metrics["kl"], metrics
-
-    def judged(tree: Params, images: jax.Array) -> jax.Array:
-        return critic.apply({"params": tree}, images)
-
-    def batches(seed: int, start: int) -> Iterator[Batch]:
-        step = start
-        while True:
-            size, crop = views[step % len(views)]
-            image = worlds.stills(worlds.step_key(seed, step), cfg.batch, size, crop)
-            batch = {"image": image}
-            if critic:
-                batch[CRITIC] = adversary.active(step, weights["critic_from"], len(image))
-            yield batch
-            step += 1
-
-    through = jax.jit(lambda p, x: model.apply({"params": p}, x))
-    largest = max(size for size, _ in views)
-
-    def sample(params: Params, frozen: Params, key: jax.Array) -> np.ndarray:
-        """Eight pictures over what became of them."""
-        x = worlds.stills(key, 8, largest)
-        made = np.asarray(through({**frozen, **parts(params)}, x))
-        return grid(to_uint8(np.concatenate([x, made])), columns=8)
-
-    def parts(params: Params) -> Params:
-        """The autoencoder's own of what is trained."""
-        return {name: tree for name, tree in params.items() if name != CRITIC}
-
-    def configs(params: Params) -> dict[str, Any]:
-        if kept and "encoder" not in halves:
-            return {"vae": sizes}  # the latents are as they were, and so is their scale
-        params = {**kept, **parts(params)}
-        images = (worlds.stills(worlds.step_key(cfg.seed + 1, i), 32, largest) for i in range(8))
-        return {"vae": measure(model, params, images)}
-
-    return Task(
-        init=init,
-        frozen=kept,
-        loss=loss,
-        batches=batches,
-        components=lambda params: {"vae": {**kept, **parts(params)}},
-        configs=configs,
-        sample=sample,
-    )
+    return VAETask(cfg, begin.get("vae")).task()
