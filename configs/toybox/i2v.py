@@ -72,4 +72,14 @@ def get_config() -> ConfigDict:
             loss={**loss, "shape": asdict(LossConfig(shift=1.5))},
             **{**shared, "optim": {**shared["optim"], "lr": 4e-4}},
         ),
+        # And again, over other clips: outlines still melted on their way.
+        steadiest=phase(
+            "i2v",
+            seed=2,
+            train=("text_encoder", "spatial", *ADDED),
+            max_minutes=72.0,
+            data={"count": 8192, "motions": {"spinning": 5.0}, **data},
+            loss={**loss, "shape": asdict(LossConfig(shift=1.5))},
+            **{**shared, "optim": {**shared["optim"], "lr": 4e-4}},
+        ),
     )

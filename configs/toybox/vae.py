@@ -16,7 +16,6 @@ VAE = VAEConfig(
     shortcuts=True,
 )
 
-
 SHARED = {
     "steps": 40_000,
     "batch": 4,
@@ -33,4 +32,14 @@ def get_config() -> ConfigDict:
         vae=phase("vae", max_minutes=20.0, **SHARED),
         # Sharper pictures of the same latents, whatever has been trained over them since.
         decoder=phase("vae", seed=1, max_minutes=12.0, train=("decoder",), **SHARED),
+        # A larger one, with planes of up to a quarter of the frame: the small one, which is trained
+        # with the encoder, draws 8 x 8 pixels at a time from 64 numbers.
+        detail=phase(
+            "vae",
+            seed=2,
+            max_minutes=18.0,
+            train=("decoder",),
+            decoder_channels=(64, 64, 64),
+            **SHARED,
+        ),
     )
