@@ -52,6 +52,13 @@ def test_help_is_quick_and_loads_no_jax():
         assert done.stderr == ""
 
 
+def test_python_runs_the_package_as_the_command(here):
+    command = [sys.executable, "-m", "mv2_jax", "generat"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "mv2: error: unknown command 'generat'; did you mean 'generate'?\n"
+
+
 def test_bad_input_is_told_before_jax_is_loaded(here):
     code = (
         "import sys\nfrom mv2_jax import cli\n"
