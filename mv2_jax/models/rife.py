@@ -22,6 +22,7 @@ from jax import Array, lax
 
 from mv2_jax.config import RIFEConfig
 from mv2_jax.nn.bilinear import enlarge, enlarge_at, middle, reduce
+from mv2_jax.nn.layers import Conv, Declared
 from mv2_jax.nn.warp import pixel_grid, sample
 
 HEAD_WIDTH = 16
@@ -136,7 +137,7 @@ class FlowBlock(nn.Module):
         return x.astype(jnp.float32)
 
 
-class ResConv(nn.Module):
+class ResConv(Declared, nn.Module):
     """leaky(x + beta * conv(x)), the residual layer of a flow block."""
 
     width: int
@@ -149,7 +150,7 @@ class ResConv(nn.Module):
         return _leaky(y * beta.astype(self.dtype)[None, None, None] + x)
 
 
-class UpConv(nn.Module):
+class UpConv(Declared, nn.Module):
     """Transposed convolution of side 4 and stride 2, then a pixel shuffle by `shuffle`.
 
     [B, h, w, C] -> [B, 2*shuffle*h, 2*shuffle*w, used]. The kernel is [4, 4, C, stored *
@@ -235,8 +236,8 @@ def _each_cell(size: int, scale: int) -> np.ndarray:
     return (np.arange(0, size, scale)[:, None] + np.array(middle(scale))[None]).reshape(-1)
 
 
-def _conv(width: int, name: str, dtype: jnp.dtype, stride: int = 1) -> nn.Conv:
-    return nn.Conv(width, (3, 3), (stride, stride), padding=1, dtype=dtype, name=name)
+def _conv(width: int, name: str, dtype: jnp.dtype, stride: int = 1) -> Conv:
+    return Conv(width, (3, 3), (stride, stride), padding=1, dtype=dtype, name=name)
 
 
 def _leaky(x: Array) -> Array:

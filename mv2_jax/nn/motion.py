@@ -9,7 +9,15 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mv2_jax.config import MotionConfig
-from mv2_jax.nn.layers import Attention, Dtype, FeedForward, GroupNorm, LayerNorm, dense
+from mv2_jax.nn.layers import (
+    Attention,
+    Declared,
+    Dtype,
+    FeedForward,
+    GroupNorm,
+    LayerNorm,
+    dense,
+)
 
 
 def sinusoid_table(length: int, width: int) -> jax.Array:
@@ -31,7 +39,7 @@ def frames_together(scope: str, frames: int) -> int:
     return frames if scope == "clip" else 1
 
 
-class TemporalAttention(nn.Module):
+class TemporalAttention(Declared, nn.Module):
     """Self-attention over frames: x [P, T, C], positions as batch -> the same.
 
     The positional encoding is a stored parameter, because published modules carry their own and
@@ -49,7 +57,8 @@ class TemporalAttention(nn.Module):
             raise ValueError(
                 f"{frames} frames, but this motion module knows {self.max_frames} positions"
             )
-        table = self.param("pe", lambda _: sinusoid_table(self.max_frames, width))
+        shape = (self.max_frames, width)
+        table = self.param("pe", lambda _, shape: sinusoid_table(*shape), shape)
         x = x + table[None, :frames].astype(x.dtype)
         return Attention(self.heads, self.dtype, name="attn")(x)
 

@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import errors
 
-from mv2_jax.nn.layers import conv, dense
+from mv2_jax.nn.layers import Dense, conv, dense
 
 MADE = {
     "dense": (lambda dtype: dense(7, name="x", dtype=dtype), (3, 5, 33)),
@@ -45,3 +46,21 @@ def test_its_gradients_are_those_of_fp32(kind):
     for a, b in zip(jax.tree.leaves(half), jax.tree.leaves(whole)):
         assert a.dtype == jnp.float32
         assert float(jnp.abs(a - b).mean()) < 0.02 * float(jnp.abs(b).mean())
+
+
+def test_what_is_given_traces_no_initialiser_and_must_have_its_shape():
+    traced = []
+
+    def init(key, shape, dtype=jnp.float32):
+        traced.append(shape)
+        return jax.random.normal(key, shape, dtype)
+
+    layer, x = Dense(4, dtype=jnp.float32, kernel_init=init), jnp.ones((2, 3))
+    tree = layer.init(jax.random.key(0), x)
+    assert traced == [(3, 4)]
+    np.testing.assert_allclose(layer.apply(tree, x)[0], tree["params"]["kernel"].sum(0), rtol=1e-6)
+    assert traced == [(3, 4)]
+    with pytest.raises(errors.ScopeParamShapeError):
+        layer.apply({"params": {**tree["params"], "kernel": jnp.ones((4, 3))}}, x)
+    with pytest.raises(errors.ScopeParamNotFoundError):
+        layer.apply({"params": {"kernel": jnp.ones((3, 4))}}, x)
