@@ -22,10 +22,11 @@ ORDER = (
     ("cascade",),
     ("configs", "convert", "train", "infer"),
     ("cli",),
+    ("__main__",),
 )
 RANK = {name: rank for rank, row in enumerate(ORDER) for name in row}
 # Recipes, trainer, converter and player are one layer, whose packages may use one another.
-APPLICATIONS = set(ORDER[-2])
+APPLICATIONS = set(ORDER[-3])
 
 
 def settings():
