@@ -30,6 +30,13 @@ def get_config() -> ConfigDict:
     }
     data = {"shard": 128, "image_every": 4, "image_batch": 16, "decoded": 0.5}
     loss = {"drop_text": 0.1, "drop_image": 0.1}
+    everything = {
+        **shared,
+        "train": ("text_encoder", "spatial", *ADDED),
+        "data": {"count": 8192, "motions": {"spinning": 5.0}, **data},
+        "loss": {**loss, "shape": asdict(LossConfig(shift=1.5))},
+        "optim": {**shared["optim"], "lr": 4e-4},
+    }
     return recipe(
         i2v=phase(
             "i2v",
@@ -54,32 +61,9 @@ def get_config() -> ConfigDict:
         # T2I's UNet has seen things upright alone, as first frames show them, and what spins melted
         # half-way round. So the video stages' spatial weights are trained on from T2I's, on clips
         # of which two in five spin.
-        turning=phase(
-            "i2v",
-            train=("text_encoder", "spatial", *ADDED),
-            max_minutes=48.0,
-            data={"count": 8192, "motions": {"spinning": 5.0}, **data},
-            loss={**loss, "shape": asdict(LossConfig(shift=1.5))},
-            **{**shared, "optim": {**shared["optim"], "lr": 4e-4}},
-        ),
+        turning=phase("i2v", max_minutes=48.0, **everything),
         # The same again: what spins was still right in less than half of all videos.
-        steadier=phase(
-            "i2v",
-            seed=1,
-            train=("text_encoder", "spatial", *ADDED),
-            max_minutes=60.0,
-            data={"count": 8192, "motions": {"spinning": 5.0}, **data},
-            loss={**loss, "shape": asdict(LossConfig(shift=1.5))},
-            **{**shared, "optim": {**shared["optim"], "lr": 4e-4}},
-        ),
+        steadier=phase("i2v", seed=1, max_minutes=60.0, **everything),
         # And again, over other clips: outlines still melted on their way.
-        steadiest=phase(
-            "i2v",
-            seed=2,
-            train=("text_encoder", "spatial", *ADDED),
-            max_minutes=72.0,
-            data={"count": 8192, "motions": {"spinning": 5.0}, **data},
-            loss={**loss, "shape": asdict(LossConfig(shift=1.5))},
-            **{**shared, "optim": {**shared["optim"], "lr": 4e-4}},
-        ),
+        steadiest=phase("i2v", seed=2, max_minutes=72.0, **everything),
     )
