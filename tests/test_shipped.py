@@ -43,4 +43,4 @@ def test_falling_and_bouncing_make_different_clips_of_one_picture(four, shown):
     # 0.22 and 0.23 on the two pictures; over T2I's own encoder a tenth of that.
     own = apart(params)
     assert own > 0.1
-    assert apart({**params, "text_encoder": four.params["t2i_text_encoder"]}) < own / 5
+    assert apart({**params, "text_encoder": four.params["t2i_text_encoder"]}) < own / 8
