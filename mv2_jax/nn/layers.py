@@ -25,8 +25,8 @@ Dtype = jnp.dtype
 class Declared:
     """Mixin: a parameter that is given is compared with the shape it is declared with.
 
-    Flax traces each parameter's initialiser for that comparison, at every trace of a network: of a
-    UNet's hundreds of parameters that makes a third of the time that tracing takes.
+    Flax traces each parameter's initialiser for that comparison, at every trace of a network, which
+    has hundreds of them.
     """
 
     def param(self, name: str, init: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
