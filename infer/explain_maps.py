@@ -55,7 +55,7 @@ def of_picture(four: Any, prompt: str, seed: int, numbers: Any, negative: str = 
     both = t2i.condition(params, *four.ids([prompt], negative), cfg=cfg)
     told = jax.tree.map(lambda x: x[1:], both)
     state = t2i.start(random.seeds([seed]), cfg=cfg, steps=steps)
-    scales = guides.make(numbers["guidance"])
+    scales = guides.of(numbers)
 
     def on(state: Any, k: int) -> Any:
         return four.programs(
@@ -79,7 +79,7 @@ def of_clip(
     told = jax.tree.map(lambda x: x[2:], given)
     prior = np.float32(numbers["noise_prior"])
     state = i2v.start(random.seeds([seed]), reference, prior, cfg=cfg, steps=steps)
-    scales = guides.make(numbers["guidance"], numbers["image_guidance"])
+    scales = guides.of(numbers)
 
     def on(state: Any, k: int) -> Any:
         return four.programs(

@@ -61,7 +61,7 @@ class Setting:
         return number
 
 
-_BOTH = ("i2v", "v2v")
+_BOTH, _EVERY = ("i2v", "v2v"), ("t2i", "i2v", "v2v")
 SETTINGS = (
     Setting("--t2i-steps", ("t2i",), "steps", int, 1, 1000, None, "denoising steps"),
     Setting("--i2v-steps", ("i2v",), "steps", int, 1, 1000, None, "denoising steps"),
@@ -71,6 +71,18 @@ SETTINGS = (
     Setting("--v2v-guidance", ("v2v",), "guidance", float, 0, 100, 7.5, "how close to the text"),
     Setting(
         "--image-guidance", _BOTH, "image_guidance", float, 0, 100, 1.0, "how close to the picture"
+    ),
+    Setting(
+        "--guidance-rescale", _EVERY, "guidance_rescale", float, 0, 1, 0.0, "how far a guided "
+        "output is brought back to the spread of an unguided one",
+    ),
+    Setting(
+        "--guidance-low", _EVERY, "guidance_low", float, 0, 1e6, 0.0, "guide only where there is "
+        "so many times as much noise as signal, or more",
+    ),
+    Setting(
+        "--guidance-high", _EVERY, "guidance_high", float, 0, 1e6, 0.0, "... or less; seeds differ "
+        "more with a bound (0: none)",
     ),
     Setting(
         "--noise-prior", ("i2v",), "noise_prior", float, 0, 1, 0.0, "how much of the picture the "

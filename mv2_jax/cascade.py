@@ -81,16 +81,23 @@ class Cascade:
         negative: str = "",
         steps: int | None = None,
         guidance: float = 5.0,
+        guidance_rescale: float = 0.0,
+        guidance_low: float = 0.0,
+        guidance_high: float = 0.0,
         progress: Progress = silent,
     ) -> jax.Array:
-        """Prompts -> pictures [B, H, W, 3] of the stage's size."""
+        """Prompts -> pictures [B, H, W, 3] of the stage's size.
+
+        `guidance_rescale` and the interval from `guidance_low` to `guidance_high` (0: no bound)
+        are those of `diffusion.guidance.Guidance`, here and in the video stages.
+        """
         cfg, run = self.picture, partial(self.programs, "t2i", progress=progress)
         steps = steps or cfg.stage.steps
         params = self.parameters("t2i")
         given = run(t2i.condition, params, *self.ids(prompts, negative), cfg=cfg)
         given = guides.fewest(given, t2i.WAYS, guidance)
         state = run(t2i.start, keys, cfg=cfg, steps=steps)
-        scales = guides.make(guidance)
+        scales = guides.make(guidance, 1.0, guidance_rescale, guidance_low, guidance_high or np.inf)
 
         def some(state: State, k: int) -> State:
             return run(t2i.advance, params, given, scales, state, cfg=cfg, steps=steps, k=k)
@@ -109,6 +116,9 @@ class Cascade:
         steps: int | None = None,
         guidance: float = 5.0,
         image_guidance: float = 1.0,
+        guidance_rescale: float = 0.0,
+        guidance_low: float = 0.0,
+        guidance_high: float = 0.0,
         noise_prior: float = 1.0,
         image_scale: float = 1.0,
         control_scale: float = 1.0,
@@ -130,7 +140,9 @@ class Cascade:
         given = run(video.condition, params, *ids, image, *scales, reference, cfg=cfg)
         given = guides.fewest(given, video.WAYS, guidance, image_guidance)
         state = run(i2v.start, keys, z, np.float32(noise_prior), cfg=cfg, steps=steps)
-        scales = guides.make(guidance, image_guidance)
+        scales = guides.make(
+            guidance, image_guidance, guidance_rescale, guidance_low, guidance_high or np.inf
+        )
         for turn in range(int(free_init)):
             ended = self._denoise("i2v", run, cfg, params, given, state, steps, scales)
             state = run(i2v.again, keys, ended.x, np.int32(turn), cfg=cfg, steps=steps)
@@ -148,6 +160,9 @@ class Cascade:
         strength: float = 0.5,
         guidance: float = 5.0,
         image_guidance: float = 1.0,
+        guidance_rescale: float = 0.0,
+        guidance_low: float = 0.0,
+        guidance_high: float = 0.0,
         image_scale: float = 1.0,
         control_scale: float = 1.0,
         progress: Progress = silent,
@@ -167,7 +182,9 @@ class Cascade:
         large = run(_resize, jnp.asarray(keyframes, jnp.float32), size=cfg.stage.size)
         z = run(_encode, self.params["vae"], large, cfg=self.vae, dtype=self.dtype)
         state = run(v2v.start, keys, z, np.float32(strength), cfg=cfg, steps=steps)
-        scales = guides.make(guidance, image_guidance)
+        scales = guides.make(
+            guidance, image_guidance, guidance_rescale, guidance_low, guidance_high or np.inf
+        )
         return self._finish("v2v", run, cfg, params, given, state, steps, scales)
 
     def vfi(self, frames: Any, times: int, *, progress: Progress = silent) -> jax.Array:

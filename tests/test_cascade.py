@@ -2,6 +2,8 @@ import numpy as np
 import pytest
 import tiny
 
+from mv2_jax.diffusion import keys
+
 
 @pytest.fixture(scope="module")
 def four():
@@ -35,3 +37,24 @@ def test_a_stage_is_handed_its_own_trees(four):
     assert set(four.parameters("i2v")) == set(four.parameters("v2v")) == names
     ids, nothing = four.ids(["a red ball", "a star"])
     assert ids.shape == nothing.shape == (2, 20) and np.array_equal(nothing[0], nothing[1])
+
+
+@pytest.mark.parametrize("stage", ["t2i", "i2v", "v2v"])
+def test_guidance_can_be_bounded_and_rescaled_in_every_stage(four, stage):
+    image = np.random.default_rng(0).uniform(-1, 1, (1, 32, 32, 3)).astype(np.float32)
+    given = {"t2i": (), "i2v": (image,), "v2v": (image, image[:, None].repeat(3, 1))}[stage]
+
+    def run(guidance, **more):
+        made = getattr(four, stage)(
+            ["a red ball"], *given, keys=keys.seeds([3]), **more, guidance=guidance
+        )
+        return np.asarray(made)
+
+    guided, alone = run(6.0), run(1.0)
+    assert np.abs(guided - alone).max() > 1e-3
+    assert np.array_equal(run(6.0, guidance_low=1e-6, guidance_high=1e6), guided)
+    # Where the interval holds no step, nothing is guided.
+    for bounds in ({"guidance_low": 1e6}, {"guidance_high": 1e-6}):
+        np.testing.assert_allclose(run(6.0, **bounds), alone, atol=2e-6)
+    rescaled = run(6.0, guidance_rescale=1.0)
+    assert min(np.abs(rescaled - other).max() for other in (guided, alone)) > 1e-4

@@ -13,7 +13,7 @@ How many ways there are is structure (it is the size of the batch); every number
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -52,6 +52,21 @@ def make(
 ) -> Guidance:
     """A `Guidance` of float32 arrays; all sigmas by default."""
     return Guidance(*(jnp.asarray(v, jnp.float32) for v in (text, image, rescale, low, high)))
+
+
+def of(numbers: Mapping[str, float]) -> Guidance:
+    """A `Guidance` from a stage's numbers by the names that a cascade has for them.
+
+    "guidance", and where they are there "image_guidance", "guidance_rescale", "guidance_low" and
+    "guidance_high", of which 0 sets no bound.
+    """
+    return make(
+        numbers["guidance"],
+        numbers.get("image_guidance", 1.0),
+        numbers.get("guidance_rescale", 0.0),
+        numbers.get("guidance_low", 0.0),
+        numbers.get("guidance_high", 0.0) or jnp.inf,
+    )
 
 
 def stack(*conditions: Any) -> Any:
