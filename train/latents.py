@@ -13,7 +13,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mv2_jax import files, params
 from mv2_jax.models.vae import ENCODING
@@ -46,6 +48,42 @@ def position(seed: int, step: int, batch: int, count: int) -> np.ndarray:
         for epoch in np.unique(epochs)
     }
     return np.array([orders[epoch][i] for epoch, i in zip(epochs, within)])
+
+
+def on_every_device(
+    encode: Callable[[Any, jax.Array], dict[str, jax.Array]], weights: Any, chunk: int
+) -> Callable[[np.ndarray], Arrays]:
+    """A `Shards.make` that runs `encode` on all of this process's devices, each on its own rows.
+
+    One device alone would make all others wait at the training step's next sum over them.
+
+    Args:
+        encode: (weights, sample numbers [n]) -> arrays whose first axis is n; a row depends on its
+            own number alone.
+        chunk: numbers that a device is given at once.
+    """
+    devices = jax.local_devices()
+    mesh, rows = Mesh(np.array(devices), ("rows",)), PartitionSpec("rows")
+    # Under shard_map XLA can put in no exchange between devices, which could meet the training
+    # step's on another device in another order.
+    run = jax.jit(
+        jax.shard_map(
+            encode, mesh=mesh, in_specs=(PartitionSpec(), rows), out_specs=rows, check_vma=False
+        )
+    )
+    weights = jax.device_put(weights, NamedSharding(mesh, PartitionSpec()))
+
+    def make(numbers: np.ndarray) -> Arrays:
+        count = len(devices) * min(chunk, -(-len(numbers) // len(devices)))
+        # What fills up the last chunk is made again and dropped.
+        filled = np.resize(numbers, -(-len(numbers) // count) * count)
+        parts = [run(weights, part) for part in filled.reshape(-1, count)]
+        return {
+            name: np.concatenate([np.asarray(part[name]) for part in parts])[: len(numbers)]
+            for name in parts[0]
+        }
+
+    return make
 
 
 class Shards:

@@ -25,7 +25,7 @@ from mv2_jax.stages import latents as codec
 from mv2_jax.toybox import captions
 from mv2_jax.toybox.world import World, sample_world
 from mv2_jax.train import prompts, worlds
-from mv2_jax.train.latents import Shards, of_encoder, position
+from mv2_jax.train.latents import Shards, of_encoder, on_every_device, position
 from mv2_jax.train.report import grid, to_uint8
 from mv2_jax.train.task import Batch, Component, Params, Task, compute_dtype
 
@@ -101,21 +101,13 @@ class VideoTask:
         """Keyframes of numbered worlds: "latent" [T, h, w, C] fp16, "label" [4] int8."""
         stage, cfg, vae = self.net.stage, self.cfg, self.vae
 
-        @jax.jit
-        def encode(params: Params, numbers: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def encode(params: Params, numbers: jax.Array) -> dict[str, jax.Array]:
             drawn = self.worlds(numbers)
             pixels = worlds.clips(drawn, stage.frames, stage.size)
             z = codec.encode(params, vae.config, pixels)
-            return z.astype(jnp.float16), worlds.labels(drawn).astype(jnp.int8)
+            return {"latent": z.astype(jnp.float16), "label": worlds.labels(drawn).astype(jnp.int8)}
 
-        weights = jax.device_put(trees.cast(vae.params, np.float32))
-
-        def make(numbers: np.ndarray) -> dict[str, np.ndarray]:
-            chunk = CHUNK if len(numbers) % CHUNK == 0 else 1
-            parts = [encode(weights, part) for part in numbers.reshape(-1, chunk)]
-            latent, label = (np.concatenate([np.asarray(p[i]) for p in parts]) for i in range(2))
-            return {"latent": latent, "label": label}
-
+        make = on_every_device(encode, trees.cast(vae.params, np.float32), CHUNK)
         facts = {
             "encoder": of_encoder(vae.params),
             "config": config.to_dict(vae.config),

@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -42,6 +43,24 @@ def test_shards_are_made_once_when_first_needed_and_kept(tmp_path):
     assert new({"size": 1}).folder != new({"size": 2}).folder  # a fact, not the shards' size
     with pytest.raises(ValueError, match="12 samples do not divide into shards of 5"):
         latents.Shards(tmp_path, {}, make, count=12, size=5)
+
+
+def test_samples_are_made_on_every_device_each_as_it_is_alone():
+    ran = set()
+
+    def encode(scale, numbers):
+        jax.debug.callback(lambda i: ran.add(int(i)), jax.lax.axis_index("rows"))
+        drawn = worlds.numbered(0, numbers)
+        pixels = worlds.first_frames(drawn, (32, 32))
+        return {"mean": scale * pixels.mean((1, 2)), "label": worlds.labels(drawn)}
+
+    assert len(jax.devices()) == 8
+    made = latents.on_every_device(encode, jnp.float32(2.0), chunk=2)(np.arange(3, 22))
+    assert ran == set(range(8))
+    drawn = worlds.numbered(0, jnp.arange(3, 22))
+    pixels = worlds.first_frames(drawn, (32, 32))
+    assert made["label"].tolist() == worlds.labels(drawn).tolist()
+    np.testing.assert_allclose(made["mean"], 2 * pixels.mean((1, 2)), atol=1e-6)
 
 
 def test_numbered_worlds_are_fixed_and_of_the_training_split():

@@ -19,7 +19,7 @@ from mv2_jax.stages import latents as codec
 from mv2_jax.stages import t2i
 from mv2_jax.toybox import captions
 from mv2_jax.train import prompts, worlds
-from mv2_jax.train.latents import Shards, of_encoder, position
+from mv2_jax.train.latents import Shards, of_encoder, on_every_device, position
 from mv2_jax.train.report import grid, to_uint8
 from mv2_jax.train.task import Batch, Component, Params, Task, compute_dtype, require
 
@@ -34,21 +34,13 @@ def full(tree: Params) -> Params:
 def stills(vae: Component, size: int, cfg: Any, root: Path) -> Shards:
     """First frames of numbered worlds as latents: "latent" [h, w, C] fp16, "label" [4] int8."""
 
-    @jax.jit
-    def encode(params: Params, numbers: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def encode(params: Params, numbers: jax.Array) -> dict[str, jax.Array]:
         drawn = worlds.numbered(cfg.seed, numbers)
         pixels = worlds.first_frames(drawn, (size, size))
         z = codec.encode(params, vae.config, pixels)
-        return z.astype(jnp.float16), worlds.labels(drawn).astype(jnp.int8)
+        return {"latent": z.astype(jnp.float16), "label": worlds.labels(drawn).astype(jnp.int8)}
 
-    weights = jax.device_put(full(vae.params))
-
-    def make(numbers: np.ndarray) -> dict[str, np.ndarray]:
-        chunk = min(CHUNK, len(numbers))
-        parts = [encode(weights, part) for part in numbers.reshape(-1, chunk)]
-        latent, label = (np.concatenate([np.asarray(p[i]) for p in parts]) for i in range(2))
-        return {"latent": latent, "label": label}
-
+    make = on_every_device(encode, full(vae.params), CHUNK)
     facts = {
         "encoder": of_encoder(vae.params),
         "config": config.to_dict(vae.config),
