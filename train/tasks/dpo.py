@@ -8,6 +8,7 @@ what DPO gains over it is due to the worse halves.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -51,7 +52,7 @@ def make(cfg: Any, begin: Mapping[str, Component], folder: Path) -> Task:
     return (Pictures if cfg.stage == "t2i" else Clips)(cfg, begin, folder).task()
 
 
-class Preferences:
+class Preferences(ABC):
     """What both stages do alike. A subclass sets `net`, `words`, `null` and `base`, the trees of
     its network before training, and says how to make candidates and what conditions them."""
 
@@ -67,13 +68,13 @@ class Preferences:
         self.vae = trees.cast(begin["vae"].params, np.float32)
         self.decode = jax.jit(partial(codec.decode, cfg=begin["vae"].config))
 
+    @abstractmethod
     def candidates(self, numbers: np.ndarray, words: np.ndarray) -> dict[str, np.ndarray]:
         """What a batch needs of the prompts with these numbers: "better" and "worse" latents."""
-        raise NotImplementedError
 
+    @abstractmethod
     def predict(self, whole: Params, batch: Batch, rows: int) -> Any:
         """`f(x, t)` over `rows` times the batch's samples, under the batch's conditions."""
-        raise NotImplementedError
 
     def init(self, key: jax.Array) -> Params:
         """What is trained: whole trees, or LoRA factors for them."""
