@@ -81,8 +81,7 @@ SETTINGS = (
         "so many times as much noise as signal, or more",
     ),
     Setting(
-        "--guidance-high", _EVERY, "guidance_high", float, 0, 1e6, 0.0, "... or less; seeds differ "
-        "more with a bound (0: none)",
+        "--guidance-high", _EVERY, "guidance_high", float, 0, 1e6, 0.0, "... or less (0: no bound)",
     ),
     Setting(
         "--noise-prior", ("i2v",), "noise_prior", float, 0, 1, 0.0, "how much of the picture the "

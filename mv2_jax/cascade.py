@@ -97,7 +97,7 @@ class Cascade:
         given = run(t2i.condition, params, *self.ids(prompts, negative), cfg=cfg)
         given = guides.fewest(given, t2i.WAYS, guidance)
         state = run(t2i.start, keys, cfg=cfg, steps=steps)
-        scales = guides.make(guidance, 1.0, guidance_rescale, guidance_low, guidance_high or np.inf)
+        scales = guides.make(guidance, 1.0, guidance_rescale, guidance_low, guidance_high)
 
         def some(state: State, k: int) -> State:
             return run(t2i.advance, params, given, scales, state, cfg=cfg, steps=steps, k=k)
@@ -141,7 +141,7 @@ class Cascade:
         given = guides.fewest(given, video.WAYS, guidance, image_guidance)
         state = run(i2v.start, keys, z, np.float32(noise_prior), cfg=cfg, steps=steps)
         scales = guides.make(
-            guidance, image_guidance, guidance_rescale, guidance_low, guidance_high or np.inf
+            guidance, image_guidance, guidance_rescale, guidance_low, guidance_high
         )
         for turn in range(int(free_init)):
             ended = self._denoise("i2v", run, cfg, params, given, state, steps, scales)
@@ -183,7 +183,7 @@ class Cascade:
         z = run(_encode, self.params["vae"], large, cfg=self.vae, dtype=self.dtype)
         state = run(v2v.start, keys, z, np.float32(strength), cfg=cfg, steps=steps)
         scales = guides.make(
-            guidance, image_guidance, guidance_rescale, guidance_low, guidance_high or np.inf
+            guidance, image_guidance, guidance_rescale, guidance_low, guidance_high
         )
         return self._finish("v2v", run, cfg, params, given, state, steps, scales)
 

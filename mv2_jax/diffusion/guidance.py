@@ -33,7 +33,7 @@ class Guidance(NamedTuple):
     rescale: phi of arXiv 2305.08891, sec. 3.4: how far the guided output's spread is brought
         back to that of the conditioned one; 0 not, 1 wholly.
     low, high: guide only where low <= sigma / alpha <= high (arXiv 2404.07724); elsewhere the
-        output is the conditioned one.
+        output is the conditioned one. A `high` of 0 sets no bound.
     """
 
     text: jax.Array
@@ -48,7 +48,7 @@ def make(
     image: float | jax.Array = 1.0,
     rescale: float | jax.Array = 0.0,
     low: float | jax.Array = 0.0,
-    high: float | jax.Array = jnp.inf,
+    high: float | jax.Array = 0.0,
 ) -> Guidance:
     """A `Guidance` of float32 arrays; all sigmas by default."""
     return Guidance(*(jnp.asarray(v, jnp.float32) for v in (text, image, rescale, low, high)))
@@ -58,14 +58,14 @@ def of(numbers: Mapping[str, float]) -> Guidance:
     """A `Guidance` from a stage's numbers by the names that a cascade has for them.
 
     "guidance", and where they are there "image_guidance", "guidance_rescale", "guidance_low" and
-    "guidance_high", of which 0 sets no bound.
+    "guidance_high".
     """
     return make(
         numbers["guidance"],
         numbers.get("image_guidance", 1.0),
         numbers.get("guidance_rescale", 0.0),
         numbers.get("guidance_low", 0.0),
-        numbers.get("guidance_high", 0.0) or jnp.inf,
+        numbers.get("guidance_high", 0.0),
     )
 
 
@@ -121,7 +121,7 @@ def combine(outputs: jax.Array, guidance: Guidance, ways: int, k: jax.Array) -> 
     if ways == 1:
         return outputs
     parts = jnp.split(outputs, ways)
-    active = (guidance.low <= k) & (k <= guidance.high)
+    active = (guidance.low <= k) & ((k <= guidance.high) | (guidance.high == 0))
     ndim = outputs.ndim
     text = expand(jnp.where(active, guidance.text, 1.0), ndim)
     full, base = parts[-1], parts[0]

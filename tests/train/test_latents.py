@@ -56,6 +56,7 @@ def test_samples_are_made_on_every_device_each_as_it_is_alone():
 
     assert len(jax.devices()) == 8
     made = latents.on_every_device(encode, jnp.float32(2.0), chunk=2)(np.arange(3, 22))
+    jax.effects_barrier()
     assert ran == set(range(8))
     drawn = worlds.numbered(0, jnp.arange(3, 22))
     pixels = worlds.first_frames(drawn, (32, 32))
