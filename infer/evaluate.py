@@ -95,6 +95,8 @@ def toybox(
     tally = measured.Tally()
     with Bars() as bars:
         for first in range(0, count, batch):
+            keep = min(batch, count - first)
+            bars.prefix = f"{first + keep}/{count} "
             chosen = [int(i) for i in np.minimum(np.arange(first, first + batch), count - 1)]
             made = generate.make(
                 cascade,
@@ -103,7 +105,6 @@ def toybox(
                 seed=[seed + i for i in chosen],
                 progress=bars,
             )
-            keep = min(batch, count - first)
             seen.append(evaluate.judge(jury, made.frames[:keep]))
             pictures.append(evaluate.judge(jury, made.picture[:keep, None]))
             picks = np.linspace(0, made.frames.shape[1] - 1, 6).round().astype(int)
