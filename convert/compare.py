@@ -85,7 +85,6 @@ def component(bundle: Bundle, built: Mapping[str, Piece], name: str) -> Verdict:
     """
     job = Job(bundle, name, built[name], built)
     against, pairs = _COMPARISONS[built[name].found.part.kind](job)
-    bundle._trees.pop(name, None)
     gc.collect()
     return apart(name, against, pairs)
 

@@ -36,11 +36,17 @@ def folder() -> Path:
 def enable() -> Path | None:
     """Turns JAX's compilation cache on; returns its folder, or None where it cannot be written.
 
-    A folder the user has set (JAX_COMPILATION_CACHE_DIR) is kept.
+    A folder the user has set (JAX_COMPILATION_CACHE_DIR) is kept; one of another machine's ("gs://
+    ...") is left to JAX, and None comes back.
     """
     import jax
 
     chosen = jax.config.jax_compilation_cache_dir
+    # Everything is kept: the many small programs around the big ones add up to seconds too.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    if chosen and "://" in chosen:
+        return None
     path = Path(chosen) if chosen else folder()
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -49,9 +55,6 @@ def enable() -> Path | None:
     except OSError:
         return None  # slower next time, and no reason to stop
     jax.config.update("jax_compilation_cache_dir", str(path))
-    # Everything is kept: the many small programs around the big ones add up to seconds too.
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     return path
 
 

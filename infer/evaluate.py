@@ -19,7 +19,7 @@ import numpy as np
 from mv2_jax import bundle as bundles
 from mv2_jax import files
 from mv2_jax.errors import InputError
-from mv2_jax.infer import generate, measured, media, settings
+from mv2_jax.infer import generate, measured, media, outputs, settings
 from mv2_jax.infer.progress import Bars
 
 
@@ -80,12 +80,17 @@ def toybox(
         out: a folder for `eval.json` and `eval.png`: the first videos' pictures and six frames.
 
     Raises:
-        InputError: fewer than two prompts, no judge, or missing or damaged weights.
+        InputError: fewer than two prompts, a seed out of range, no judge, missing or damaged
+            weights, or a folder that cannot be written.
     """
     from mv2_jax.toybox import evaluate
 
     if count < 2:
         raise InputError(f"--prompts is {count}; it takes at least 2, one from each set")
+    if not 0 <= seed <= 2**32 - count:
+        raise InputError(f"--seed is {seed}; it goes from 0 to {2**32 - count}")
+    if out is not None:
+        _ready(Path(out))
     jury = evaluate.load()
     bundle = bundles.read(weights)
     numbers = settings.resolve({}, {}, bundle)
@@ -154,10 +159,19 @@ def _hits(parts: list[dict[str, Any]], words: np.ndarray) -> dict[str, np.ndarra
     return {kind: np.concatenate([f[kind] for f in found]) for kind in found[0]}
 
 
+def _ready(folder: Path) -> None:
+    """Makes the folder, and finds out now whether it can be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise InputError(f"cannot write {folder}: {reason}") from None
+    outputs.check(folder / "eval.json")
+
+
 def _write(
     folder: Path, results: Any, prompts: Any, hits: Any, rows: list[np.ndarray], extra: Any
 ) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     report = {
         **extra,
         "rates": {

@@ -8,6 +8,7 @@ what was switched.
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,8 @@ from mv2_jax import bundle as bundles
 from mv2_jax import files
 from mv2_jax.errors import InputError
 from mv2_jax.infer import explain_page as html
-from mv2_jax.infer import media, settings
+from mv2_jax.infer import media, outputs, settings
+from mv2_jax.infer.request import Request
 
 _SIDE = 192  # of most pictures on the page, in pixels
 
@@ -33,7 +35,8 @@ def main(arguments: Sequence[str]) -> int:
     """Runs `mv2 explain`; returns the exit code.
 
     Raises:
-        InputError: a bad flag, weights that are missing or damaged, an output that is a folder.
+        InputError: a bad flag or prompt, weights that are missing or damaged, an output that cannot
+            be written.
     """
     parser = _Parser(
         prog="mv2 explain",
@@ -48,16 +51,18 @@ def main(arguments: Sequence[str]) -> int:
     add("--negative", default="", metavar="TEXT", help="what to steer away from")
     add("--weights", metavar="DIR", help="a cascade folder (the one that ships)")
     args = parser.parse_args(list(arguments))
-    out = Path(args.out)
-    if out.is_dir():
-        raise InputError(f"{out} is a folder; name a file for the page")
-    if not 0 <= args.seed < 2**32:
-        raise InputError(f"--seed is {args.seed}; it goes from 0 to {2**32 - 1}")
-    bundle = bundles.read(args.weights)
-    numbers = settings.resolve({}, {}, bundle)
     from mv2_jax.infer import generate
     from mv2_jax.infer.progress import Bars
 
+    out = Path(args.out)
+    if out.is_dir():
+        raise InputError(f"{out} is a folder; name a file for the page")
+    outputs.check(out)
+    asked = Request((args.prompt,), args.negative, args.seed)
+    bundle = bundles.read(args.weights)
+    numbers = settings.resolve({}, {}, bundle)
+    for line in generate.warnings(asked, bundle):
+        print(f"mv2: warning: {line}", file=sys.stderr)
     began = time.monotonic()
     cascade, made_with = generate.load(bundle)
     with Bars() as bars:

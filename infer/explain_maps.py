@@ -21,7 +21,7 @@ from mv2_jax.diffusion import prediction, samplers
 from mv2_jax.diffusion.samplers import Point
 from mv2_jax.nn import watch
 from mv2_jax.stages import chain, i2v, latents, t2i, video
-from mv2_jax.text import Tokenizer
+from mv2_jax.text import Tokenizer, emphasis
 
 
 class Looks(NamedTuple):
@@ -41,8 +41,8 @@ class Looks(NamedTuple):
 
 def words(tokenizer: Tokenizer, prompt: str) -> list[tuple[str, slice]]:
     """The prompt's words, each with the places of its tokens in a row of ids; what was cut off is
-    left out."""
-    said = prompt.split()
+    left out, and so are marks of emphasis."""
+    said = emphasis.plain(prompt).split()
     rows = tokenizer.encode([" ".join(said[:count]) for count in range(len(said) + 1)])
     ends = [int(np.argmax(row == tokenizer.eos_token_id)) for row in rows]
     spans = [slice(before, after) for before, after in itertools.pairwise(ends)]
@@ -62,7 +62,8 @@ def of_picture(four: Any, prompt: str, seed: int, numbers: Any, negative: str = 
             "t2i", t2i.advance, params, both, scales, state, cfg=cfg, steps=steps, k=k
         )
 
-    looks = _follow(four, cfg, steps, state, on, partial(_picture_look, params, told, cfg=cfg))
+    look = partial(_picture_look, params, told, cfg=cfg)
+    looks = _follow(four.decode_picture, cfg, steps, state, on, look)
     return looks._replace(believed=looks.believed[:, None], start=looks.start[None])
 
 
@@ -87,7 +88,7 @@ def of_clip(
         )
 
     look = partial(_clip_look, params, told, cfg=cfg)
-    looks = _follow(four, cfg, steps, state, on, look, most)
+    looks = _follow(four.decode, cfg, steps, state, on, look, most)
     return looks._replace(reference=np.asarray(reference[0]))
 
 
@@ -98,7 +99,7 @@ def first_step(four: Any) -> tuple[float, float]:
 
 
 def _follow(
-    four: Any, cfg: Any, steps: int, state: Any, on: Any, look: Any, most: int = 4
+    decode: Any, cfg: Any, steps: int, state: Any, on: Any, look: Any, most: int = 4
 ) -> Looks:
     """Runs a chain of one sample, looking at every `STEPS_AT_ONCE`th step, `most` times at most."""
     _, grid = chain.program(cfg.stage, steps)
@@ -107,7 +108,7 @@ def _follow(
     for index in range(0, steps, k)[:most]:
         x0, weights = look(state.x, samplers.point_at(grid, state.index))
         seen.append(index)
-        believed.append(np.asarray(four.decode(x0)[0]))
+        believed.append(np.asarray(decode(x0)[0]))
         text.append(np.asarray(weights[0]))
         if len(seen) < most:
             state = on(state, k)

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from mv2_jax.infer.settings import Numbers
 
 _LARGEST = 4096
+_DIFFUSION = ("t2i", "i2v", "v2v")
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def make(
 def command(request: Request, out: str | Path, stages: bool = False, batch: int = 1) -> None:
     """Makes and writes the videos of a request.
 
-    Everything that can be wrong is found before the first stage runs, and before JAX is loaded.
+    Everything that can be wrong is found before the first stage runs.
 
     Args:
         out: the MP4's name.
@@ -130,6 +131,7 @@ def command(request: Request, out: str | Path, stages: bool = False, batch: int 
 
     started = time.monotonic()
     cascade, made_with = load(sized)
+    check_steps(sized, used, request.start)
     fps = used["vfi"]["fps"]
     with Bars() as bars:
         for first in range(0, len(planned), batch):
@@ -187,6 +189,25 @@ def load(bundle: Any) -> tuple[Any, dict[str, str]]:
     return cascade.load(bundle, dtype, interpolator=between), made_with
 
 
+def check_steps(bundle: Any, numbers: Numbers, start: str = "t2i") -> None:
+    """Refuses a number of steps that a stage's sampler and schedule cannot make.
+
+    Args:
+        start: the first stage to run.
+
+    Raises:
+        InputError: the flag is named, and why.
+    """
+    from mv2_jax.stages import chain
+
+    for stage in _DIFFUSION[_DIFFUSION.index(start) :]:
+        cfg, steps = bundle.stages[stage], int(numbers[stage]["steps"])
+        try:
+            chain.program(cfg, steps)
+        except ValueError as error:
+            raise InputError(f"--{stage}-steps {steps} with {cfg.sampler}: {error}") from None
+
+
 def with_size(bundle: Any, size: tuple[int, int] | None) -> Any:
     """The bundle with its stages set to make videos of (height, width).
 
@@ -195,7 +216,7 @@ def with_size(bundle: Any, size: tuple[int, int] | None) -> Any:
     Raises:
         InputError: the weights lack a stage, or the size is not one that V2V can make.
     """
-    for stage in ("t2i", "i2v", "v2v"):
+    for stage in _DIFFUSION:
         if stage not in bundle.stages:
             raise InputError(f"{bundle.folder} says nothing of the stage {stage}")
     own = bundle.stages["v2v"].size
@@ -209,7 +230,7 @@ def with_size(bundle: Any, size: tuple[int, int] | None) -> Any:
                 f"multiple of {factor} from {2 * factor} to {_LARGEST}"
             )
     stages = dict(bundle.stages)
-    for name in ("t2i", "i2v", "v2v"):
+    for name in _DIFFUSION:
         shares = [part * new / old for part, new, old in zip(stages[name].size, size, own)]
         cells = tuple(max(1, round(share / factor)) * factor for share in shares)
         stages[name] = dataclasses.replace(stages[name], size=cells)

@@ -205,7 +205,8 @@ def _rgb(image: Image.Image) -> np.ndarray:
     """Any mode Pillow opens as [H, W, 3] uint8."""
     if image.mode.startswith(("I", "F")):  # 16 bits and more, which convert() would clip
         levels = np.asarray(image, np.float64)
-        top = 65535.0 if levels.max(initial=0) > 255 else 255.0
+        most = levels.max(initial=0)
+        top = 65535.0 if most > 255 else 1.0 if image.mode == "F" and most <= 1 else 255.0
         grey = np.clip(levels * (255.0 / top), 0, 255).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=-1)
     if image.has_transparency_data:

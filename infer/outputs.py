@@ -62,12 +62,17 @@ def plan(out: str | Path, count: int, stages: bool, inputs: Iterable[Path]) -> l
     for path in (path for outputs in planned for path in outputs.all):
         if path.resolve() in sources:
             raise InputError(f"{path} is an input and would be replaced; choose another -o")
-        try:
-            files.check(path)
-        except OSError as error:
-            reason = (error.strerror or str(error)).lower()
-            raise InputError(f"cannot write {path}: {reason}") from None
+        check(path)
     return planned
+
+
+def check(path: Path) -> None:
+    """Raises InputError, before any work is done, where a file cannot be written."""
+    try:
+        files.check(path)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise InputError(f"cannot write {path}: {reason}") from None
 
 
 def write(

@@ -111,6 +111,11 @@ class Request:
             raise InputError('no prompt; try: mv2 generate "a red ball bouncing over a meadow"')
         if not all(prompt.strip() for prompt in self.prompts):
             raise InputError("the prompt is empty; say in words what the video is to show")
+        for text in (*self.prompts, self.negative):
+            try:
+                text.encode()
+            except UnicodeEncodeError:
+                raise InputError(f"{text!r} is not text in UTF-8; see your terminal") from None
         if not 0 <= self.seed < 2**32:
             raise InputError(f"--seed is {self.seed}; it goes from 0 to {2**32 - 1}")
         unused = [*idle(self.given, self.start), *choices.idle(self.choices, self.start)]
@@ -150,7 +155,7 @@ def from_args(args: Any) -> Request:
         weights=Path(weights) if weights else None,
         given=given,
         base=_base(old.get("settings", {}), chosen),
-        choices=choices.merged(choices.checked(old.get("choices", {}), str(args.from_)), chosen),
+        choices=choices.merged(_kept(old, str(args.from_), sources), chosen),
         before=old if same else None,
     )
 
@@ -232,6 +237,13 @@ def _base(old: Numbers, chosen: Choices) -> Numbers:
         else numbers
         for stage, numbers in old.items()
     }
+
+
+def _kept(old: Mapping[str, Any], where: str, sources: Mapping[str, Any]) -> Choices:
+    """A sidecar's choices, but for those of stages that a newly given picture or clip skips."""
+    skipped = ("t2i", "i2v") if sources["video"] else ("t2i",) if sources["image"] else ()
+    known = choices.checked(old.get("choices", {}), where)
+    return {stage: chosen for stage, chosen in known.items() if stage not in skipped}
 
 
 def _source(value: Any) -> Source | None:

@@ -21,7 +21,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -106,32 +106,29 @@ class Bundle:
     defaults: dict[str, dict[str, float]]
     tokenizer: Any
     spatial: str | None
-    _trees: dict[str, params.Tree] = field(default_factory=dict, repr=False, compare=False)
 
     def config(self, name: str) -> Any:
         """The config of a component. Raises InputError where the folder lacks it."""
         return self._component(name).config
 
     def load(self, name: str) -> params.Tree:
-        """The parameters of a component as NumPy arrays in the stored type, read once.
+        """The parameters of a component as NumPy arrays in the stored type, read at every call.
 
         Raises:
             InputError: the folder lacks the component, or its file is missing or damaged.
         """
-        if name not in self._trees:
-            component = self._component(name)
-            self._check_sum(component)
-            try:
-                tree = params.load(self.folder / component.file)
-            except ValueError as error:
-                raise InputError(f"weights: {error}") from None
-            if name == "spatial" and params.digest(tree) != self.spatial:
-                raise InputError(
-                    f"{self.folder}: the spatial weights are not those the other components "
-                    "were trained over; pack the folder again"
-                )
-            self._trees[name] = tree
-        return self._trees[name]
+        component = self._component(name)
+        self._check_sum(component)
+        try:
+            tree = params.load(self.folder / component.file)
+        except ValueError as error:
+            raise InputError(f"weights: {error}") from None
+        if name == "spatial" and params.digest(tree) != self.spatial:
+            raise InputError(
+                f"{self.folder}: the spatial weights are not those the other components "
+                "were trained over; pack the folder again"
+            )
+        return tree
 
     def verify(self, names: Iterable[str] | None = None) -> None:
         """Compares the checksums of the named components, or of all.

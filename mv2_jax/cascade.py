@@ -88,9 +88,15 @@ class Cascade:
     ) -> jax.Array:
         """Prompts -> pictures [B, H, W, 3] of the stage's size.
 
+        Two pictures of one prompt are that prompt twice, with two keys.
+
         `guidance_rescale` and the interval from `guidance_low` to `guidance_high` (0: no bound)
         are those of `diffusion.guidance.Guidance`, here and in the video stages.
+
+        Raises:
+            ValueError: prompts and keys (and pictures, and keyframes) that differ in number.
         """
+        _one_each(prompts=prompts, keys=keys)
         cfg, run = self.picture, partial(self.programs, "t2i", progress=progress)
         steps = steps or cfg.stage.steps
         params = self.parameters("t2i")
@@ -103,7 +109,7 @@ class Cascade:
             return run(t2i.advance, params, given, scales, state, cfg=cfg, steps=steps, k=k)
 
         state = _chain("t2i", some, state, steps, progress)
-        vae, vae_cfg = self.params[self.component("t2i", "vae")], self.picture_vae or self.vae
+        vae, vae_cfg = self._picture_vae()
         return run(_decode, vae, state.x, cfg=vae_cfg, dtype=self.dtype)
 
     def i2v(
@@ -129,6 +135,7 @@ class Cascade:
 
         `free_init`: how often the chain is begun again from the low frequencies of its end.
         """
+        _one_each(prompts=prompts, image=image, keys=keys)
         cfg, run = self.keyframes, partial(self.programs, "i2v", progress=progress)
         steps = steps or cfg.stage.steps
         params, image = self.parameters("i2v"), jnp.asarray(image, jnp.float32)
@@ -168,6 +175,7 @@ class Cascade:
         progress: Progress = silent,
     ) -> jax.Array:
         """Prompts, reference pictures and keyframes [B, T, h, w, 3] -> [B, T, H, W, 3]."""
+        _one_each(prompts=prompts, image=image, keyframes=keyframes, keys=keys)
         cfg, run = self.refined, partial(self.programs, "v2v", progress=progress)
         steps = steps or cfg.stage.steps
         params, image = self.parameters("v2v"), jnp.asarray(image, jnp.float32)
@@ -206,6 +214,14 @@ class Cascade:
     def decode(self, latents: Any) -> jax.Array:
         """Scaled latents [B, (T,) h, w, C] -> pixels [B, (T,) H, W, 3] in [-1, 1]."""
         return _decode(self.params["vae"], jnp.asarray(latents), cfg=self.vae, dtype=self.dtype)
+
+    def decode_picture(self, latents: Any) -> jax.Array:
+        """`decode` of T2I's latents [B, h, w, C], which may have a VAE of their own."""
+        vae, cfg = self._picture_vae()
+        return _decode(vae, jnp.asarray(latents), cfg=cfg, dtype=self.dtype)
+
+    def _picture_vae(self) -> tuple[Any, VAEConfig]:
+        return self.params[self.component("t2i", "vae")], self.picture_vae or self.vae
 
     def ids(self, prompts: Sequence[str], negative: str = "") -> tuple[Ids, Ids]:
         """Token ids [B, L] of the prompts, and of what to steer away from, one row a prompt.
@@ -307,6 +323,16 @@ def _interpolator(bundle: Bundle) -> tuple[Any, Any]:
     return vfi_gan.complete(bundle.load(own), bundle.config(own))
 
 
+def _one_each(**given: Any) -> None:
+    """Refuses batches of different lengths, which would broadcast to something nobody meant."""
+    counts = {name: len(rows) for name, rows in given.items()}
+    if isinstance(given["prompts"], str):
+        raise ValueError("prompts is one text; give a list of them")
+    if len(set(counts.values())) > 1:
+        listed = ", ".join(f"{count} {name}" for name, count in counts.items())
+        raise ValueError(f"one of each is needed for every sample, not {listed}")
+
+
 def _chain(name: str, some: Any, state: State, steps: int, progress: Progress) -> State:
     """Runs a chain to its end in equal parts, telling `progress` after each."""
     first = int(state.index)
@@ -331,8 +357,14 @@ def load(
     Raises:
         InputError: a component or stage is missing, or damaged.
     """
-    names = [name for name in bundle.components if name not in INTERPOLATORS]
-    params = {name: jax.device_put(trees.cast(bundle.load(name), dtype)) for name in names}
+    held: dict[str, Any] = {}  # by checksum: one file may serve two stages
+    params = {}
+    for name, component in bundle.components.items():
+        if name in INTERPOLATORS:
+            continue
+        if component.sha256 not in held:
+            held[component.sha256] = jax.device_put(trees.cast(bundle.load(name), dtype))
+        params[name] = held[component.sha256]
     tree, between = interpolator or _interpolator(bundle)
     params["interpolator"] = jax.device_put(trees.cast(tree, dtype))
     vae, text = bundle.config("vae"), bundle.config("text_encoder")

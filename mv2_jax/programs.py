@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax.sharding import SingleDeviceSharding
 
 Progress = Callable[[str, int, int], None]
 """progress(stage, done, total); `stage` is "i2v", or "compiling i2v" while it compiles."""
@@ -49,7 +50,12 @@ class Programs:
 def _signature(args: Any) -> Any:
     """What jit would tell two calls apart by: structure, shapes, types, and chosen devices."""
     leaves, structure = jax.tree.flatten(args)
-    return structure, tuple(
-        (jax.typeof(leaf), leaf.sharding if getattr(leaf, "committed", False) else None)
-        for leaf in leaves
-    )
+    usual = SingleDeviceSharding(jax.config.jax_default_device or jax.local_devices()[0])
+    return structure, tuple((jax.typeof(leaf), _place(leaf, usual)) for leaf in leaves)
+
+
+def _place(leaf: Any, usual: Any) -> Any:
+    """Where a leaf was put; None for where it would be anyway, so that an output of one call, which
+    is committed there, is no news to the next."""
+    chosen = leaf.sharding if getattr(leaf, "committed", False) else None
+    return None if chosen == usual else chosen

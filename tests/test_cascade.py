@@ -58,3 +58,16 @@ def test_guidance_can_be_bounded_and_rescaled_in_every_stage(four, stage):
         np.testing.assert_allclose(run(6.0, **bounds), alone, atol=2e-6)
     rescaled = run(6.0, guidance_rescale=1.0)
     assert min(np.abs(rescaled - other).max() for other in (guided, alone)) > 1e-4
+
+
+def test_batches_of_different_lengths_are_refused(four):
+    image = np.zeros((1, 32, 32, 3), np.float32)
+    two = keys.seeds([1, 2])
+    with pytest.raises(ValueError, match="not 1 prompts, 2 keys"):
+        four.t2i(["a red ball"], keys=two)
+    with pytest.raises(ValueError, match="not 2 prompts, 1 image, 2 keys"):
+        four.i2v(["a red ball", "a star"], image, keys=two)
+    with pytest.raises(ValueError, match="not 1 prompts, 1 image, 2 keyframes, 1 keys"):
+        four.v2v(["a red ball"], image, np.zeros((2, 3, 32, 32, 3)), keys=keys.seeds([1]))
+    with pytest.raises(ValueError, match="prompts is one text"):
+        four.t2i("a red ball", keys=two)

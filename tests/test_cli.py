@@ -140,6 +140,21 @@ def test_own_picture_starts_at_i2v(generate, here, capsys):
     assert "own.png has changed since" in captured.err and "frames differ" in captured.out
 
 
+def test_choices_of_an_earlier_video_that_a_picture_skips_are_left_out(generate, here, capsys):
+    assert generate(PROMPT, "--t2i-sampler", "euler", "--v2v-sampler", "euler") == 0
+    media.write_image(here / "own.png", np.full((40, 64, 3), 200, np.uint8))
+    again = ["generate", "--from", "out.json", "--image", "own.png", "-o", "x.mp4"]
+    assert cli.main(again) == 0
+    assert json.loads((here / "x.json").read_text())["choices"] == {"v2v": {"sampler": "euler"}}
+    assert cli.main([*again, "--t2i-sampler", "ddim"]) == 2
+    assert "--t2i-sampler has no effect" in capsys.readouterr().err
+
+
+def test_a_prompt_of_broken_bytes_is_refused_at_once(generate, capsys):
+    assert generate("caf\udce9 ball") == 2
+    assert "is not text in UTF-8" in capsys.readouterr().err
+
+
 def test_own_clip_starts_at_v2v(generate, here, capsys):
     clip = np.full((12, 40, 64, 3), 0, np.uint8)
     clip[:] = np.arange(12)[:, None, None, None] * 20

@@ -41,6 +41,8 @@ def _extrapolated(
 ) -> jax.Array:
     """x0 half a step on; as it is on a chain's first step, and on its last, to no noise at all."""
     second = before.known & (then.sigma > 0)
+    # The last step's ratio is 0, and an infinite slope would make gradients nan, though unused.
+    ratio = jnp.where(second, ratio, 1.0)
     return jnp.where(second, x0 + 0.5 * _slope(x0, now.k, ratio, before), x0)
 
 

@@ -61,11 +61,13 @@ def pallas(
 def cudnn_can(q: Array) -> bool:
     """Whether cuDNN's fused attention takes q [B, L, N, D]: half precision, D a multiple of 8.
 
-    D may reach 256 on Hopper and later, 128 before; the machine at hand decides.
+    It wants NVIDIA's Ampere or later; D may reach 256 on Hopper, 128 on the others. The machine at
+    hand decides, and an absent one (`mv2 plan`) is taken for Ampere.
     """
     if q.dtype not in (jnp.float16, jnp.bfloat16) or q.shape[-1] % 8:
         return False
-    return q.shape[-1] <= 128 or (q.shape[-1] <= 256 and _capability() >= 9.0)
+    capability = _capability()
+    return capability >= 8.0 and q.shape[-1] <= (256 if int(capability) == 9 else 128)
 
 
 def cudnn(
@@ -78,8 +80,9 @@ def cudnn(
     """
     if not cudnn_can(q):
         raise ValueError(
-            f"cuDNN's attention takes fp16 and bf16 and head widths that are multiples of 8, up "
-            f"to 128 (256 on Hopper); got {q.dtype} and {q.shape[-1]}; use impl='chunked'"
+            "cuDNN's attention takes fp16 and bf16 and head widths that are multiples of 8, up to "
+            f"128 (256 on Hopper), on Ampere or later; got {q.dtype} and {q.shape[-1]}; use "
+            "impl='chunked'"
         )
     return jax.nn.dot_product_attention(
         q, k, v, is_causal=causal, key_value_seq_lengths=lengths, implementation="cudnn"
@@ -87,8 +90,14 @@ def cudnn(
 
 
 def _capability() -> float:
+    """The compute capability of the machine's GPU; 8 where there is none, 0 of another maker's."""
     device = jax.devices()[0]
-    return float(getattr(device, "compute_capability", 0.0))
+    if device.platform not in ("gpu", "cuda", "rocm"):
+        return 8.0
+    try:
+        return float(device.compute_capability)
+    except (AttributeError, ValueError):  # "gfx90a" is AMD's
+        return 0.0
 
 
 def _up(size: int, multiple: int) -> int:

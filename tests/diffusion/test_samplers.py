@@ -219,3 +219,19 @@ def test_grids_chain_where_steps_divide():
         grid = schedules.ddim_grid(cfg, 20)
         np.testing.assert_array_equal(grid.alpha[1:], grid.alpha_next[:-1])
         assert grid.alpha_next[-1] == 1 and grid.sigma_next[-1] == 0
+
+
+@pytest.mark.parametrize("name", list(samplers.SAMPLERS))
+def test_gradients_through_a_chain_are_those_of_differences(name):
+    """The score of a sample by its first noise, as examples/noise_gradient.py takes it."""
+    grid, state = begin(name, EVEN, 4)
+    denoise = samplers.denoiser(lambda x, point: jnp.tanh(x), "v")
+
+    def score(x):
+        return samplers.sample(denoise, samplers.get(name)(), grid, state._replace(x=x)).x.mean()
+
+    along = jax.random.normal(jax.random.key(5), state.x.shape)
+    slope = jnp.vdot(jax.grad(score)(state.x), along)
+    step = 1e-2
+    differences = (score(state.x + step * along) - score(state.x - step * along)) / (2 * step)
+    np.testing.assert_allclose(slope, differences, rtol=2e-2, atol=2e-4)

@@ -81,6 +81,8 @@ def test_few_steps_bring_their_numbers_and_the_user_has_the_last_word(mv2, tmp_p
         (("--frames", "0"), "--frames takes a whole number from 1 to 1024, not 0"),
         (("--frames", "many"), "--frames takes a whole number from 1 to 1024, not many"),
         (("--frames", "9", "--overlap", "9"), "--overlap 9: motion windows are 9 frames long"),
+        (("--i2v-sampler", "lcm", "--i2v-steps", "60"), "--i2v-steps 60 with lcm: cannot sample"),
+        (("--t2i-sampler", "unipc", "--t2i-steps", "1000"), "this sampler takes 1..999"),
         (("--preset", "paper"), "--preset paper is for weights of SD1.5's size"),
         (("--i2v-smapler", "ddim"), "did you mean '--i2v-sampler'?"),
     ],

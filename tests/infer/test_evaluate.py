@@ -76,3 +76,16 @@ def test_report_and_sheet(cascade, tiny_weights, tmp_path, capsys):
 def test_half_of_the_prompts_are_of_either_set():
     words, names, prompts = evaluate.withheld(5, 0)
     assert words.shape == (5, 4) and names == ["triples"] * 3 + ["quads"] * 2 and len(prompts) == 5
+
+
+def test_what_cannot_be_is_said_before_a_video_is_made(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    for flags, says in (
+        (["--seed", "-1"], "--seed is -1; it goes from 0"),
+        (["--seed", str(2**32 - 1)], "it goes from 0 to"),
+        (["-o", str(tmp_path / "file")], "cannot write"),
+        (["-o", str(tmp_path / "file" / "x")], "cannot write"),
+    ):
+        assert cli.main(["eval", "toybox", *flags]) == 2
+        error = capsys.readouterr().err
+        assert says in error and error.count("\n") == 1

@@ -1,6 +1,7 @@
 """`mv2 explain` on networks of nothing: the page holds what it is to, and needs nothing else."""
 
 import base64
+import dataclasses
 import io
 import itertools
 import re
@@ -124,6 +125,8 @@ def test_words_are_found_in_both_tokenizers():
         assert [word for word, _ in spans] == ["a", "red", "pyramid,", "bouncing"]
         assert spans[0][1] == slice(1, 2)
         assert all(a.stop == b.start for (_, a), (_, b) in itertools.pairwise(spans))
+        marked = explain_maps.words(tokenizer, "a (red:1.5) pyramid, [bouncing]")
+        assert marked == spans
     long = explain_maps.words(tiny.WORDS, "red " * 30)
     assert len(long) == 18  # what does not fit into the row is not there
 
@@ -139,3 +142,19 @@ def test_bad_input_is_one_line(capsys, tmp_path):
     assert "is a folder" in capsys.readouterr().err
     assert cli.main(["explain", "a ball", "--seed", "-1"]) == 2
     assert "--seed is -1" in capsys.readouterr().err
+    assert cli.main(["explain", " "]) == 2
+    assert "the prompt is empty" in capsys.readouterr().err
+    assert cli.main(["explain", "a ball", "-o", str(tmp_path / "none" / "x.html")]) == 2
+    assert "no such folder" in capsys.readouterr().err
+
+
+def test_pictures_on_the_way_are_decoded_by_t2i_s_own_autoencoder():
+    four = tiny.make()
+    own = jax.tree.map(lambda x: 0.5 * x, four.params["vae"])
+    other = dataclasses.replace(four, params={**four.params, "t2i_vae": own})
+    z = np.ones((1, 4, 4, four.picture.stage.unet.in_channels), np.float32)
+    assert np.array_equal(four.decode_picture(z), four.decode(z))
+    assert np.abs(other.decode_picture(z) - other.decode(z)).max() > 1e-3
+    looks = [explain_maps.of_picture(f, PROMPT, 0, NUMBERS["t2i"]) for f in (four, other)]
+    assert np.abs(looks[0].believed - looks[1].believed).max() > 1e-3
+    np.testing.assert_array_equal(looks[0].text, looks[1].text)

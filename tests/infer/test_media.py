@@ -120,6 +120,10 @@ def test_pictures_of_every_kind_are_read(tmp_path):
     Image.fromarray(deep).save(tmp_path / "deep.png")
     np.testing.assert_array_equal(media.read_image(tmp_path / "deep.png")[..., 1], image[..., 0])
 
+    for span in (1.0, 255.0):  # grey levels of a TIFF of numbers, and shares of one
+        Image.fromarray(np.full((40, 40), 0.8 * span, np.float32)).save(tmp_path / "f.tiff")
+        assert (media.read_image(tmp_path / "f.tiff") == 204).all()
+
     for mode in ("L", "P", "CMYK", "1", "LA"):
         suffix = "jpg" if mode == "CMYK" else "png"
         Image.fromarray(image).convert(mode).save(tmp_path / f"{mode}.{suffix}")
