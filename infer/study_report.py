@@ -49,7 +49,9 @@ def compare(values: Values, names: Sequence[str]) -> dict[str, Any]:
                 pairs = np.isfinite(after - before).any()
                 cell["difference"] = intervals.paired(after, before) if pairs else None
                 if measure in VERDICTS:
-                    cell["p"] = intervals.mcnemar(after > 0.5, before > 0.5)
+                    right = after > 0.5, before > 0.5
+                    cell["difference"] = intervals.paired_rates(*right)
+                    cell["p"] = intervals.mcnemar(*right)
             out[name][measure] = cell
     return out
 
@@ -70,9 +72,10 @@ def markdown(compared: Mapping[str, Any], names: Sequence[str], count: int) -> s
             *lines,
             "",
             f'The first row is "{names[0]}"; every other is its difference from it on the same '
-            "prompts and seeds, with the 95% interval of the mean of the pairs (bootstrap). "
-            "**Bold**: the interval leaves out 0; of twenty such cells one would, were there no "
-            "effect at all. Shares are in percent, and their differences in points.",
+            "prompts and seeds, with its 95% interval (Newcombe's for the judge's verdicts, "
+            "Student's for the rest). **Bold**: the interval leaves out 0; about one cell in "
+            "twenty does, were there no effect at all. Shares are in percent, and their "
+            "differences in points.",
             "",
             *notes,
             "",

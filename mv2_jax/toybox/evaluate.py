@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 
 from mv2_jax import config, params
 from mv2_jax.errors import InputError
+from mv2_jax.toybox import intervals
 from mv2_jax.toybox.judge import KINDS, Judge, prepare
 from mv2_jax.toybox.world import COLOURS, MOTIONS, SCENES, THINGS
 
@@ -141,16 +141,11 @@ def accuracy(jury: Jury, video, words) -> dict[str, Rate]:
 
 
 def wilson(successes: int, count: int) -> Rate:
-    """A rate with Wilson's 95% interval (E. B. Wilson, 1927), fit for rates near 0 and 1 too.
+    """A rate with Wilson's 95% interval.
 
     Raises:
         ValueError: no trials, or more successes than trials.
     """
     if not 0 <= successes <= count or count == 0:
         raise ValueError(f"{successes} of {count} is no rate")
-    z = 1.959964
-    share = successes / count
-    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
-    reach = z / (1 + z * z / count)
-    reach *= math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return Rate(successes, count, share, max(0.0, middle - reach), min(1.0, middle + reach))
+    return Rate(successes, count, successes / count, *intervals.wilson(successes, count))

@@ -1,17 +1,53 @@
 import numpy as np
 import pytest
-from scipy.stats import binomtest, norm
+from scipy.stats import binomtest, multinomial, norm, ttest_1samp
 
 from mv2_jax.toybox import intervals
 
 
-def test_the_bootstrap_interval_is_the_normal_one_where_that_holds():
+def test_the_interval_is_the_normal_one_where_that_holds():
     values = np.random.default_rng(0).normal(3, 2, 400)
     found = intervals.mean(values)
     reach = norm.ppf(0.975) * values.std() / 20
     assert found.mean == pytest.approx(values.mean()) and found.count == 400
     assert found.low == pytest.approx(values.mean() - reach, abs=0.03)
     assert found.high == pytest.approx(values.mean() + reach, abs=0.03)
+
+
+def test_means_have_students_interval():
+    values = np.random.default_rng(2).normal(1, 3, 9)
+    expected = ttest_1samp(values, 0).confidence_interval()
+    found = intervals.mean([*values, np.nan])
+    np.testing.assert_allclose((found.low, found.high), expected, rtol=1e-9)
+    assert intervals.mean([3.0]).none and intervals.mean([3.0]).low == -np.inf
+
+
+@pytest.mark.parametrize(
+    "cells", [(0.9, 0.02, 0.02, 0.06), (0.6, 0.2, 0.1, 0.1), (0.97, 0, 0.03, 0)]
+)
+def test_intervals_of_paired_rates_hold_the_truth_as_often_as_they_say(cells):
+    """Counted over all outcomes of 16 pairs: both right, won, lost, neither."""
+    truth, held = cells[1] - cells[2], 0.0
+    for both in range(17):
+        for won in range(17 - both):
+            for lost in range(17 - both - won):
+                counts = (both, won, lost, 16 - both - won - lost)
+                weight = multinomial.pmf(counts, 16, cells)
+                if weight < 1e-7:
+                    continue
+                after = np.repeat([True, True, False, False], counts)
+                before = np.repeat([True, False, True, False], counts)
+                found = intervals.paired_rates(after, before)
+                held += weight * (found.low <= truth <= found.high)
+    assert 0.94 < held <= 1.0
+
+
+def test_no_pair_that_differs_is_not_certainty():
+    right = np.ones(16, bool)
+    found = intervals.paired_rates(right, right)
+    assert found.mean == 0 and found.low == pytest.approx(-0.1936, abs=1e-3) and found.none
+    assert found.high == -found.low
+    assert not intervals.paired_rates(right, ~right).none
 
 
 def test_pairs_take_out_what_they_share():
@@ -40,3 +76,5 @@ def test_what_cannot_be_compared_is_refused():
         intervals.paired([1.0], [1.0, 2.0])
     with pytest.raises(ValueError, match="no pairs"):
         intervals.mcnemar([True], [True, False])
+    with pytest.raises(ValueError, match="no pairs"):
+        intervals.paired_rates([True], [True, False])
