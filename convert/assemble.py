@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mv2_jax import bundle, files
-from mv2_jax.config import StageConfig, UNetConfig
+from mv2_jax.config import ScheduleConfig, StageConfig, UNetConfig
 from mv2_jax.configs import few_steps, presets
 from mv2_jax.convert import fitting, loras, pieces, schedules, sources
 from mv2_jax.convert.checkpoint import Checkpoint, open_checkpoint
@@ -27,6 +27,8 @@ from mv2_jax.errors import InputError
 from mv2_jax.text import CLIPTokenizer
 
 SOURCES = "sources.json"
+# Where an IP-Adapter's publisher keeps the vision encoder that it reads, beside the adapter.
+_ENCODER = "image_encoder"
 NEEDED = (
     "text_encoder",
     "vae",
@@ -51,7 +53,9 @@ _FLAGS = {
 class Wanted:
     """What a user asks for: sources as paths or hub ids, and how to store and run them.
 
-    `lora` and `motion_lora` are (source, weight). `norm_scope` overrides what is known of the
+    `lora` and `motion_lora` are (source, weight). `variant` ("fp16") is preferred wherever a folder
+    has it. Without `image_encoder`, a folder of that name beside the adapter is taken where it
+    fits. `norm_scope` overrides what is known of the
     motion modules. `preset` (a key of `configs.presets.PRESETS`) gives the sizes and frames that
     `sizes`, (height, width) in pixels by stage, and `frames` do not. `few_steps`: a key of
     `configs.few_steps.FEW_STEPS`, for motion modules distilled to few steps.
@@ -122,6 +126,11 @@ def assemble(wanted: Wanted) -> Built:
     if wanted.image_adapter:
         found = opened(wanted.image_adapter).one("image_adapter")
         built["image_attn"] = pieces.image_attention(found, unet)
+        beside = found.path.parent / _ENCODER
+        if not wanted.image_encoder and beside.is_dir():
+            encoder = pieces.plain(opened(str(beside)).one("image_encoder"))
+            if fitting.reads(built["image_attn"].config, encoder.config):
+                built["image_encoder"] = encoder
     if wanted.image_encoder:
         built["image_encoder"] = pieces.plain(opened(wanted.image_encoder).one("image_encoder"))
     if wanted.controlnet:
@@ -135,6 +144,8 @@ def assemble(wanted: Wanted) -> Built:
     elif wanted.t2i_vae:
         raise InputError("--t2i-vae goes with --t2i; for the shared checkpoint there is --vae")
     fitting.check(built)
+    if wanted.variant and all(piece.found.variant is None for piece in built.values()):
+        raise InputError(f"--variant {wanted.variant}: no source has {wanted.variant} weights")
     for kind, given in (("lora", wanted.lora), ("motion_lora", wanted.motion_lora)):
         names = [asked for asked, _ in given]
         if len(set(names)) < len(names):
@@ -143,8 +154,10 @@ def assemble(wanted: Wanted) -> Built:
             built = loras.merge_into(built, opened(asked).one(kind), weight)
     for piece in built.values():
         _ = piece.stored  # whatever does not fit is found before anything is written
-    few = _few_steps(wanted, built)
-    return Built(built, _stages(built, wanted, few, picture.schedule), _defaults(few))
+    few = {stage: _few_steps(wanted, built, stage) for stage in ("i2v", "v2v")}
+    still = schedules.picture(picture.schedule)
+    moving = schedules.video(schedules.picture(base.schedule), unet)
+    return Built(built, _stages(built, wanted, few, still, moving), _defaults(few))
 
 
 def write(
@@ -231,19 +244,23 @@ def _texts(source: Checkpoint, unet: UNetConfig) -> dict[str, Piece]:
     return {"text_encoder": first[0], "text_encoder_2": second[0]}
 
 
-def _few_steps(wanted: Wanted, built: Mapping[str, Piece]) -> str | None:
-    """What the user says; else AnimateLCM is known by having no positional encodings."""
-    if wanted.few_steps or "motion_i2v" not in built:
+def _few_steps(wanted: Wanted, built: Mapping[str, Piece], stage: str) -> str | None:
+    """What the user says; else AnimateLCM's own file is known by having no positional encodings."""
+    moving = built.get(f"motion_{stage}")
+    if wanted.few_steps or moving is None:
         return wanted.few_steps
-    stored = motion_table.layout(built["motion_i2v"].found.part.tensors).stored_positions
-    return None if stored else "lcm"
+    return None if motion_table.layout(moving.found.part.tensors).stored_positions else "lcm"
 
 
 def _stages(
-    built: Mapping[str, Piece], wanted: Wanted, few: str | None, schedule: Any
+    built: Mapping[str, Piece],
+    wanted: Wanted,
+    few: Mapping[str, str | None],
+    still: ScheduleConfig,
+    moving: ScheduleConfig,
 ) -> dict[str, StageConfig]:
+    """The stages' configs: `still` is T2I's schedule, `moving` the video stages'."""
     spatial = built["spatial"].config
-    still = schedules.picture(schedule)
     unet = built["t2i_unet"].config if "t2i_unet" in built else spatial
     preset = presets.PRESETS[wanted.preset or presets.suiting(spatial, unet)]
     # SDXL makes nothing good of smaller pictures.
@@ -254,19 +271,20 @@ def _stages(
     for stage in ("i2v", "v2v"):
         if f"motion_{stage}" not in built:
             continue
-        moving = built[f"motion_{stage}"].config
-        frames = wanted.frames or min(preset.I2V.frames, moving.max_frames)
-        if frames > moving.max_frames:
+        modules = built[f"motion_{stage}"].config
+        frames = wanted.frames or min(preset.I2V.frames, modules.max_frames)
+        if frames > modules.max_frames:
             raise InputError(
-                f"--frames {frames}: these motion modules know {moving.max_frames} positions"
+                f"--frames {frames}: these motion modules know {modules.max_frames} positions"
             )
         made = StageConfig(
-            unet=dataclasses.replace(spatial, motion=moving, image_tokens=True),
-            schedule=schedules.video(still, spatial),
+            unet=dataclasses.replace(spatial, motion=modules, image_tokens=True),
+            schedule=moving,
             size=size[stage],
             frames=frames,
         )
-        stages[stage] = few_steps.few(made, few) if few else made
+        program = few[stage]
+        stages[stage] = few_steps.few(made, program) if program else made
     return stages
 
 
@@ -280,12 +298,12 @@ def _check_sizes(built: Mapping[str, Piece], sizes: Mapping[str, tuple[int, int]
             )
 
 
-def _defaults(few: str | None) -> dict[str, dict[str, float]]:
+def _defaults(few: Mapping[str, str | None]) -> dict[str, dict[str, float]]:
     """The preset's numbers, with guidance as the publishers of distilled modules advise."""
     defaults = {stage: dict(numbers) for stage, numbers in presets.sd15.DEFAULTS.items()}
-    if few:
-        for stage in ("i2v", "v2v"):
-            defaults[stage]["guidance"] = few_steps.FEW_STEPS[few].guidance
+    for stage, program in few.items():
+        if program:
+            defaults[stage]["guidance"] = few_steps.FEW_STEPS[program].guidance
     return defaults
 
 

@@ -12,9 +12,6 @@ from mv2_jax.convert import hub, sources
 from mv2_jax.convert.recognise import KINDS, Part, recognise
 from mv2_jax.errors import InputError
 
-# The names under which libraries save a network beside its settings; a file of another name may lie
-# beside anything.
-_BESIDE = ("model", "pytorch_model", "diffusion_pytorch_model", "adapter_model")
 _SETTINGS = ("config.json", "adapter_config.json")
 _SCHEDULE = "scheduler/scheduler_config.json"
 
@@ -65,7 +62,8 @@ class Checkpoint:
 def open_checkpoint(asked: str, variant: str | None = None) -> Checkpoint:
     """Opens a source: a file, a network's folder, a pipeline's folder, or a hub id.
 
-    Nothing but names, shapes and settings is read.
+    Nothing but names, shapes and settings is read. Parts that have no weights of `variant` ("fp16")
+    give their plain ones.
 
     Raises:
         InputError: it is not there, damaged, hostile, or holds what nothing here can read.
@@ -80,19 +78,20 @@ def open_checkpoint(asked: str, variant: str | None = None) -> Checkpoint:
             continue
         settings = _settings(where)
         try:
-            tensors = sources.load(where, variant=variant)
+            used = variant if sources.has_variant(where, variant) else None
+            tensors = sources.load(where, variant=used)
             parts = recognise(tensors, settings)
         except (OSError, ValueError) as error:
             label, reason = f"{asked}/{inside}" if inside else asked, _first(error)
             named = reason.startswith(str(where))
             raise InputError(reason if named else f"{label}: {reason}") from None
-        found += [Found(asked, where, variant, part, settings) for part in parts]
+        found += [Found(asked, where, used, part, settings) for part in parts]
     return Checkpoint(asked, tuple(found), _json(path / _SCHEDULE))
 
 
 def _settings(where: Path) -> Mapping[str, Any]:
     """The config.json of a network's folder, {} where there is none."""
-    if not where.is_dir() and where.name.partition(".")[0] not in _BESIDE:
+    if not where.is_dir() and not sources.is_named(where):
         return {}
     for name in _SETTINGS:
         settings = _json((where if where.is_dir() else where.parent) / name)

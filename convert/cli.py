@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -76,6 +77,12 @@ def main(arguments: Sequence[str]) -> int:
         made = assemble.write(built, out, dtype=dtype, name=name, replace=args.replace)
     size = sum(made.folder.joinpath(f).stat().st_size for f in _files(made))
     print(f"{out}: {len(made.components)} components, {size / 1e9:.2f} GB")
+    moving = built.stages.get("i2v")
+    if moving is not None and moving.sampler not in {few.sampler for few in FEW_STEPS.values()}:
+        print(
+            f"its motion modules are sampled in {moving.steps} steps; if they are distilled "
+            "(Lightning, AnimateLCM as diffusers has it), say --few-steps"
+        )
     if built.missing:
         how = f" ({built.advice})" if built.advice else ""
         print(f"mv2 generate will want more: {', '.join(built.missing)}{how}")
@@ -98,6 +105,8 @@ def weighted(text: str) -> tuple[str, float]:
     path, colon, number = text.rpartition(":")
     if colon:
         with contextlib.suppress(ValueError):
+            if not math.isfinite(float(number)):
+                raise argparse.ArgumentTypeError(f"{text}: the weight is no finite number")
             return path, float(number)
     return text, 1.0
 
@@ -157,5 +166,5 @@ def _parser() -> Parser:
     add("--norm-scope", choices=("frame", "clip"), help="of the motion modules' norms, if known "
         "better: frame is the original code's, clip diffusers'")  # fmt: skip
     add("--few-steps", choices=tuple(FEW_STEPS), help="the motion modules are distilled: "
-        "AnimateDiff-Lightning, or AnimateLCM (which is recognised)")  # fmt: skip
+        "AnimateDiff-Lightning, or AnimateLCM (whose own file is recognised)")  # fmt: skip
     return parser

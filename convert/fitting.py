@@ -6,11 +6,18 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from mv2_jax.config import ControlNetConfig, SparseControlConfig, UNetConfig
+from mv2_jax.config import (
+    ControlNetConfig,
+    ImageProjectionConfig,
+    SparseControlConfig,
+    UNetConfig,
+    VisionConfig,
+)
 from mv2_jax.convert.pieces import Piece
 from mv2_jax.convert.sources import spec
 from mv2_jax.errors import InputError
 
+_SD2 = "an SD2 UNet"
 # What a ControlNet's body and the UNet that it steers have in common.
 _BODY = (
     "channels",
@@ -31,6 +38,12 @@ def check(built: Mapping[str, Piece]) -> None:
         InputError: two parts that do not fit; both are named.
     """
     unet = built["spatial"].config
+    for name in ("spatial", "t2i_unet"):
+        if name in built and built[name].found.part.title.startswith(_SD2):
+            raise InputError(
+                f"{built[name].found.asked} holds {_SD2}: Stable Diffusion 2 reads its prompts "
+                "otherwise (padding, the layer before the last) and is not supported"
+            )
     for name, piece in built.items():
         if name in _CHECKS:
             _CHECKS[name](piece, unet, built)
@@ -58,11 +71,6 @@ def _picture_vae(piece: Piece, unet: UNetConfig, built: Mapping[str, Piece]) -> 
 def _text(piece: Piece, unet: UNetConfig, built: Mapping[str, Piece]) -> None:
     if unet.pooled_width is not None:
         return  # SDXL's two were looked at together
-    if "OpenCLIP" in piece.found.part.layout:
-        raise InputError(
-            f"{piece.found.asked}: a single-file checkpoint of SD2 is not supported; give the "
-            "folder that diffusers saves"
-        )
     _same(piece, piece.config.width, unet.context_width, "wide", "the UNet")
 
 
@@ -70,9 +78,17 @@ def _image_attn(piece: Piece, unet: UNetConfig, built: Mapping[str, Piece]) -> N
     cfg = piece.config
     _same(piece, cfg.out_width, unet.context_width, "wide", "the UNet")
     if "image_encoder" in built:
-        encoder = built["image_encoder"].config
-        gives = encoder.width if cfg.kind == "resampler" else encoder.projection
+        gives = _features(cfg, built["image_encoder"].config)
         _same(piece, cfg.in_width, gives, "features wide", "the image encoder")
+
+
+def reads(adapter: ImageProjectionConfig, encoder: VisionConfig) -> bool:
+    """Whether an IP-Adapter reads features as wide as an encoder gives them."""
+    return adapter.in_width == _features(adapter, encoder)
+
+
+def _features(adapter: ImageProjectionConfig, encoder: VisionConfig) -> int | None:
+    return encoder.width if adapter.kind == "resampler" else encoder.projection
 
 
 def _motion(piece: Piece, unet: UNetConfig, built: Mapping[str, Piece]) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from mv2_jax.convert.sources import PICKLES
+from mv2_jax.convert.sources import PICKLES, STEMS, is_named
 from mv2_jax.errors import InputError
 
 _ID = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(/(?P<inside>[\w./-]+))?")
@@ -25,7 +25,7 @@ def local(source: str, variant: str | None = None) -> Path:
 
     Args:
         source: a path, or a hub id. What exists here is never looked for elsewhere.
-        variant: of a repository that holds several precisions, the one to fetch ("fp16").
+        variant: of a repository that holds several precisions, the one to prefer ("fp16").
 
     Raises:
         InputError: neither a path that exists nor an id that can be had.
@@ -58,23 +58,27 @@ def _fetch(repository: str, inside: str | None, variant: str | None) -> Path:
     if inside and Path(inside).suffix in (".safetensors", *PICKLES):
         return Path(hf_hub_download(repository, inside))
     folders = [inside] if inside else ["", *PARTS]
-    # Without a variant the plain weights; where there are none, those of a variant (`sources.load`
-    # takes the only one).
-    for precision in (variant,) if variant else (None, "fp16"):
+    # The wanted variant's weights, else the plain ones; without a wanted one where there are none,
+    # those of a variant (`sources.load` takes the only one).
+    for precision in (variant, None) if variant else (None, "fp16"):
         for suffix in (".safetensors", ".bin"):
             allow, skip = _patterns(folders, precision, suffix)
             root = Path(snapshot_download(repository, allow_patterns=allow, ignore_patterns=skip))
             found = root / (inside or "")
-            if _whole(found):
+            if _whole(found, at_root=not inside):
                 return found
-    what = f"{variant} weights" if variant else "weights"
-    raise InputError(f"{repository} holds no {what}{f' in {inside}' if inside else ''}")
+    raise InputError(f"{repository} holds no weights{f' in {inside}' if inside else ''}")
 
 
-def _whole(folder: Path) -> bool:
-    """Whether there are weights, and in every part of a pipeline that has a config."""
+def _whole(folder: Path, at_root: bool) -> bool:
+    """Whether there are weights, and in every part of a pipeline that has a config.
+
+    At a repository's root a file that was fetched by its own name (a LoRA, say) is none of them.
+    """
     parts = [folder / part for part in PARTS if (folder / part / "config.json").exists()]
     suffixes = (".safetensors", ".bin")
+    if at_root and not parts:
+        return any(p.suffix in suffixes and is_named(p) for p in folder.glob("*"))
     return all(any(p.suffix in suffixes for p in part.rglob("*")) for part in parts or [folder])
 
 
@@ -87,7 +91,7 @@ def _patterns(folders: list[str], variant: str | None, suffix: str) -> tuple[lis
             patterns.append(f"{folder}/*{middle}*{suffix}")
             continue
         # At a repository's root only what the libraries name; a star there would match folders too.
-        for stem in ("model", "diffusion_pytorch_model", "pytorch_model"):
+        for stem in STEMS:
             patterns.append(f"{stem}{middle}{suffix}")
             patterns += [f"{stem}{middle}-*-of-*{suffix}", f"{stem}-*-of-*{middle}{suffix}"]
     skip = ["*.fp16.*", "*.bf16.*", "*.non_ema.*", "*.fp16-*", "*.non_ema-*"]

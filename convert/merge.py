@@ -159,11 +159,14 @@ def size(product: Product) -> int:
 def changed(
     pairs: Iterable[tuple[str, np.ndarray]], changes: Changes
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """(leaf, array) pairs with the changes added in fp32 and rounded once, to each leaf's type."""
+    """(leaf, array) pairs with the changes added; those leaves come as fp32, whatever they were.
+
+    Half a LoRA's change, or all of it, is lost where it is rounded to bfloat16 or float8.
+    """
     for name, array in pairs:
         if name in changes:
             total = sum(change.value() for change in changes[name])
-            array = (array.astype(np.float32) + total).astype(array.dtype)
+            array = array.astype(np.float32) + total
         yield name, array
 
 

@@ -92,8 +92,12 @@ class Piece:
 
 def _kept(stored: np.dtype, wanted: Any) -> np.dtype:
     """The type that a leaf gets: only floating-point numbers are cast."""
-    floating = stored.kind == "f" or stored.name.startswith(("bfloat", "float8"))
-    return stored if wanted is None or not floating else np.dtype(wanted)
+    eight = stored.name.startswith("float8")
+    floating = stored.kind == "f" or stored.name == "bfloat16" or eight
+    if wanted is None:
+        # NumPy cannot read float8 from a file; float16 holds all of its numbers.
+        return np.dtype(np.float16) if eight else stored
+    return np.dtype(wanted) if floating else stored
 
 
 def plain(found: Found) -> Piece:

@@ -41,6 +41,11 @@ _LEFT_OUT = [
     Ignore("{x:posterior|sqrt}_{y:*}", "the noise schedule"),
     Ignore("denoiser.{x:**}", "the noise schedule"),
     Ignore("{x:global_step|epoch|scale_factor}", "the training run's own"),
+    Ignore("cond_stage_model.{x:logit_scale|text_projection}", "what CLIP was trained with"),
+    Ignore(
+        "conditioner.embedders.{i}.{x:logit_scale|text_projection}", "what CLIP was trained with"
+    ),
+    Ignore("{x:**}.embeddings.position_ids", "0, 1, 2 ... of mergers that know one layout alone"),
 ]
 
 
@@ -72,7 +77,9 @@ def recognise(source: Mapping[str, Any], settings: Mapping[str, Any] | None = No
             modules here cannot be.
     """
     settings = settings or {}
-    if lora.is_lora(source):
+    # FaceID adapters hold LoRAs of their own, and are refused as adapters.
+    adapter = any(name.startswith(("image_proj.", "ip_adapter.")) for name in source)
+    if not adapter and lora.is_lora(source):
         return [_lora(source)]
     try:
         parts = [part for find in _FINDERS for part in find(source, settings)]
@@ -141,6 +148,11 @@ def _unet_like(
     source: Mapping[str, Any], names: dict[str, str], layout: str, settings: Mapping[str, Any]
 ) -> Part:
     shapes = _shapes(source, names)
+    sparse = any(".motion_modules." in name for name in names)
+    if "controlnet_cond_embedding.conv_in.weight" in names and sparse:
+        raise InputError(
+            "this is SparseCtrl's encoder of scribbles; the one of pictures (RGB) is known here"
+        )
     if "controlnet_cond_embedding.conv_in.weight" in names:
         control = structure.controlnet(shapes, settings)
         table: Table = controlnet.rules(control)

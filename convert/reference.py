@@ -224,7 +224,7 @@ def _merge(weights: State, piece: Piece) -> None:
         for change in piece.changes.get(leaves[0], ()):
             old = weights[key]
             added = change.weight * torch.from_numpy(change.product.change())
-            weights[key] = (old.float() + added.reshape(old.shape)).to(old.dtype)
+            weights[key] = old.float() + added.reshape(old.shape)
 
 
 def _bare(name: str) -> str:

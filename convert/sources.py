@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -23,6 +24,8 @@ PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 # Containers that training programs wrap a state dict in, and prefixes that they leave in names.
 _WRAPPERS = ("state_dict", "model_state_dict")
 _PREFIX = "module."
+# What libraries call a network's weights in a folder. A file of another name may be anything's.
+STEMS = ("model", "pytorch_model", "diffusion_pytorch_model", "adapter_model")
 
 
 def load(path: str | os.PathLike[str], *, variant: str | None = None) -> Mapping[str, Any]:
@@ -49,6 +52,12 @@ def paths(path: str | os.PathLike[str], variant: str | None = None) -> list[Path
     if not path.exists():
         raise FileNotFoundError(f"no checkpoint at {path}")
     return [path]
+
+
+def has_variant(path: str | os.PathLike[str], variant: str | None) -> bool:
+    """Whether this is a folder with weights of that precision. Raises ValueError as `load`."""
+    path = Path(path)
+    return bool(path.is_dir() and variant and _of_variant(path, lambda name: name == variant))
 
 
 def spec(source: Mapping[str, Any], key: str) -> Spec:
@@ -180,8 +189,7 @@ def _weights(folder: Path, variant: str | None) -> list[Path]:
     """
     found = _of_variant(folder, lambda name: name == variant)
     if found is None and variant is None:
-        weights = [p for p in folder.iterdir() if p.suffix in (".safetensors", *PICKLES)]
-        if len({_variant(path) for path in weights}) == 1:
+        if len({_variant(path) for path in _held(folder)}) == 1:
             found = _of_variant(folder, lambda name: name is not None)
     if found is None:
         what = f"{variant} weights" if variant else "weights"
@@ -190,19 +198,30 @@ def _weights(folder: Path, variant: str | None) -> list[Path]:
 
 
 def _of_variant(folder: Path, wanted: Callable[[str | None], bool]) -> list[Path] | None:
-    for pattern in ("*.safetensors", *(f"*{suffix}" for suffix in PICKLES)):
-        suffix = pattern.removeprefix("*")
+    weights = _held(folder)
+    for suffix in (".safetensors", *PICKLES):
         indices = [p for p in sorted(folder.glob("*.index*.json")) if suffix in p.suffixes]
         for index in indices:
             if wanted(_variant(index)):
                 return [folder / name for name in _shards(index)]
-        found = [path for path in sorted(folder.glob(pattern)) if wanted(_variant(path))]
+        found = [p for p in sorted(weights) if p.suffix == suffix and wanted(_variant(p))]
         if len(found) > 1:
             names = ", ".join(path.name for path in found)
             raise ValueError(f"{folder} holds several checkpoints ({names}); name one")
         if found:
             return found
     return None
+
+
+def _held(folder: Path) -> list[Path]:
+    """The weight files of a folder that are called as libraries call them; without any, all."""
+    weights = [path for path in folder.iterdir() if path.suffix in (".safetensors", *PICKLES)]
+    return [path for path in weights if is_named(path)] or weights
+
+
+def is_named(path: Path) -> bool:
+    """Whether a file is called as libraries call a network's weights, whole or a shard."""
+    return re.split(r"[.-]", path.name, maxsplit=1)[0] in STEMS
 
 
 def _variant(path: Path) -> str | None:
@@ -236,8 +255,14 @@ def _pickle(path: Path) -> dict[str, Any]:
     except OSError:
         raise
     except Exception as error:  # of whatever kind: a broken pickle can break torch anywhere
+        wants = _WANTS.search(str(error))
+        if wants:
+            raise ValueError(
+                f"{path} holds more than tensors: it wants {wants[1]}, which is not run; a "
+                ".safetensors file of the same weights is safe"
+            ) from None
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path} is damaged or holds more than tensors ({first})") from None
+        raise ValueError(f"{path} is damaged ({first})") from None
     for wrapper in _WRAPPERS:
         if isinstance(data, dict) and isinstance(data.get(wrapper), dict):
             data = data[wrapper]
@@ -249,14 +274,38 @@ def _pickle(path: Path) -> dict[str, Any]:
     return flat
 
 
+class _Inert:
+    """Stands for an object that a training run left beside the weights, and does nothing."""
+
+    def __new__(cls, *_: Any, **__: Any) -> _Inert:
+        return object.__new__(cls)
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+# Training runs' own bookkeeping, which checkpoints of Stable Diffusion 1.x carry: a callback that
+# kept the best weights, and numbers of NumPy. None of it is made; `_Inert` stands in its place.
+_BOOKKEEPING = (
+    "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
+    "pytorch_lightning.callbacks.early_stopping.EarlyStopping",
+    "numpy.core.multiarray.scalar",
+    "numpy._core.multiarray.scalar",
+    "numpy.dtype",
+)
+# How torch names what it refuses to run.
+_WANTS = re.compile(r"GLOBAL ([\w.]+) was not an allowed global")
+
+
 def _unpickled(torch: Any, path: Path) -> Any:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except RuntimeError as error:
-        if "mmap" not in str(error):
-            raise
-    # Files from before torch 1.6 are no zip archives and cannot stay on disk.
-    return torch.load(path, map_location="cpu", weights_only=True)
+    with torch.serialization.safe_globals([(_Inert, name) for name in _BOOKKEEPING]):
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError as error:
+            if "mmap" not in str(error):
+                raise
+        # Files from before torch 1.6 are no zip archives and cannot stay on disk.
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _tensors(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:

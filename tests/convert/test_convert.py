@@ -1,7 +1,10 @@
 """`mv2 convert` end to end, on small checkpoints that diffusers and transformers saved."""
 
+import argparse
 import json
 import shutil
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -239,3 +242,107 @@ def _with_cache(patch, name, folder):
     real = getattr(huggingface_hub, name)
     offline = {"cache_dir": folder, "local_files_only": True}
     patch.setattr(huggingface_hub, name, lambda *args, **kw: real(*args, **kw, **offline))
+
+
+def test_video_stages_keep_their_own_weights_prediction(sources, small, tmp_path):
+    """T2I's checkpoint may predict v while the video stages' predicts noise, and the reverse."""
+    for name, prediction in (("noise", "epsilon"), ("velocity", "v_prediction")):
+        shutil.copytree(sources / "pipeline", tmp_path / name)
+        (tmp_path / name / "scheduler").mkdir()
+        config = tmp_path / name / "scheduler" / "scheduler_config.json"
+        config.write_text(json.dumps({"prediction_type": prediction}))
+    names = {"noise": "eps", "velocity": "v"}
+    for spatial, picture in (("noise", "velocity"), ("velocity", "noise")):
+        flags = ["--unet", tmp_path / spatial, "--motion", sources / "motion"]
+        out = tmp_path / f"{spatial}-{picture}"
+        assert convert(*flags, "--t2i", tmp_path / picture, "-o", out) == 0
+        stages = bundle.read(out).stages
+        said = [stages[stage].schedule.prediction for stage in ("t2i", "i2v", "v2v")]
+        assert said == [names[picture], names[spatial], names[spatial]]
+
+
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "bfloat16"])
+def test_a_lora_over_coarse_weights_is_not_rounded_away(sources, tmp_path, dtype):
+    from safetensors.torch import save_file as save_tensors
+
+    good = load_file(sources / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors")
+    coarse = {k: torch.from_numpy(v).to(getattr(torch, dtype)) for k, v in good.items()}
+    save_tensors(coarse, tmp_path / "unet.safetensors")
+    rng = np.random.default_rng(0)
+    down, up = (1e-2 * rng.normal(size=shape) for shape in ((2, 32), (32, 2)))
+    stem = f"lora_unet_{Q.replace('.', '_')}"
+    halves = {f"{stem}.lora_down.weight": down, f"{stem}.lora_up.weight": up}
+    halves = {name: half.astype(np.float32) for name, half in halves.items()}
+    save_file(halves, tmp_path / "lora.safetensors")
+    flags = ["--unet", tmp_path / "unet.safetensors", "--lora", tmp_path / "lora.safetensors"]
+    for stored in ("float32", "keep"):
+        assert convert(*flags, "--dtype", stored, "-o", tmp_path / stored) == 0
+        leaves = flatten(bundle.read(tmp_path / stored).load("spatial"))
+        (name,) = [k for k in leaves if "down_blocks_0" in k and "attn1/to_q" in k]
+        if stored == "float32":
+            change = leaves[name].T - coarse[f"{Q}.weight"].float().numpy()
+            np.testing.assert_allclose(change, up @ down, rtol=0, atol=1e-7)
+        kept = "float16" if dtype.startswith("float8") else dtype  # NumPy reads no float8
+        assert leaves[name].dtype.name == ("float32" if stored == "float32" else kept)
+
+
+def test_checkpoints_as_model_sites_have_them(sources, small, tmp_path, capsys):
+    """A training run's bookkeeping and mergers' leftovers stand in no network's way."""
+    named = small.as_ldm(small.unet().state_dict(), ldm.unet_modules(2, 1))
+    state = {f"model.diffusion_model.{name}": value for name, value in named.items()}
+    stray = ("cond_stage_model.logit_scale", "cond_stage_model.text_projection")
+    state |= dict.fromkeys(stray, torch.ones(2, 2))
+    state["cond_stage_model.transformer.text_model.embeddings.position_ids"] = torch.arange(77)
+    module = types.ModuleType("pytorch_lightning.callbacks.model_checkpoint")
+    callback = type("ModelCheckpoint", (), {"__module__": module.__name__})
+    module.ModelCheckpoint = callback
+    packages = ("pytorch_lightning", "pytorch_lightning.callbacks")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in packages:
+            patch.setitem(sys.modules, name, types.ModuleType(name))
+        patch.setitem(sys.modules, module.__name__, module)
+        run = {"callbacks": {callback: {"best": torch.ones(())}}, "global_step": np.int64(7)}
+        torch.save({"state_dict": state, **run}, tmp_path / "v1-5.ckpt")
+    assert convert("--unet", tmp_path / "v1-5.ckpt", "-o", tmp_path / "out") == 0
+    torch.save({"state_dict": state, "args": argparse.Namespace()}, tmp_path / "other.ckpt")
+    line = refused(capsys, "--unet", tmp_path / "other.ckpt", "-o", tmp_path / "x")
+    assert "it wants argparse.Namespace, which is not run" in line
+
+
+def test_a_precision_is_preferred_where_there_is_one(sources, small, tmp_path, capsys):
+    for part in ("unet", "vae", "text_encoder"):
+        shutil.copytree(sources / "pipeline" / part, tmp_path / "mixed" / part)
+    unet = tmp_path / "mixed" / "unet" / "diffusion_pytorch_model.safetensors"
+    half = {name: value.astype(np.float16) for name, value in load_file(unet).items()}
+    save_file(half, unet.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    flags = ["--unet", tmp_path / "mixed", "--dtype", "keep", "--variant", "fp16"]
+    assert convert(*flags, "-o", tmp_path / "out") == 0
+    made = bundle.read(tmp_path / "out")
+    kinds = {
+        name: {v.dtype.name for v in flatten(made.load(name)).values()}
+        for name in ("spatial", "vae")
+    }
+    assert kinds == {"spatial": {"float16"}, "vae": {"float32"}}
+    line = refused(
+        capsys, "--unet", sources / "pipeline", "--variant", "fp16", "-o", tmp_path / "x"
+    )
+    assert "--variant fp16: no source has fp16 weights" in line
+
+
+def test_the_vision_encoder_beside_an_adapter_is_taken_where_it_fits(sources, small, tmp_path):
+    for name, width in (("fits", 48), ("other", 64)):
+        (tmp_path / name).mkdir()
+        shutil.copy(sources / "adapter.safetensors", tmp_path / name)
+        encoder = small.vision() if name == "fits" else small.vision(width=width)
+        encoder.save_pretrained(tmp_path / name / "image_encoder")
+        adapter = tmp_path / name / "adapter.safetensors"
+        out = tmp_path / f"{name}-made"
+        assert convert("--unet", sources / "pipeline", "--image-adapter", adapter, "-o", out) == 0
+        assert ("image_encoder" in bundle.read(out).components) == (name == "fits")
+
+
+def test_weights_of_a_lora_are_numbers(sources, tmp_path, capsys):
+    unet = ["--unet", sources / "pipeline", "-o", tmp_path / "out"]
+    for weight in ("nan", "inf", "-inf"):
+        line = refused(capsys, *unet, "--lora", f"{tmp_path / 'x.safetensors'}:{weight}")
+        assert "the weight is no finite number" in line

@@ -89,5 +89,15 @@ def test_a_network_at_the_root_and_one_in_a_folder(repository):
     assert fetched()[0] == {*shards}
     assert fetched(asked="someone/thing/models")[0] == {"model.safetensors"}
     repository("README.md", "a.ckpt")
-    with pytest.raises(InputError, match="someone/nothing holds no fp16 weights"):
+    with pytest.raises(InputError, match="someone/nothing holds no weights"):
         hub.local("someone/nothing", "fp16")
+
+
+def test_a_file_fetched_alone_is_not_the_repository_s_network(repository, tmp_path):
+    """AnimateLCM's repository holds its modules in one precision and a LoRA beside them."""
+    repository("config.json", f"{WEIGHTS}.fp16.safetensors", "lora.safetensors")
+    root = tmp_path / "hub" / "someone/thing"
+    root.mkdir(parents=True)
+    (root / "lora.safetensors").touch()  # as an earlier --lora someone/thing/lora.safetensors left
+    here = hub.local("someone/thing")
+    assert [path.name for path in sources.paths(here)] == [f"{WEIGHTS}.fp16.safetensors"]

@@ -121,3 +121,39 @@ def test_settings_that_the_network_cannot_have_are_refused(settings, text):
     assert only(source, {"act_fn": "silu", "attention_head_dim": [8, 8]}).config == cfg
     with pytest.raises(InputError, match=text):
         recognise(source, settings)
+
+
+def test_what_looks_like_something_else_is_named():
+    cfg = ControlNetConfig()
+    scribble = hollow(targets.controlnet(cfg), controlnet.rules(cfg))
+    scribble["down_blocks.0.motion_modules.0.norm.weight"] = np.ones(320, np.float32)
+    with pytest.raises(InputError, match="SparseCtrl's encoder of scribbles"):
+        recognise(scribble)
+    face = {"image_proj.proj.0.weight": np.ones((4, 4), np.float32)}
+    face |= {
+        f"ip_adapter.0.to_q_lora.{x}.weight": np.ones((4, 4), np.float32) for x in ("up", "down")
+    }
+    with pytest.raises(InputError, match="FaceID ones are not"):
+        recognise(face)
+
+
+def test_sd2_is_refused_for_pictures_and_videos_alike():
+    from mv2_jax.convert import fitting, pieces
+    from mv2_jax.convert.checkpoint import Found
+
+    cfg = UNetConfig(context_width=1024, linear_projection=True, heads=(5, 10, 20, 20))
+    part = only(hollow(targets.unet(cfg)["spatial"], unet.rules(cfg)))
+    two = pieces.plain(Found("sd2", "sd2", None, part, {}))
+    one = pieces.plain(
+        Found(
+            "sd1",
+            "sd1",
+            None,
+            only(hollow(targets.unet(UNetConfig())["spatial"], unet.rules(UNetConfig()))),
+            {},
+        )
+    )
+    fitting.check({"spatial": one})
+    for built in ({"spatial": two}, {"spatial": one, "t2i_unet": two}):
+        with pytest.raises(InputError, match="sd2 holds an SD2 UNet: Stable Diffusion 2 reads"):
+            fitting.check(built)
