@@ -3,7 +3,7 @@
     python -m mv2_jax.convert.vfi ours_t.pkl ema.safetensors --any-time
     python -m mv2_jax.convert.vfi vqflow.ckpt gan.safetensors
     python -m mv2_jax.convert.vfi EDSC_m.ckpt edsc.safetensors
-    python -m mv2_jax.convert.vfi flownet.pkl rife.safetensors      # RIFE 4.0, or 4.24 to 4.26
+    python -m mv2_jax.convert.vfi flownet.pkl rife.safetensors      # RIFE 4.0, 4.25 or 4.26
 
 Which network a file holds, and how large it is, is read from its tensors. Of EMA-VFI nothing in the
 file tells the any-time variants (`_t`) from those that know the middle alone, hence the option.
@@ -77,7 +77,7 @@ def recognise(source: Mapping[str, Any], *, any_time: bool = False) -> tuple[Tab
         if f"{prefix}encode.cnn0.weight" in source:
             return under(rife.rules(), prefix), RIFEConfig()
     raise ConversionError(
-        "neither EMA-VFI nor EDSC nor LDMVFI's VQ-FIGAN nor RIFE 4.0 or 4.24 to 4.26; it holds "
+        "neither EMA-VFI nor EDSC nor LDMVFI's VQ-FIGAN nor RIFE 4.0, 4.25 or 4.26; it holds "
         + ", ".join(shorten(source, limit=4))
     )
 

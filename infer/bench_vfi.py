@@ -27,6 +27,8 @@ from mv2_jax.infer import interpolate_read as reading
 from mv2_jax.infer import interpolators, metrics
 
 TOYBOX, KEYFRAME_GAPS, SIDE = "toybox", 7, 256
+LEAST = 11
+"""Pixels a side of the least clip: the window of SSIM."""
 
 Predict = Callable[[np.ndarray, np.ndarray, Sequence[float]], list[np.ndarray]]
 """Two frames uint8 [H, W, 3] and times between 0 and 1 -> as many frames."""
@@ -46,9 +48,13 @@ class Score:
 
 
 def command(args: argparse.Namespace) -> None:
-    """What `mv2 bench vfi` does. Raises InputError as `reading.opened` does."""
+    """What `mv2 bench vfi` does.
+
+    Raises:
+        InputError: as `reading.opened`, or a clip that is too small or has no gap to measure.
+    """
     if args.clip != TOYBOX:
-        reading.survey(args.clip)  # what is wrong with the clip is said before JAX is loaded
+        _check(args.clip)  # what is wrong with the clip is said before JAX is loaded
     ready = methods(args.methods, args.vfi, args.views)
     for times in args.times:
         scores = {name: Score() for name in ready}
@@ -63,6 +69,13 @@ def command(args: argparse.Namespace) -> None:
             raise InputError(f"{args.clip} has no gap of {times} frames without a cut")
         print(f"\n{args.clip}, {width}x{height}, x{times}: {count} frames predicted")
         print("\n".join(table(scores)), flush=True)
+
+
+def _check(path: str) -> None:
+    with reading.opened(path) as source:
+        height, width = source.stream.height, source.stream.width
+    if min(height, width) < LEAST:
+        raise InputError(f"{path} is {width}x{height}; {LEAST} pixels a side is the least")
 
 
 def measure(score: Score, predict: Predict, clip: Sequence[np.ndarray]) -> None:

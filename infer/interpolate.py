@@ -64,9 +64,13 @@ def main(arguments: Sequence[str]) -> int:
     began = time.monotonic()
     with _stopped_in_order(), reading.opened(args.video) as source:
         if source.survey.interlaced:
-            print("mv2: warning: the video is interlaced; deinterlace it first", file=sys.stderr)
+            _warn("the video is interlaced; deinterlace it first")
+        if source.unheard:
+            _warn(f"{source.unheard} audio streams are left out: there is no decoder for them here")
         with _bar(source.survey.count) as bar:
             tally, layout, rate = run(source, out, args, bar)
+        if source.lost:
+            _warn(f"{source.lost} frames are left out: their times are no later than those before")
     print(_summary(out, tally, layout, rate, time.monotonic() - began))
     return 0
 
@@ -219,6 +223,10 @@ def _summary(out: str, tally: Tally, layout: Layout, rate: Fraction, seconds: fl
         f"{out}: {tally.written} frames of {layout.width}x{layout.height} from {tally.given}, "
         f"{float(rate):.5g} a second{kept}; done after {seconds:.0f} s"
     )
+
+
+def _warn(line: str) -> None:
+    print(f"mv2: warning: {line}", file=sys.stderr)
 
 
 class _Parser(argparse.ArgumentParser):

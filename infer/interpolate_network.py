@@ -78,7 +78,14 @@ def _between(
     views: int,
     dtype: Any,
 ) -> tuple[jax.Array, ...]:
-    """Planes of two pictures and times [1, K] -> three planes [K, rows, columns]."""
+    """Planes of two pictures and times [1, K] -> three planes [K, rows, columns].
+
+    What the samples have beyond black and white, which networks may cut off, is blended over time.
+    """
     pair = [pictures.rgb(planes, layout)[None] * 2 - 1 for planes in (first, second)]
-    new = networks.between(params, cfg, *pair, times, views=views, dtype=dtype)
+    known = [jnp.clip(x, -1.0, 1.0) for x in pair]
+    new = networks.between(params, cfg, *known, times, views=views, dtype=dtype)
+    before, after = ((x - y)[:, None] for x, y in zip(pair, known))
+    part = times[..., None, None, None]
+    new += (1 - part) * before + part * after
     return jax.vmap(lambda picture: pictures.planes(picture, layout))(new[0] * 0.5 + 0.5)

@@ -14,6 +14,8 @@ import av
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace
 
+from mv2_jax.infer import frames
+
 if TYPE_CHECKING:
     from jax import Array
 
@@ -35,7 +37,8 @@ class Layout:
 
     `height` and `width` are of the luma plane, upright and even where chroma is sparse. `chroma` is
     "420", "422" or "444"; `bits` 8 or 10. `matrix`, `primaries`, `transfer` and `range` are the
-    standard's numbers. `turns` quarter turns anticlockwise make a decoded picture upright.
+    standard's numbers. A decoded picture is upright once it is `mirrored`, where so, and has made
+    `turns` quarter turns anticlockwise.
     """
 
     height: int
@@ -47,6 +50,7 @@ class Layout:
     transfer: int = UNNAMED
     range: int = 0
     turns: int = 0
+    mirrored: bool = False
 
     @property
     def format(self) -> str:
@@ -68,11 +72,12 @@ class Layout:
 def layout_of(frame: av.VideoFrame) -> Layout:
     """The layout for a video, from its first frame.
 
-    RGB, palettes and grey become 4:2:0 in BT.709, limited range, which every player knows; more
-    than 8 bits become 10, the most that the encoder has.
+    RGB and palettes become 4:2:0 in BT.709, limited range, which every player knows. So does grey,
+    in the range that it is in, by custom the full one. More than 8 bits become 10, the most that
+    the encoder has.
     """
     form = frame.format
-    turns = round(frame.rotation / 90) % 4
+    mirrored, turns = frames.turns_of(frame)
     sparse = (form.chroma_height(64), form.chroma_width(64))
     chroma = {(64, 32): "422", (64, 64): "444"}.get(sparse, "420")
     tags: dict[str, int] = {
@@ -82,7 +87,8 @@ def layout_of(frame: av.VideoFrame) -> Layout:
         "range": FULL if form.name.startswith("yuvj") else int(frame.color_range),
     }
     if not _is_yuv(form):
-        chroma, tags = "420", {"matrix": 1, "primaries": 1, "transfer": 1, "range": 1}
+        span = (tags["range"] or FULL) if _is_grey(form) else 1
+        chroma, tags = "420", {"matrix": 1, "primaries": 1, "transfer": 1, "range": span}
     if turns % 2 and chroma == "422":
         chroma = "444"  # a turn makes it 4:4:0, which H.264 does not have
     rows, columns = _SPARSE[chroma]
@@ -93,32 +99,43 @@ def layout_of(frame: av.VideoFrame) -> Layout:
         chroma=chroma,
         bits=10 if max(c.bits for c in form.components) > 8 else 8,
         turns=turns,
+        mirrored=mirrored,
         **tags,
     )
 
 
 def read(frame: av.VideoFrame, layout: Layout) -> Planes:
     """The planes of a decoded frame: upright, an odd side lengthened by its last row or column."""
-    name = frame.format.name.replace("yuvj", "yuv")
-    if name != layout.format:
-        # The same matrix and range on both sides: only the arrangement of the samples changes.
-        matrix = Colorspace.ITU709 if _weights(layout) == _BT709 else Colorspace.ITU601
-        span = ColorRange.JPEG if layout.range == FULL else ColorRange.MPEG
-        frame = frame.reformat(
-            format=layout.format,
-            src_colorspace=matrix,
-            dst_colorspace=matrix,
-            src_color_range=span if _is_yuv(frame.format) else ColorRange.JPEG,
-            dst_color_range=span,
-            # On several threads swscale leaves rows of small 10 bit frames grey now and then.
-            threads=1,
-        )
+    if frame.format.name.replace("yuvj", "yuv") != layout.format:
+        frame = _rearranged(frame, layout)
     made = []
     for plane, shape in zip(frame.planes, layout.shapes):
-        upright = np.rot90(_samples(plane, layout.dtype), layout.turns)
+        upright = frames.upright(_samples(plane, layout.dtype), layout.mirrored, layout.turns)
         spare = [(0, max(0, want - have)) for want, have in zip(shape, upright.shape)]
         made.append(np.ascontiguousarray(np.pad(upright, spare, mode="edge")))
     return tuple(made)
+
+
+def _rearranged(frame: av.VideoFrame, layout: Layout) -> av.VideoFrame:
+    """A frame in the layout's pixel format, its colours as they are."""
+    full = ColorRange.JPEG
+    # On several threads swscale leaves rows of small 10 bit frames grey now and then.
+    if _is_grey(frame.format):
+        # To swscale grey is in full range whatever one says; into full range it stays what it is.
+        return frame.reformat(
+            format=layout.format, src_color_range=full, dst_color_range=full, threads=1
+        )
+    # The same matrix and range on both sides: only the arrangement of the samples changes.
+    matrix = Colorspace.ITU709 if _weights(layout) == _BT709 else Colorspace.ITU601
+    span = full if layout.range == FULL else ColorRange.MPEG
+    return frame.reformat(
+        format=layout.format,
+        src_colorspace=matrix,
+        dst_colorspace=matrix,
+        src_color_range=span if _is_yuv(frame.format) else full,
+        dst_color_range=span,
+        threads=1,
+    )
 
 
 def write(planes: Planes, layout: Layout) -> av.VideoFrame:
@@ -169,6 +186,10 @@ def planes(picture: Array, layout: Layout) -> tuple[Array, ...]:
 
 def _is_yuv(form: av.VideoFormat) -> bool:
     return len(form.components) >= 3 and not form.is_rgb and not form.has_palette
+
+
+def _is_grey(form: av.VideoFormat) -> bool:
+    return form.name.startswith(("gray", "ya"))  # "ya" has an alpha channel
 
 
 def _weights(layout: Layout) -> tuple[float, float]:

@@ -16,6 +16,7 @@ from typing import Any
 import av
 
 from mv2_jax.errors import InputError
+from mv2_jax.infer import frames
 from mv2_jax.infer import interpolate_pictures as pictures
 from mv2_jax.infer.interpolate_pictures import Layout, Planes
 
@@ -50,8 +51,9 @@ class Survey:
 class Source:
     """An open video file. Make it with `opened`; read `events` once.
 
-    `stream` is its video (a cover picture is not one) and `sounds` are its audio streams. `layout`
-    is known once the first picture is.
+    `stream` is its video (a cover picture is not one), `sounds` are its audio streams, `unheard` is
+    how many more it has, which FFmpeg has no decoder for. `layout` is known once the first picture
+    is; `lost` counts the pictures passed over so far, which are no later than those before them.
     """
 
     def __init__(self, path: str, container: Any, survey: Survey):
@@ -59,9 +61,11 @@ class Source:
         self.container = container
         self.stream = video_of(path, container)
         self.stream.thread_type = "AUTO"
-        # What FFmpeg has no name for cannot be copied.
+        # PyAV cannot copy what FFmpeg has no decoder for.
         self.sounds = [s for s in container.streams.audio if s.codec_context is not None]
+        self.unheard = len(container.streams.audio) - len(self.sounds)
         self.layout: Layout | None = None
+        self.lost = 0
         self._size: tuple[int, int, str] | None = None
         self._before: Fraction | None = None
 
@@ -74,7 +78,7 @@ class Source:
         with _told(self.path):
             for packet in self.container.demux(self.stream, *self.sounds):
                 if packet.stream.index != self.stream.index:
-                    if packet.size and packet.pts is not None:
+                    if packet.size and _stamp(packet) is not None:
                         yield packet
                     continue
                 for frame in packet.decode():
@@ -85,13 +89,9 @@ class Source:
             raise InputError(f"cannot read {self.path}: the video has no frames")
 
     def _picture(self, frame: av.VideoFrame) -> Picture | None:
-        base = frame.time_base or self.stream.time_base
-        lasts = Fraction(frame.duration or 0) * base
-        if frame.pts is not None:
-            time = frame.pts * base
-        else:
-            step = lasts or 1 / self.survey.rate
-            time = self.survey.start if self._before is None else self._before + step
+        time = frames.time_of(frame, self.stream, self._before, 1 / self.survey.rate)
+        time = self.survey.start if time is None else time
+        lasts = Fraction(frame.duration or 0) * (frame.time_base or self.stream.time_base)
         where = f"{self.path}: at {float(time - self.survey.start):.2f} s"
         if frame.is_corrupt:
             raise InputError(f"{where} the video is damaged")
@@ -103,6 +103,7 @@ class Source:
             raise InputError(f"{where} the picture changes from {old} to {new}; cut it there first")
         # A picture that is not later than the one before it would never be on show.
         if self._before is not None and time <= self._before:
+            self.lost += 1
             return None
         self._before = time
         return Picture(pictures.read(frame, self.layout), time, lasts)
@@ -118,14 +119,14 @@ def opened(path: str | os.PathLike[str]) -> Iterator[Source]:
     path = os.fspath(path)
     found = survey(path)
     with _told(path):
-        container = av.open(path)
+        container = frames.opened(path)
     with container:
         yield Source(path, container, found)
 
 
 def survey(path: str) -> Survey:
     """Passes over a file's packets; memory does not grow with their number. Raises as `opened`."""
-    with _told(path), av.open(path) as container:
+    with _told(path), frames.opened(path) as container:
         stream = video_of(path, container)
         found = _packets(container, stream)
         if found is None:
@@ -165,7 +166,8 @@ def _packets(container: Any, stream: Any) -> _Packets | None:
     for packet in container.demux():
         if packet.size == 0:
             continue
-        time = None if packet.pts is None else packet.pts * packet.time_base
+        stamp = _stamp(packet)
+        time = None if stamp is None else stamp * packet.time_base
         if time is not None:
             found.ends = max(found.ends, time + (packet.duration or 0) * packet.time_base)
         if packet.stream.index != stream.index:
@@ -178,6 +180,11 @@ def _packets(container: Any, stream: Any) -> _Packets | None:
             first = time if first is None else min(first, time)
             found.span = max(found.span, time - first)
     return found
+
+
+def _stamp(packet: av.Packet) -> int | None:
+    """When a packet is due, in its own ticks, as far as the file says."""
+    return packet.dts if packet.pts is None else packet.pts
 
 
 def video_of(path: str, container: Any) -> Any:
@@ -200,5 +207,5 @@ def _told(path: str) -> Iterator[None]:
         yield
     except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
         raise InputError(f"cannot read {path}: {os.strerror(error.errno).lower()}") from None
-    except (av.error.FFmpegError, OSError, UnicodeDecodeError):
+    except (av.error.FFmpegError, OSError):
         raise InputError(f"cannot read {path}: it is no video, or is damaged") from None

@@ -6,10 +6,11 @@ output's clock, which is chosen so that they fall on whole ticks.
 
 from __future__ import annotations
 
+import io
 import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -20,11 +21,13 @@ import av
 from mv2_jax import files
 from mv2_jax.config import nearest
 from mv2_jax.errors import InputError
+from mv2_jax.infer import frames
 from mv2_jax.infer import interpolate_pictures as pictures
 from mv2_jax.infer.interpolate_pictures import Layout, Planes
 from mv2_jax.infer.interpolate_read import Source
 
-SUFFIXES = (".mp4", ".mkv", ".mov")
+_FORMATS = {".mp4": "mp4", ".mkv": "matroska", ".mov": "mov"}
+SUFFIXES = tuple(_FORMATS)
 # A clock's ticks a second, at most: containers keep them in 31 bits, and MP4 multiplies small ones.
 _FINEST, _COMMON = 2**24, 90_000
 
@@ -106,6 +109,8 @@ class Target:
         self._lasts: dict[int, int] = {}  # by ticks, of the pictures inside the encoder
         self._stream = self._video(source, crf)
         self._sounds = {s.index: container.add_stream_from_template(s) for s in source.sounds}
+        self._heard: dict[int, int] = {}  # the last packet's time of decoding, by stream
+        self._matroska = container.format.name == "matroska"
         for sound in source.sounds:
             self._sounds[sound.index].metadata.update(sound.metadata)  # its language, its title
         container.metadata.update(source.container.metadata)
@@ -125,11 +130,24 @@ class Target:
         self._mux(self._stream.encode(frame))
 
     def sound(self, packet: av.Packet) -> None:
-        """Copies a packet of audio, as it is."""
-        shift = round(self._origin / packet.time_base)
-        packet.dts = (packet.pts if packet.dts is None else packet.dts) - shift
-        packet.pts -= shift
-        packet.stream = self._sounds[packet.stream.index]
+        """Copies a packet of audio, as it is. A time no later than the last one's is moved on."""
+        # What an edit list cuts away primes the decoder; Matroska cannot say so, and would play it.
+        if packet.is_discard and self._matroska:
+            return
+        stream = self._sounds[packet.stream.index]
+        shown = packet.dts if packet.pts is None else packet.pts
+        due = shown if packet.dts is None else packet.dts
+        shown, due = (
+            round((ticks * packet.time_base - self._origin) / stream.time_base)
+            for ticks in (shown, due)
+        )
+        # Matroska takes equal times, and has some: its ticks may be longer than a packet.
+        least = self._heard.get(stream.index, due - 1) + (0 if self._matroska else 1)
+        self._heard[stream.index] = due = max(due, least)
+        packet.pts, packet.dts = max(shown, due), due
+        packet.duration = round(packet.duration * packet.time_base / stream.time_base)
+        packet.time_base = stream.time_base
+        packet.stream = stream
         self.container.mux(packet)
 
     def finish(self) -> None:
@@ -169,15 +187,19 @@ def writing(
     The source's first picture must have been read.
 
     Raises:
-        InputError: the container cannot hold the source's audio.
+        InputError: the container cannot hold the source's audio; the message says which could.
         OSError: the file cannot be written.
     """
+    _check_sound(path, source.sounds)
     mp4 = Path(path).suffix.lower() in (".mp4", ".mov")
     options = {"movflags": "+faststart"} if mp4 else {}
     try:
-        with files.whole(path) as scratch, av.open(os.fspath(scratch), "w", options=options) as out:
+        with (
+            files.whole(path) as scratch,
+            av.open(frames.address(scratch), "w", options=options) as out,
+        ):
             target = Target(out, source, timing, crf)
-            _begin(path, out, source)
+            out.start_encoding()
             yield target
             target.finish()
     except av.error.FFmpegError as error:
@@ -185,18 +207,30 @@ def writing(
         raise OSError(f"cannot write {path}: {reason.lower()}") from None
 
 
-def _begin(path: str | os.PathLike[str], container: Any, source: Source) -> None:
-    """Writes the header: here a container finds out that it has no place for a codec."""
-    names = {sound.codec_context.codec.canonical_name for sound in source.sounds}
-    misfit = f"{path} cannot hold this audio ({', '.join(sorted(names))}) as it is; try an .mkv"
-    if names - container.supported_codecs:
-        raise InputError(misfit)
+def _check_sound(path: str | os.PathLike[str], sounds: list[Any]) -> None:
+    """Raises InputError where a container of the kind of `path` has no place for these streams."""
+    fits = [suffix for suffix, kind in _FORMATS.items() if _holds(kind, sounds)]
+    if Path(path).suffix.lower() not in fits:
+        names = ", ".join(sorted({sound.codec_context.codec.canonical_name for sound in sounds}))
+        todo = f"try {' or '.join(fits)}" if fits else "convert the audio first, to AAC or FLAC"
+        raise InputError(f"{path} cannot hold this audio ({names}) as it is; {todo}")
+
+
+def _holds(kind: str, sounds: list[Any]) -> bool:
+    """Whether FFmpeg's container `kind` takes these streams: it is asked to begin one in memory."""
+    trial = av.open(io.BytesIO(), "w", format=kind)
     try:
-        container.start_encoding()
-    except (av.error.ArgumentError, av.error.InvalidDataError) as error:
-        if names:
-            raise InputError(misfit) from error
-        raise
+        for sound in sounds:
+            trial.add_stream_from_template(sound)
+        if sounds:
+            trial.start_encoding()
+    except (ValueError, av.error.FFmpegError):
+        return False
+    finally:
+        # The end of a file without packets may be more than it can write.
+        with suppress(av.error.FFmpegError):
+            trial.close()
+    return True
 
 
 def check(path: str | os.PathLike[str], source: str | os.PathLike[str]) -> None:

@@ -19,6 +19,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mv2_jax import files
 from mv2_jax.errors import InputError
+from mv2_jax.infer import frames as video_frames
 
 SMALLEST = 16
 """Pixels along a side below which a picture says too little to start from."""
@@ -142,7 +143,8 @@ def write_video(path: str | os.PathLike[str], frames: np.ndarray, fps: float) ->
     frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
     with files.whole(path) as scratch:
         options = {"movflags": "+faststart"}
-        with av.open(os.fspath(scratch), "w", format="mp4", options=options) as container:
+        address = video_frames.address(scratch)
+        with av.open(address, "w", format="mp4", options=options) as container:
             stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
             stream.width, stream.height = frames.shape[2], frames.shape[1]
             stream.pix_fmt = "yuv420p"
@@ -218,16 +220,20 @@ def _rgb(image: Image.Image) -> np.ndarray:
 
 def _last_time(path: str | os.PathLike[str]) -> float:
     """Seconds from the first frame to the last, from the packets alone."""
-    with av.open(os.fspath(path)) as container:
+    with video_frames.opened(path) as container:
         stream = _video_stream(path, container)
-        packets = [packet for packet in container.demux(stream) if packet.pts is not None]
+        # The last one, an empty one without a time, is PyAV's own.
+        packets = list(container.demux(stream))[:-1]
         if not packets:
             raise InputError(f"cannot read {path}: the video has no frames")
         # `frames` is what the file says of itself, or 0 where its format does not say.
         if len(packets) < stream.frames or any(packet.is_corrupt for packet in packets):
             raise InputError(f"cannot read {path}: the video is damaged or cut short")
-        times = [packet.pts for packet in packets]
-        return float((max(times) - min(times)) * stream.time_base)
+        for kind in ("pts", "dts"):
+            stamps = [getattr(packet, kind) for packet in packets]
+            if None not in stamps:
+                return float((max(stamps) - min(stamps)) * stream.time_base)
+        return float(sum((p.duration or 0) * p.time_base or _step(stream) for p in packets[1:]))
 
 
 def _at_times(
@@ -236,18 +242,18 @@ def _at_times(
     """The frame on show at each of the ascending `times`, counted from the first frame."""
     wanted = list(times)
     shown: np.ndarray | None = None
-    with av.open(os.fspath(path)) as container:
+    with video_frames.opened(path) as container:
         stream = _video_stream(path, container)
         stream.thread_type = "AUTO"
-        first: float | None = None
+        step, now, first = _step(stream), None, None
         previous: av.VideoFrame | None = None
         for frame in container.decode(stream):
             if frame.is_corrupt:
                 raise InputError(f"cannot read {path}: the video is damaged")
-            now = float(frame.time or 0.0)
+            now = video_frames.time_of(frame, stream, now, step) or Fraction(0)
             first = now if first is None else first
             # Half a millisecond of grace: rounded time stamps must not show the frame before.
-            while previous is not None and wanted and now - first > wanted[0] + 5e-4:
+            while previous is not None and wanted and float(now - first) > wanted[0] + 5e-4:
                 wanted.pop(0)
                 shown = _upright(path, previous, stream, size)
                 yield shown
@@ -259,6 +265,11 @@ def _at_times(
         shown = _upright(path, previous, stream, size)
         for _ in wanted:
             yield shown
+
+
+def _step(stream: Any) -> Fraction:
+    """Seconds between two frames, on average."""
+    return 1 / Fraction(stream.average_rate or stream.guessed_rate or 25)
 
 
 def _video_stream(path: str | os.PathLike[str], container: Any) -> Any:
@@ -280,8 +291,8 @@ def _upright(
     if aspect > 0 and abs(aspect - 1) > 1e-3:
         wide = (frame.height, max(1, round(frame.width * aspect)))
         pixels = np.asarray(Image.fromarray(pixels).resize(wide[::-1], Image.Resampling.LANCZOS))
-    # `rotation` is anticlockwise degrees, as numpy turns.
-    return fit(np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90) % 4)), size)
+    turned = video_frames.upright(pixels, *video_frames.turns_of(frame))
+    return fit(np.ascontiguousarray(turned), size)
 
 
 def _check_size(path: str | os.PathLike[str], what: str, size: tuple[int, ...]) -> None:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 
 from mv2_jax.errors import InputError
+from mv2_jax.infer import frames as video_frames
 from mv2_jax.train.triplets import CUTS, IMAGES, Arrays
 
 SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".y4m", ".gif")
@@ -65,7 +70,7 @@ def _sample(
     for _ in range(TRIES):
         path = paths[random.integers(len(paths))]
         apart = int(random.integers(gap[0], gap[1] + 1))
-        frames = list(_frames(path, random.random(), apart + 1))
+        frames = _frames(path, random.random(), apart + 1)
         if len(frames) <= apart:
             continue
         middle = int(random.integers(1, apart))
@@ -92,29 +97,51 @@ def _change(frames: list[np.ndarray]) -> float:
     return float(np.abs(frames[0].astype(np.int16) - frames[1]).mean())
 
 
-def _frames(path: Path, share: float, count: int) -> Iterator[np.ndarray]:
-    """`count` frames (fewer at the end) from about a `share` of the way in, uint8 [H, W, 3]."""
+def _frames(path: Path, share: float, count: int) -> list[np.ndarray]:
+    """`count` frames from about a `share` of the way in, uint8 [H, W, 3].
+
+    The last ones where the video ends before that, and fewer where it is damaged or too short.
+    """
     try:
-        with av.open(os.fspath(path)) as container:
+        with video_frames.opened(path) as container:
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
-            # Containers that do not know their length are read from the start.
-            if stream.duration:
-                start = (stream.start_time or 0) + int(0.9 * share * stream.duration)
-                container.seek(start, stream=stream)
+            start = _seek(container, stream, share)
+            step = 1 / Fraction(stream.average_rate or 25)
+            found: deque[tuple[Fraction, av.VideoFrame]] = deque(maxlen=count)
             for frame in container.decode(stream):
-                yield frame.to_ndarray(format="rgb24")
-                count -= 1
-                if not count:
-                    return
+                last = found[-1][0] if found else None
+                time = video_frames.time_of(frame, stream, last, step)
+                found.append((start if time is None else time, frame))
+                if len(found) == count and found[0][0] >= start:
+                    break
+            return [frame.to_ndarray(format="rgb24") for _, frame in found]
     except (av.FFmpegError, OSError):
-        return  # a damaged part: another draw finds another
+        return []  # a damaged part: another draw finds another
+
+
+def _seek(container: Any, stream: Any, share: float) -> Fraction:
+    """Goes about a `share` of the way in, to a keyframe before; gives the place itself in seconds.
+
+    Videos that do not know their length, which Matroska's streams do not, go by the file's.
+    Files that do not either are read from the start.
+    """
+    begins = Fraction(container.start_time or 0, av.time_base)
+    lasts = Fraction(container.duration or 0, av.time_base)
+    if stream.duration:
+        begins = (stream.start_time or 0) * stream.time_base
+        lasts = stream.duration * stream.time_base
+    start = begins + Fraction(0.9 * share) * lasts
+    if lasts:
+        with suppress(av.FFmpegError):  # where a file cannot be sought in, it is read up to there
+            container.seek(int(start * av.time_base))
+    return start
 
 
 def _size(path: Path) -> tuple[int, int]:
     """(height, width), or zeros where there is no video to read."""
     try:
-        with av.open(os.fspath(path)) as container:
+        with video_frames.opened(path) as container:
             if not container.streams.video:
                 return 0, 0
             stream = container.streams.video[0]

@@ -1,4 +1,4 @@
-"""RIFE 4.24 to 4.26 as hzwer/Practical-RIFE saves it (`flownet.pkl`)."""
+"""RIFE 4.25 and 4.26 as hzwer/Practical-RIFE saves it (`flownet.pkl`)."""
 
 from __future__ import annotations
 

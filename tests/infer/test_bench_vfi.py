@@ -70,6 +70,13 @@ def test_torch_and_jax_predict_the_same(clip):
     assert np.abs(ours[0].astype(int) - ours[1]).mean() > 1
 
 
+def test_a_clip_too_small_to_compare_gets_one_clear_line(tmp_path, capsys):
+    media.write_video(tmp_path / "thin.mp4", np.zeros((3, 10, 64, 3), np.uint8), 10)
+    assert cli.main(["bench", "vfi", str(tmp_path / "thin.mp4"), "--methods", "nearest"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "thin.mp4 is 64x10; 11 pixels a side is the least" in error
+
+
 @pytest.mark.parametrize(
     "flags, says",
     [

@@ -11,6 +11,7 @@ from PIL import Image
 
 from mv2_jax import cli
 from mv2_jax.infer import interpolate, media
+from mv2_jax.infer import interpolate_read as reading
 
 
 def pan(count, height=48, width=64, step=2, seed=0):
@@ -22,25 +23,34 @@ def pan(count, height=48, width=64, step=2, seed=0):
     return np.stack([ground[:, k * step : k * step + width] for k in range(count)])
 
 
-def write(path, frames, times=None, codec="libx264", pix_fmt="yuv420p", span=1, sound=False):
-    """A lossless video, its frames on show at `times` (hundredths of a second), 10 a second."""
+def write(
+    path, frames, times=None, codec="libx264", pix_fmt="yuv420p", span=1, sound=None, reordered=0
+):
+    """A lossless video, its frames on show at `times` (hundredths of a second), 10 a second.
+
+    `sound` is the name of a codec. With `reordered`, so many frames in a row wait for a later one,
+    which x264 does with loss alone.
+    """
     times = list(range(0, 10 * len(frames), 10)) if times is None else times
     with av.open(str(path), "w") as out:
         stream = out.add_stream(codec, rate=10)
         stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt, stream.options = pix_fmt, {"crf": "0", "qp": "0", "bf": "0"}
+        stream.pix_fmt = pix_fmt
+        stream.options = {"crf": "0", "qp": "0", "bf": "0"}
+        if reordered:
+            stream.options = {"qp": "10", "bf": str(reordered), "b_strategy": "0"}
         stream.codec_context.color_range = span
         stream.codec_context.time_base = Fraction(1, 100)
-        voice = out.add_stream("aac", rate=16000, layout="mono") if sound else None
+        voice = out.add_stream(sound, rate=8000, layout="mono") if sound else None
         for pixels, time in zip(frames, times):
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
             frame = frame.reformat(format=pix_fmt, dst_color_range=span)
             frame.pts, frame.time_base = time, Fraction(1, 100)
             out.mux(stream.encode(frame))
         if voice:
-            tone = np.sin(np.arange(16000 * len(frames) // 10) / 9).astype(np.float32)[None] / 2
+            tone = np.sin(np.arange(800 * len(frames)) / 9).astype(np.float32)[None] / 2
             audio = av.AudioFrame.from_ndarray(tone, format="fltp", layout="mono")
-            audio.sample_rate, audio.pts, audio.time_base = 16000, 0, Fraction(1, 16000)
+            audio.sample_rate, audio.pts, audio.time_base = 8000, 0, Fraction(1, 8000)
             for chunk in (audio, None):
                 out.mux(voice.encode(chunk))
         out.mux(stream.encode())
@@ -53,6 +63,16 @@ def read(path):
         frames = list(container.decode(video=0))
         lumas = [frame.reformat(format="gray16le").to_ndarray() for frame in frames]
         return [frame.pts * frame.time_base for frame in frames], np.stack(lumas)
+
+
+def packets(path):
+    """(bytes, seconds) of each packet of audio that is to be heard."""
+    with av.open(str(path)) as container:
+        return [
+            (bytes(packet), float(packet.pts * packet.time_base))
+            for packet in container.demux(audio=0)
+            if packet.size and not packet.is_discard
+        ]
 
 
 @pytest.fixture
@@ -112,19 +132,68 @@ def test_a_wanted_pace_takes_given_frames_where_it_meets_them(run, tmp_path):
     np.testing.assert_array_equal(luma[8], luma[9])  # after the last frame there is nothing new
 
 
-def test_sound_is_copied_packet_by_packet(run, tmp_path):
-    source = write(tmp_path / "in.mp4", pan(10), sound=True)
-    for out in ("out.mp4", "out.mkv"):
-        run(source, out=out)
-        heard = []
-        for path in (source, tmp_path / out):
-            # Matroska knows no time below zero, so there sound and picture are later together.
-            start = float(read(path)[0][0])
-            with av.open(str(path)) as container:
-                packets = [p for p in container.demux(audio=0) if p.size]
-                heard.append([(bytes(p), float(p.pts * p.time_base) - start) for p in packets])
-        assert [data for data, _ in heard[0]] == [data for data, _ in heard[1]]
-        np.testing.assert_allclose(*([t for _, t in h] for h in heard), atol=1e-3)
+@pytest.mark.parametrize("cut", [0, 4000])
+@pytest.mark.parametrize("out", ["out.mp4", "out.mkv"])
+def test_sound_is_copied_packet_by_packet(run, tmp_path, out, cut):
+    """And of a trimmed video, whose first packets are there for the decoder alone, no more."""
+    whole, source = write(tmp_path / "whole.mp4", pan(10), sound="aac"), tmp_path / "in.mp4"
+    with av.open(str(whole)) as given, av.open(str(source), "w") as trimmed:
+        streams = [trimmed.add_stream_from_template(stream) for stream in given.streams]
+        for packet in given.demux():
+            if packet.size:
+                packet.dts -= cut * (packet.stream.type == "audio")
+                packet.pts -= cut * (packet.stream.type == "audio")
+                packet.stream = streams[packet.stream.index]
+                trimmed.mux(packet)
+    # Matroska knows no time below zero, so there sound and picture are later together.
+    start = float(run(source, out=out)[0][0])
+    heard, copied = packets(source), packets(tmp_path / out)
+    assert [data for data, _ in copied] == [data for data, _ in heard]
+    np.testing.assert_allclose([t - start for _, t in copied], [t for _, t in heard], atol=1e-3)
+
+
+@pytest.mark.parametrize("out", ["out.mp4", "out.mkv"])
+@pytest.mark.parametrize("spoil", [lambda t: t // 2048 * 2048, lambda t: t - 2 * (t % 4096)])
+def test_sound_whose_times_repeat_or_step_back_is_copied(run, tmp_path, monkeypatch, out, spoil):
+    source, original = write(tmp_path / "in.mp4", pan(20), sound="aac"), reading.Source.events
+
+    def events(self):
+        for event in original(self):
+            if isinstance(event, av.Packet):
+                event.pts = event.dts = spoil(event.pts)
+            yield event
+
+    monkeypatch.setattr(reading.Source, "events", events)
+    run(source, out=out)
+    assert [data for data, _ in packets(tmp_path / out)] == [data for data, _ in packets(source)]
+
+
+@pytest.mark.parametrize(
+    "codec, source, out, says",
+    [
+        ("pcm_mulaw", "in.mov", "out.mp4", "(pcm_mulaw) as it is; try .mov"),
+        ("pcm_u8", "in.avi", "out.mp4", "(pcm_u8) as it is; try .mkv or .mov"),
+        ("adpcm_ima_wav", "in.avi", "out.mkv", "as it is; convert the audio first"),
+        ("libopencore_amrnb", "in.mov", "out.mov", ""),
+        ("pcm_s16le", "in.avi", "out.mp4", ""),
+    ],
+)
+def test_sound_that_does_not_fit_gets_one_clear_line(
+    run, tmp_path, capsys, codec, source, out, says
+):
+    run(write(tmp_path / source, pan(3), codec="mpeg4", sound=codec), out=out, code=2 * bool(says))
+    lines = [x for x in capsys.readouterr().err.splitlines() if "mv2: error:" in x]
+    assert len(lines) == bool(says) and says in "".join(lines)
+
+
+def test_sound_without_a_decoder_is_named(run, tmp_path, capsys):
+    source = write(tmp_path / "in.avi", pan(3), codec="mpeg4", sound="pcm_mulaw")
+    content = bytearray(source.read_bytes())
+    tag = content.rfind(b"strf") + 8
+    content[tag : tag + 2] = b"\x99\x99"
+    source.write_bytes(content)
+    run(source)
+    assert "mv2: warning: 1 audio streams are left out" in capsys.readouterr().err
 
 
 def test_stills_are_copied_and_cuts_and_pauses_not_crossed(run, tmp_path, capsys):
@@ -161,16 +230,36 @@ def test_other_containers_and_odd_sides(run, tmp_path, codec, suffix):
     np.testing.assert_allclose(np.diff([float(t) for t in times]), 0.05, atol=2e-3)
 
 
-def test_a_turned_video_comes_upright(run, tmp_path):
+@pytest.mark.parametrize(
+    "matrix, turned",
+    [
+        ((0, 1, -1, 0), lambda x: np.rot90(x, -1, axes=(1, 2))),
+        ((-1, 0, 0, 1), lambda x: x[:, :, ::-1]),
+        ((0, 1, 1, 0), lambda x: x.swapaxes(1, 2)),
+    ],
+)
+def test_a_turned_or_mirrored_video_comes_upright(run, tmp_path, matrix, turned):
     source = write(tmp_path / "in.mp4", pan(3))
-    upright = read(source)[1]
+    given = read(source)[1]
     content = bytearray(source.read_bytes())
-    matrix = content.find(b"tkhd") + 4 + 40
-    quarter = struct.pack(">9i", 0, 1 << 16, 0, -(1 << 16), 0, 0, 48 << 16, 0, 1 << 30)
-    content[matrix : matrix + 36] = quarter
+    place = content.find(b"tkhd") + 4 + 40
+    a, b, c, d = (value << 16 for value in matrix)
+    content[place : place + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
     source.write_bytes(content)
-    luma = run(source)[1]
-    np.testing.assert_array_equal(luma[::2], np.rot90(upright, -1, axes=(1, 2)))
+    np.testing.assert_array_equal(run(source)[1][::2], turned(given))
+
+
+def test_frames_of_avi_keep_their_order_though_their_packets_do_not(run, tmp_path):
+    source = write(tmp_path / "in.avi", pan(24), range(24), reordered=3)
+    times, luma = run(source)
+    np.testing.assert_array_equal(luma[::2], read(source)[1])
+    np.testing.assert_allclose(np.diff([float(t) for t in times]), 0.005, atol=1e-6)
+
+
+def test_frames_without_a_time_of_their_own_are_named(run, tmp_path, capsys):
+    source = write(tmp_path / "in.mkv", pan(4), [0, 10, 10, 20], codec="ffv1")
+    assert len(run(source)[0]) == 5
+    assert "mv2: warning: 1 frames are left out" in capsys.readouterr().err
 
 
 def test_one_frame_is_a_video_too(run, tmp_path):
@@ -230,7 +319,7 @@ def spoil(folder):
     """Files that are no good, and two that are."""
     good = write(folder / "good.mp4", pan(30, 96, 128))
     media.write_video(folder / "front.mp4", pan(30, 96, 128), 10)  # its index comes first
-    write(folder / "good.mkv", pan(30, 96, 128), sound=True)
+    write(folder / "good.mkv", pan(30, 96, 128), sound="aac")
     for name in ("good.mp4", "front.mp4", "good.mkv"):
         content = (folder / name).read_bytes()
         (folder / f"cut-{name}").write_bytes(content[: len(content) * 2 // 3])

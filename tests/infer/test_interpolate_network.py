@@ -2,6 +2,7 @@
 
 import av
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -31,8 +32,9 @@ def weights(tmp_path_factory):
 def test_new_pictures_are_the_networks_in_the_videos_own_samples(weights):
     layout = pictures.Layout(20, 24, "420", 10, matrix=1, range=1)
     random = np.random.default_rng(0)
+    spans = (300, 700), (460, 560), (460, 560)  # colours within black and white
     pair = [
-        tuple(random.integers(200, 800, size=s).astype(np.uint16) for s in layout.shapes)
+        tuple(random.integers(*r, s).astype(np.uint16) for r, s in zip(spans, layout.shapes))
         for _ in range(2)
     ]
     made = interpolate_network.filler(weights, 1, layout)(*pair, [0.25, 0.5, 0.9])
@@ -44,6 +46,25 @@ def test_new_pictures_are_the_networks_in_the_videos_own_samples(weights):
         for a, b in zip(ours, pictures.planes(theirs, layout)):
             assert a.dtype == np.uint16
             np.testing.assert_allclose(a.astype(int), b, atol=1)  # of 1023
+
+
+def test_what_is_beyond_black_and_white_is_blended_past_the_network(monkeypatch):
+    """A grey ramp that goes from samples below black to samples above white."""
+
+    def between(params, cfg, first, second, times, **_):
+        part = times[..., None, None, None]
+        return jnp.clip(first[:, None] * (1 - part) + second[:, None] * part, -1, 1)
+
+    monkeypatch.setattr(interpolate_network.networks, "between", between)
+    layout = Layout(4, 256, range=1)
+    ramp = np.broadcast_to(np.arange(256, dtype=np.uint8), (4, 256))
+    grey = [np.full(shape, 128, np.uint8) for shape in layout.shapes[1:]]
+    bright, dark = (ramp, *grey), (np.maximum(ramp, 10) - 10, *grey)
+    made = interpolate_network._between(
+        {}, bright, dark, np.float32([[0.5]]), cfg=None, layout=layout, views=1, dtype=jnp.float32
+    )
+    np.testing.assert_allclose(np.asarray(made[0][0])[:, 10:], ramp[:, 10:] - 5.0, atol=1)
+    assert all((np.asarray(plane) == 128).all() for plane in made[1:])
 
 
 def test_a_file_of_weights_makes_a_video_and_a_bad_one_a_line(weights, tmp_path, capsys):

@@ -83,6 +83,24 @@ def test_rgb_becomes_bt709_and_odd_sides_are_lengthened():
     np.testing.assert_allclose(pictures.rgb(planes, layout)[1, 1], [1, 0, 0], atol=0.01)
 
 
+@pytest.mark.parametrize("form, bits", [("gray", 8), ("gray10le", 10), ("gray12le", 10)])
+@pytest.mark.parametrize("tagged, span", [(1, 1), (2, 2), (0, pictures.FULL)])
+def test_grey_keeps_its_levels_and_its_range(form, bits, tagged, span):
+    frame = av.VideoFrame(8, 6, form)
+    most = 2 ** frame.format.components[0].bits
+    random = np.random.default_rng(0).integers(0, most, frame.planes[0].buffer_size)
+    samples = random.astype(np.uint8 if bits == 8 else np.uint16)
+    frame.planes[0].update(samples.view(np.uint8)[: frame.planes[0].buffer_size])
+    frame.color_range = tagged
+    layout = pictures.layout_of(frame)
+    assert (layout.range, layout.bits) == (span, bits)
+    luma, *chroma = pictures.read(frame, layout)
+    given = np.frombuffer(frame.planes[0], layout.dtype).reshape(6, -1)[:, :8]
+    given = given >> 2 if form == "gray12le" else given
+    np.testing.assert_allclose(luma.astype(int), given, atol=int(form == "gray12le"))
+    assert all((plane == 2 ** (bits - 1)).all() for plane in chroma)
+
+
 def _texture(height, width, seed):
     """A luma plane of soft shapes, large and small."""
     random = np.random.default_rng(seed)

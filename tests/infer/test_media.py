@@ -86,19 +86,41 @@ def test_frames_are_taken_in_real_time_or_spread_over_a_short_video(tmp_path):
     assert numbers(1, 1.0) == [0]
 
 
-def test_a_turned_video_comes_upright(tmp_path):
+@pytest.mark.parametrize(
+    "matrix, turned",
+    [
+        ((0, 1, -1, 0), lambda x: np.rot90(x, -1)),
+        ((1, 0, 0, -1), lambda x: x[::-1]),
+        ((0, -1, -1, 0), lambda x: np.rot90(x.swapaxes(0, 1), 2)),
+    ],
+)
+def test_a_turned_or_mirrored_video_comes_upright(tmp_path, matrix, turned):
     path = tmp_path / "v.mp4"
     frames = clip(2)
     media.write_video(path, frames, 8)
     content = bytearray(path.read_bytes())
-    matrix = content.find(b"tkhd") + 4 + 40
+    place = content.find(b"tkhd") + 4 + 40
     upright = struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
-    assert content[matrix : matrix + 36] == upright
-    clockwise = struct.pack(">9i", 0, 1 << 16, 0, -(1 << 16), 0, 0, 48 << 16, 0, 1 << 30)
-    content[matrix : matrix + 36] = clockwise
+    assert content[place : place + 36] == upright
+    a, b, c, d = (value << 16 for value in matrix)
+    content[place : place + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
     path.write_bytes(content)
-    read = media.read_video(path, (64, 48), 1, 1.0)
-    assert distance(read[0], np.rot90(frames[0], -1)) < 3.0
+    wanted = turned(frames[0])
+    read = media.read_video(path, wanted.shape[:2], 1, 1.0)
+    assert distance(read[0], wanted) < 3.0
+
+
+@pytest.mark.parametrize("name", ["v.avi", "v.mpg", "v.h264"])
+def test_frames_come_in_order_where_the_file_keeps_no_times_of_showing(tmp_path, name):
+    with av.open(str(tmp_path / name), "w") as out:
+        stream = out.add_stream("mpeg2video" if name == "v.mpg" else "libx264", rate=24)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.bit_rate, stream.options = 8_000_000, {"bf": "2", "b_strategy": "0"}
+        for pixels in clip(12):
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        out.mux(stream.encode())
+    read = media.read_video(tmp_path / name, (48, 64), 12, 10.0)
+    np.testing.assert_array_equal(np.round(read[:, 20, 20, 2] / 20), range(12))
 
 
 def test_pictures_of_every_kind_are_read(tmp_path):
