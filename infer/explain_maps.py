@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mv2_jax.cascade import STEPS_AT_ONCE
 from mv2_jax.diffusion import guidance as guides
 from mv2_jax.diffusion import keys as random
 from mv2_jax.diffusion import prediction, samplers
@@ -101,9 +100,9 @@ def first_step(four: Any) -> tuple[float, float]:
 def _follow(
     decode: Any, cfg: Any, steps: int, state: Any, on: Any, look: Any, most: int = 4
 ) -> Looks:
-    """Runs a chain of one sample, looking at every `STEPS_AT_ONCE`th step, `most` times at most."""
+    """Runs a chain of one sample and looks `most` times at most, every `chain.STEPS_AT_ONCE`."""
     _, grid = chain.program(cfg.stage, steps)
-    k, start = min(STEPS_AT_ONCE, steps), state.x[0]
+    k, start = min(chain.STEPS_AT_ONCE, steps), state.x[0]
     seen, believed, text = [], [], []
     for index in range(0, steps, k)[:most]:
         x0, weights = look(state.x, samplers.point_at(grid, state.index))

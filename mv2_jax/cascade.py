@@ -30,12 +30,10 @@ from mv2_jax.config import VAEConfig, nearest
 from mv2_jax.diffusion import guidance as guides
 from mv2_jax.diffusion.samplers import State
 from mv2_jax.programs import Programs, Progress, silent
-from mv2_jax.stages import i2v, interpolators, latents, t2i, v2v, vfi, vfi_gan, video
+from mv2_jax.stages import chain, i2v, interpolators, latents, t2i, v2v, vfi, vfi_gan, video
 from mv2_jax.stages.prompts import Ids
 from mv2_jax.text import Tokenizer, emphasis
 from mv2_jax.text.emphasis import Marked
-
-STEPS_AT_ONCE = 5  # a progress bar breathes this often; the result is that of one whole scan
 
 
 @partial(jax.jit, static_argnames=("cfg", "dtype"))
@@ -108,7 +106,7 @@ class Cascade:
         def some(state: State, k: int) -> State:
             return run(t2i.advance, params, given, scales, state, cfg=cfg, steps=steps, k=k)
 
-        state = _chain("t2i", some, state, steps, progress)
+        state = chain.to_end("t2i", some, state, steps, progress)
         vae, vae_cfg = self._picture_vae()
         return run(_decode, vae, state.x, cfg=vae_cfg, dtype=self.dtype)
 
@@ -302,11 +300,11 @@ class Cascade:
         def some(state: State, k: int) -> State:
             return run(video.advance, params, given, scales, state, cfg=cfg, steps=steps, k=k)
 
-        return _chain(name, some, state, steps, run.keywords["progress"])
+        return chain.to_end(name, some, state, steps, run.keywords["progress"])
 
-    def _finish(self, *chain: Any) -> jax.Array:
+    def _finish(self, *given: Any) -> jax.Array:
         """The chain of a video stage (`_denoise`'s arguments) to its end, and that in pixels."""
-        run, state = chain[1], self._denoise(*chain)
+        run, state = given[1], self._denoise(*given)
         return run(_decode, self.params["vae"], state.x, cfg=self.vae, dtype=self.dtype)
 
 
@@ -331,18 +329,6 @@ def _one_each(**given: Any) -> None:
     if len(set(counts.values())) > 1:
         listed = ", ".join(f"{count} {name}" for name, count in counts.items())
         raise ValueError(f"one of each is needed for every sample, not {listed}")
-
-
-def _chain(name: str, some: Any, state: State, steps: int, progress: Progress) -> State:
-    """Runs a chain to its end in equal parts, telling `progress` after each."""
-    first = int(state.index)
-    total = steps - first
-    progress(name, 0, total)
-    k = min(STEPS_AT_ONCE, steps)
-    for _ in range(0, total, k):
-        state = jax.block_until_ready(some(state, k))
-        progress(name, min(int(state.index), steps) - first, total)
-    return state
 
 
 def load(

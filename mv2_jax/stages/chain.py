@@ -1,4 +1,4 @@
-"""What the three diffusion stages do alike: step a guided chain some steps further."""
+"""What the three diffusion stages do alike: step a guided chain further, and to its end."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from mv2_jax.diffusion import samplers
 from mv2_jax.diffusion.guidance import Guidance
 from mv2_jax.diffusion.samplers import State
 from mv2_jax.diffusion.schedules import Grid
+from mv2_jax.programs import Progress
+
+STEPS_AT_ONCE = 5  # a progress bar breathes this often; the result is that of one whole scan
 
 
 def program(cfg: StageConfig, steps: int) -> tuple[samplers.Sampler, Grid]:
@@ -42,3 +45,15 @@ def further(
     predict = guides.guided(model, condition, guidance, ways)
     denoise = samplers.denoiser(predict, cfg.schedule.prediction)
     return samplers.sample(denoise, sampler, grid, state, k)
+
+
+def to_end(name: str, some: Any, state: State, steps: int, progress: Progress) -> State:
+    """Runs a chain to its end in equal parts, telling `progress` after each."""
+    first = int(state.index)
+    total = steps - first
+    progress(name, 0, total)
+    k = min(STEPS_AT_ONCE, steps)
+    for _ in range(0, total, k):
+        state = jax.block_until_ready(some(state, k))
+        progress(name, min(int(state.index), steps) - first, total)
+    return state
