@@ -22,7 +22,8 @@ from typing import Any, NoReturn
 import numpy as np
 
 from mv2_jax import bundle as bundles
-from mv2_jax import files
+from mv2_jax import config, files
+from mv2_jax import params as trees
 from mv2_jax.errors import InputError
 from mv2_jax.infer import settings
 
@@ -60,6 +61,10 @@ def main(arguments: Sequence[str]) -> int:
         )
     if args.prompts < 2 or args.batch < 1:
         raise InputError("--prompts is at least 2 and --batch at least 1")
+    if not 0 <= args.seed <= 2**32 - args.prompts:
+        raise InputError(f"--seed is {args.seed}; it goes from 0 to {2**32 - args.prompts}")
+    if args.steps is not None and args.steps < 1:
+        raise InputError(f"--steps is {args.steps}; it is at least 1")
     bundle = bundles.read(args.weights)
     from mv2_jax.infer import mechanisms, study_arms
 
@@ -112,7 +117,8 @@ def run(
     numbers = settings.resolve({}, {}, bundle)
     cascade, _ = generate.load(bundle)
     arms = study_arms.cascades(cascade, others or {})
-    facts = [bundle.digest, numbers, study_arms.digest(others or {}), judge, [*study_report.SAYS]]
+    judged = [trees.digest(jury.params), config.to_dict(jury.cfg)]
+    facts = [bundle.digest, numbers, study_arms.digest(others or {}), judged, [*study_report.SAYS]]
     parts: list[dict[str, dict[str, list[float]]]] = []
     (out / "parts").mkdir(parents=True, exist_ok=True)
     with Bars() as bars:

@@ -23,8 +23,11 @@ Arms = Mapping[str, Mapping[str, Mapping[str, Any]]]
 def train(which: str, bundle: Any, runs: Path, steps: int | None) -> Arms | None:
     """Trains the arms that are not done yet, over the parts of `bundle`; None where interrupted.
 
+    Arms of other steps or settings, or over other weights, are no arms of this study: they are
+    trained anew.
+
     Raises:
-        InputError: what a recipe lacks.
+        InputError: what a recipe lacks, or a loss that is no longer finite.
     """
     from mv2_jax.train import recipe as recipes
 
@@ -37,7 +40,7 @@ def train(which: str, bundle: Any, runs: Path, steps: int | None) -> Arms | None
         phase.model = ConfigDict({name: to_dict(_config(bundle, name)) for name in phase.model})
         if steps is not None:
             phase.steps = steps
-        done = recipes.run_phase(runs, short, cfg, arm, True)
+        done = recipes.run_phase(runs, short, cfg, arm, resume=True, afresh=True)
         print(f"arm {arm} {done.state}: {done.minutes:.1f} minutes", flush=True)
         if done.state == "interrupted":
             return None

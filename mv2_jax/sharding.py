@@ -24,6 +24,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -186,19 +187,36 @@ def shardings(tree: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
     return params.unflatten(out)
 
 
+def put(x: Any, layout: NamedSharding) -> jax.Array:
+    """An array laid out over a mesh. Of a NumPy array each device is sent its own part only.
+
+    Where the mesh spans processes, each of them must hold the whole array and uploads the parts of
+    its own devices, without a word to the others: `jax.device_put` would have them compare it
+    first, and a thread that prepares batches would meet their training steps in any order.
+    """
+    if layout.is_fully_addressable:
+        return jax.device_put(x, layout)
+    host = np.asarray(x)
+    return jax.make_array_from_callback(host.shape, layout, lambda part: host[part])
+
+
 def shard_params(tree: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
     """The parameters laid out over the mesh by `RULES`. Raises as `shardings` does."""
-    return jax.device_put(params.unflatten(params.flatten(tree)), shardings(tree, mesh))
+    return jax.tree.map(put, params.unflatten(params.flatten(tree)), shardings(tree, mesh))
 
 
 def shard_batch(batch: Any, mesh: Mesh) -> Any:
-    """A tree of arrays with samples first, laid out with the samples split over data and fsdp."""
+    """A tree of arrays with samples first, laid out with the samples split over data and fsdp.
 
-    def put(x: Any) -> jax.Array:
+    Every process makes the whole batch and keeps its own devices' rows (see `put`): tasks make
+    batches whole, so what feeds a mesh over many hosts must be cheap, or read from shards.
+    """
+
+    def place(x: Any) -> jax.Array:
         spec = P(fit(SAMPLES, x.shape[0], mesh)) if getattr(x, "ndim", 0) else P()
-        return jax.device_put(x, NamedSharding(mesh, spec))
+        return put(x, NamedSharding(mesh, spec))
 
-    return jax.tree.map(put, batch)
+    return jax.tree.map(place, batch)
 
 
 def current_mesh() -> AbstractMesh | None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from mv2_jax.errors import InputError
 from mv2_jax.train.state import State
 
 
@@ -48,8 +49,10 @@ class Checkpoints:
     def restore(self, like: State) -> tuple[State, dict[str, Any]]:
         """The newest state, laid out (types, shapes, shardings) like `like`, and its notes.
 
+        `like` is given up for it: two states may not fit the devices.
+
         Raises:
-            ValueError: the checkpoint is of another network than `like`.
+            InputError: the checkpoint is of another network than `like`.
         """
         args, step = self._ocp.args, self.newest()
         notes = self._manager.restore(step, args=args.Composite(notes=args.JsonRestore()))["notes"]
@@ -57,12 +60,13 @@ class Checkpoints:
         stored = notes.get("layout", wanted)
         odd = [name for name in {**wanted, **stored} if stored.get(name) != wanted.get(name)]
         if odd:
-            raise ValueError(
+            raise InputError(
                 f"the checkpoint of step {step} in {self._manager.directory} does not fit this "
                 f"configuration: {odd[0]} is {stored.get(odd[0], 'absent')} there and "
                 f"{wanted.get(odd[0], 'absent')} here; start afresh with --fresh"
             )
         shapes = jax.tree.map(self._ocp.utils.to_shape_dtype_struct, like)
+        jax.tree.map(lambda leaf: leaf.delete(), like)
         kept = self._manager.restore(step, args=args.Composite(state=args.StandardRestore(shapes)))
         return kept["state"], notes
 

@@ -10,7 +10,8 @@ import jax
 from mv2_jax.config import nearest
 from mv2_jax.errors import InputError
 from mv2_jax.infer import cache
-from mv2_jax.train import optim, overrides
+from mv2_jax.train import loop, optim, overrides, processes
+from mv2_jax.train import phase as phases
 from mv2_jax.train import recipe as recipes
 from mv2_jax.train.task import compute_dtype
 
@@ -35,8 +36,12 @@ def main(
         0, or 130 where a signal stopped a phase (its checkpoint is written).
 
     Raises:
-        InputError: an unknown recipe, phase or setting, or weights to begin from that are missing.
+        InputError: an unknown recipe, phase or setting, weights to begin from that are missing, or
+            a phase that was run before with other settings or from other weights.
     """
+    if out and "://" in out:
+        raise InputError(f"--out {out}: runs are written to a folder here; mount the bucket as one")
+    processes.initialise()
     short, cfg = recipes.load(recipe)
     overrides.apply(cfg, overrides_ or [])
     if phase is not None and phase not in cfg.order:
@@ -44,6 +49,8 @@ def main(
     chosen = [phase] if phase else list(cfg.order)
     for name in chosen:
         try:
+            phases.check(cfg.phases[name])
+            loop.check(cfg.phases[name])
             optim.check(cfg.phases[name].optim)
             compute_dtype(cfg.phases[name].precision)
         except ValueError as error:
@@ -51,20 +58,18 @@ def main(
     if cfg.get("quick_compile"):
         jax.config.update("jax_disable_most_optimizations", True)
     cache.enable()  # a resumed phase then starts without compiling again
-    print(
-        f"recipe {short}: {', '.join(chosen) or 'packing'} on {jax.default_backend()}", flush=True
-    )
+    processes.say(f"recipe {short}: {', '.join(chosen) or 'packing'} on {jax.default_backend()}")
     for name in chosen:
         done = recipes.run_phase(Path(out or "runs"), short, cfg, name, resume)
-        print(
-            f"phase {name} {done.state}: {done.minutes:.1f} minutes, about {done.tflop:.3g} TFLOP",
-            flush=True,
+        processes.say(
+            f"phase {name} {done.state}: {done.minutes:.1f} minutes, about {done.tflop:.3g} TFLOP"
         )
         if done.state == "interrupted":
-            print("run the same command again to go on from the checkpoint", flush=True)
+            processes.say("run the same command again to go on from the checkpoint")
             return 130
-    if "pack" in cfg and phase is None:
+    if "pack" in cfg and phase is None and processes.first():
         finish(Path(out or "runs"), short, cfg)
+    processes.wait("the recipe is done")
     return 0
 
 

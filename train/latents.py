@@ -19,6 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mv2_jax import files, params
 from mv2_jax.models.vae import ENCODING
+from mv2_jax.train import processes
 
 Arrays = dict[str, np.ndarray]
 
@@ -116,16 +117,19 @@ class Shards:
         self._held: dict[int, Arrays] = {}
 
     def shard(self, number: int) -> Arrays:
-        """The arrays of a shard: from memory, from disk, or made and written now."""
+        """The arrays of a shard: from memory, from disk, or made and (by process 0) written now."""
         if number not in self._held:
             path = self.folder / f"{number:05d}.npz"
-            if not path.is_file():
-                self.folder.mkdir(parents=True, exist_ok=True)
+            if path.is_file():
+                with np.load(path) as stored:
+                    self._held[number] = {name: stored[name] for name in stored.files}
+            else:
                 made = self._make(np.arange(number * self.size, (number + 1) * self.size))
-                with files.whole(path) as scratch:
-                    np.savez(scratch, **{name: np.asarray(x) for name, x in made.items()})
-            with np.load(path) as stored:
-                self._held[number] = {name: stored[name] for name in stored.files}
+                self._held[number] = {name: np.asarray(x) for name, x in made.items()}
+                if processes.first():
+                    self.folder.mkdir(parents=True, exist_ok=True)
+                    with files.whole(path) as scratch:
+                        np.savez(scratch, **self._held[number])
         return self._held[number]
 
     def take(self, numbers: np.ndarray) -> Arrays:

@@ -6,19 +6,20 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from mv2_jax import params as trees
-from mv2_jax.train import optim
+from mv2_jax.errors import InputError
+from mv2_jax.train import optim, processes
 from mv2_jax.train.checkpoint import Checkpoints
 from mv2_jax.train.data import Prefetch
+from mv2_jax.train.phase import seed_of
 from mv2_jax.train.placement import Placement
 from mv2_jax.train.report import Report
 from mv2_jax.train.state import State, create, make_step
@@ -59,7 +60,7 @@ class Programs:
             flops = float(cost.get("flops", 0.0)) * self.repeats
             self.compiled[shapes] = (lowered.compile(), flops)
             sizes = ", ".join(f"{name} {list(shape)}" for name, shape, _ in shapes)
-            print(f"compiled for {sizes}: about {flops / 1e9:.3g} GFLOP a step", flush=True)
+            processes.say(f"compiled for {sizes}: about {flops / 1e9:.3g} GFLOP a step")
         program, flops = self.compiled[shapes]
         state, metrics = program(*args)
         return state, metrics, flops
@@ -90,35 +91,102 @@ class Stop:
                 signal.signal(number, handler)
 
 
+def check(cfg: Any) -> None:
+    """Refuses numbers of a phase that do not go together, before anything runs.
+
+    Raises:
+        InputError: a count below 1, or a batch that the devices cannot share out evenly: each
+            would work on all of it.
+    """
+    parts = cfg.optim.accumulate
+    counts = {"batch": cfg.batch, "log_every": cfg.log_every, "optim.accumulate": parts}
+    counts.update({f"mesh.{name}": size for name, size in cfg.mesh.items()})
+    for name, count in counts.items():
+        if count < 1:
+            raise InputError(f"{name} is {count}: it must be 1 or more")
+    rows = {"batch": cfg.batch}
+    if "data" in cfg and cfg.data.get("image_every"):
+        rows["data.image_batch"] = cfg.data.image_batch
+    ways = cfg.mesh.get("data", 1) * cfg.mesh.get("fsdp", 1)
+    unit = parts * ways
+    for name, count in rows.items():
+        if count % unit:
+            raise InputError(
+                f"{name} is {count}: for mesh.data x mesh.fsdp = {ways} and optim.accumulate = "
+                f"{parts} it must be a multiple of {unit}, such as "
+                f"{max(1, round(count / unit)) * unit}"
+            )
+
+
+def host() -> jax.Device:
+    """This machine's CPU as a device; where JAX_PLATFORMS leaves it out, the first accelerator."""
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return jax.local_devices()[0]
+
+
 class Run:
     """One phase under way: the state, the clock and everything that happens on a rhythm."""
 
     def __init__(
-        self, task: Task, cfg: Any, folder: Path, resume: bool, clock: Callable[[], float]
+        self,
+        task: Task,
+        cfg: Any,
+        folder: Path,
+        resume: bool,
+        clock: Callable[[], float],
+        stop: Stop,
     ) -> None:
         optim.check(cfg.optim)
+        check(cfg)
         self.task, self.cfg, self.clock = task, cfg, clock
         self.place = Placement(cfg.mesh)
+        if self.place.mesh is None and jax.process_count() > 1:
+            raise InputError(
+                f"mesh: all 1, but {jax.process_count()} processes with {jax.device_count()} "
+                f"devices are to train together: set mesh.data={jax.device_count()}"
+            )
         tx = optim.transformation(cfg.optim)
-        key = jax.random.key(cfg.seed)
+        key = jax.random.key(seed_of(cfg))
         self.key, init, self.sample_key = jax.random.split(key, 3)
-        self.state = self.place.state(create(task.init(init), tx))
+        self.state = self.fresh(init, tx)
         step = self.place.jit(make_step(task, tx, cfg), self.state)
         self.programs = Programs(step, cfg.optim.accumulate)
         self.frozen = self.place.params(task.frozen)
         self.checkpoints = Checkpoints(folder / "checkpoints")
-        self.elapsed, self.flop = 0.0, 0.0
+        self.before, self.flop = 0.0, 0.0
         if resume and self.checkpoints.newest() is not None:
             self.state, notes = self.checkpoints.restore(self.state)
-            self.elapsed, self.flop = notes["elapsed"], notes["flop"]
-        self.step = int(self.state.step)
-        self.report = Report(folder, cfg.name, self.step)
-        self.started = clock() - self.elapsed
+            self.before, self.flop = notes["elapsed"], notes["flop"]
+        self.step, self.elapsed = int(self.state.step), self.before
+        self.report = Report(folder, cfg.name, self.step) if processes.first() else None
+        self.watch = processes.Watch(clock, lambda: stop.asked)
         self.window: list[dict[str, jax.Array]] = []
-        self.marks = {"log": clock(), "save": clock(), "sheet": clock()}
+        self.last: dict[str, jax.Array] | None = None
+        self.logged = clock()
+        self.marks = {"save": self.elapsed, "sheet": self.elapsed}
         size = trees.count(self.state.params) / 1e6
         resumed = f", resumed at step {self.step}" if self.step else ""
-        print(f"[{cfg.name}] {size:.2f}M parameters in training{resumed}", flush=True)
+        processes.say(f"[{cfg.name}] {size:.2f}M parameters in training{resumed}")
+
+    def fresh(self, key: jax.Array, tx: Any) -> State:
+        """The state of step 0.
+
+        Over a mesh the parameters are made on the host and the rest from them where it lies, so
+        that no device ever holds what is split over many.
+        """
+        if self.place.mesh is None:
+            return create(self.task.init(key), tx)
+
+        def made(params: Params) -> tuple[State, None]:
+            return create(params, tx), None
+
+        with jax.default_device(host()):
+            tree = jax.tree.map(lambda x: np.asarray(x, np.float32), self.task.init(key))
+        shapes, _ = jax.eval_shape(made, tree)
+        state, _ = self.place.jit(made, shapes)(self.place.params(tree))
+        return state
 
     def fraction(self) -> float:
         """How far the phase has come, by its own clock; 1 is the end."""
@@ -134,15 +202,18 @@ class Run:
 
     def advance(self, batch: dict[str, Any]) -> None:
         """One step, then whatever is due."""
-        rate = jnp.float32(optim.rate(self.cfg.optim, self.step, self.fraction()))
-        self.state, metrics, flops = self.programs(self.state, self.frozen, batch, self.key, rate)
+        rate = np.float32(optim.rate(self.cfg.optim, self.step, self.fraction()))
+        with self.place.scope():
+            self.state, self.last, flops = self.programs(
+                self.state, self.frozen, batch, self.key, rate
+            )
         if self.window:
             # At most two steps in flight: more would run the clock ahead of the work.
             jax.block_until_ready(self.window[-1])
-        self.window.append(metrics)
+        self.window.append(self.last)
         self.step += 1
         self.flop += flops
-        self.elapsed = self.clock() - self.started
+        self.look()
         cfg = self.cfg
         if self.step % cfg.log_every == 0 or self.step == 1:
             self.log(float(rate))
@@ -151,12 +222,28 @@ class Run:
         if cfg.checkpoint_minutes and self.due("save", 60 * cfg.checkpoint_minutes):
             self.save()
 
+    def look(self) -> None:
+        """Looks at the clock: all that goes by time goes by what it showed last."""
+        self.watch.tick()
+        self.elapsed = self.before + self.watch.seconds
+
     def due(self, what: str, seconds: float) -> bool:
         """True every `seconds`."""
-        if self.clock() - self.marks[what] < seconds:
+        if self.elapsed - self.marks[what] < seconds:
             return False
-        self.marks[what] = self.clock()
+        self.marks[what] = self.elapsed
         return True
+
+    def finite(self, values: Mapping[str, Any], *names: str) -> None:
+        """Raises FloatingPointError where one of the values is not finite."""
+        phase = self.cfg.name.rpartition("/")[2]
+        for name in names:
+            if not np.isfinite(values[name]):
+                raise FloatingPointError(
+                    f"the {name} of phase {phase!r} is {values[name]} by step {self.step}: lower "
+                    f"{phase}.optim.lr or {phase}.optim.clip and run again; it resumes from the "
+                    "last checkpoint"
+                )
 
     def log(self, rate: float) -> None:
         """Means over the steps since the last line.
@@ -170,39 +257,56 @@ class Run:
         means = {name: float(np.mean([m[name] for m in host if name in m])) for name in names}
         self.window.clear()
         now = self.clock()
-        speed = steps / max(now - self.marks["log"], 1e-9)
-        self.marks["log"] = now
+        speed = steps / max(now - self.logged, 1e-9)
+        self.logged = now
         extra = {"rate": rate, "steps_per_s": speed, "minutes": self.elapsed / 60}
-        if not np.isfinite(means["loss"]):
-            raise FloatingPointError(
-                f"the loss of phase {self.cfg.name!r} is {means['loss']} by step {self.step}: "
-                "lower optim.lr or optim.clip and run again; it resumes from the last checkpoint"
-            )
-        self.report.log(self.step, self.cfg.steps, {**means, **extra})
+        self.finite(means, "loss")
+        if self.report:
+            self.report.log(self.step, self.cfg.steps, {**means, **extra})
 
     def sheet(self) -> None:
-        """Draws the loss curves, and samples with the averaged weights."""
-        self.report.curves()
-        if self.task.sample is not None:
-            image = self.task.sample(self.state.ema, self.frozen, self.sample_key)
-            self.report.sheet(self.step, image)
+        """Draws the loss curves, and samples with the averaged weights.
+
+        Of several processes the first samples alone, on one of its devices, from weights gathered
+        on its host: tasks sample with arrays of their own, which no other process has.
+        """
+        if self.report:
+            self.report.curves()
+        if self.task.sample is None:
+            return
+        if jax.process_count() == 1:
+            with self.place.scope():
+                image = self.task.sample(self.state.ema, self.frozen, self.sample_key)
+        else:
+            ema = processes.gather(self.state.ema)
+            if not self.report:
+                return
+            image = self.task.sample(ema, self.task.frozen, self.sample_key)
+        self.report.sheet(self.step, image)
 
     def save(self) -> None:
+        """Writes a checkpoint.
+
+        Raises:
+            FloatingPointError: the last step's loss or gradient is not finite; nothing is written.
+        """
+        if self.last is not None:
+            self.finite(jax.device_get(self.last), "loss", "grad_norm")
         self.checkpoints.save(self.step, self.state, {"elapsed": self.elapsed, "flop": self.flop})
 
-    def go(self, stop: Stop) -> Outcome:
-        """Trains until the phase is over or `stop` is asked for."""
+    def go(self) -> Outcome:
+        """Trains until the phase is over or a stop is asked for."""
         try:
-            with self.place.scope():
-                batches = self.task.batches(self.cfg.seed, self.step)
-                with Prefetch(batches, self.place.batch) as feed:
-                    while not (self.over() or stop.asked):
-                        self.advance(next(feed))
-                if self.window:
-                    self.log(optim.rate(self.cfg.optim, self.step - 1, self.fraction()))
-                self.save()
-                if self.over():
-                    self.sheet()
+            batches = self.task.batches(seed_of(self.cfg), self.step)
+            with Prefetch(batches, self.place.batch) as feed:
+                self.look()
+                while not (self.over() or self.watch.stop):
+                    self.advance(next(feed))
+            if self.window:
+                self.log(optim.rate(self.cfg.optim, self.step - 1, self.fraction()))
+            self.save()
+            if self.over():
+                self.sheet()
         finally:
             self.checkpoints.close()
         return Outcome(self.state, self.over(), self.elapsed / 60, self.flop / 1e12)
@@ -226,16 +330,19 @@ def run(
         clock: seconds; tests hand in their own.
 
     The phase ends at `steps`, or at `max_minutes` of training counted over all resumed runs. On
-    SIGTERM or SIGINT it writes a checkpoint and returns with `finished` False.
+    SIGTERM or SIGINT it writes a checkpoint and returns with `finished` False. Of several processes
+    all call it, with the same arguments; a signal to any of them stops all, and the first one's
+    clock counts. They share `folder`: the first writes, and each its part of a checkpoint.
 
     Raises:
         FloatingPointError: the loss is no longer finite.
+        InputError: a batch that does not split over the devices (see `check`).
         ValueError: settings that do not hold, or a checkpoint of another network.
     """
     with Stop().catching() as stop:
-        return Run(task, cfg, folder, resume, clock).go(stop)
+        return Run(task, cfg, folder, resume, clock, stop).go()
 
 
 def ema_params(outcome: Outcome) -> Params:
-    """The averaged weights of a phase, on the host."""
-    return jax.device_get(outcome.state.ema)
+    """The averaged weights of a phase, on the host; all processes must ask together."""
+    return processes.gather(outcome.state.ema)

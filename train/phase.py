@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import zlib
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
+
+# Settings that change how a phase is run, not what comes of it; what it begins from is told by its
+# digests.
+RUNNING = ("name", "chain", "begin", "log_every", "sample_minutes", "checkpoint_minutes", "mesh",
+           "remat")  # fmt: skip
+# What a person may change half-way besides: the loop itself asks for another optim.lr.
+ON_THE_WAY = (*RUNNING, "steps", "max_minutes", "precision", "optim")
 
 
 def phase(task: str, **settings: Any) -> ConfigDict:
@@ -56,6 +65,57 @@ def phase(task: str, **settings: Any) -> ConfigDict:
     return cfg
 
 
+def seed_of(cfg: Any) -> int:
+    """What a phase's draws are seeded with, 0..2^31-1: its seed and, in a chain, its name.
+
+    By the seed alone the phases of a chain would see the same noise, captions and order one after
+    the other. Arms keep the seed as it is, so that what is drawn does not tell them apart.
+    """
+    named = zlib.crc32(cfg.name.encode()) if cfg.get("chain", True) else 0
+    return (cfg.seed + named) % 2**31
+
+
+def check(cfg: Any) -> None:
+    """Refuses numbers that no task could use, before anything runs.
+
+    Raises:
+        ValueError: names the setting and what it may be.
+    """
+    if not 0 <= cfg.seed < 2**31:
+        raise ValueError(f"seed is {cfg.seed}; it goes from 0 to {2**31 - 1}")
+    data = cfg.get("data", {})
+    if "shard" not in data:
+        return
+    count, shard = data["count"], data["shard"]
+    if count < 1 or shard < 1 or count % shard:
+        raise ValueError(f"data.count: {count} samples do not divide into shards of {shard}")
+
+
+def difference(old: Mapping[str, Any], new: Mapping[str, Any], free: Collection[str] = ()) -> str:
+    """The first setting in which two phases' JSON-ready settings differ, such as "optim.lr 0.3, not
+    0.1"; empty where none does.
+
+    A setting that only one of the two has is no difference while it is off (0, empty). Those in
+    `free` may differ.
+    """
+    for name in dict.fromkeys((*new, *old)):
+        was, now = old.get(name), new.get(name)
+        if name in free or was == now or not (was or now):
+            continue
+        nested = [value for value in (was, now) if isinstance(value, Mapping)]
+        if len(nested) == 2 or (nested and None in (was, now)):
+            found = difference(was or {}, now or {})
+            if found:
+                return f"{name}.{found}"
+        else:
+            return f"{name} {_said(was)}, not {_said(now)}"
+    return ""
+
+
+def _said(value: Any) -> str:
+    return "unset" if value is None else repr(value)
+
+
 def packing(**settings: Any) -> ConfigDict:
     """What to make of weights once a recipe's phases are done: a cascade folder, and a trial.
 
@@ -92,4 +152,6 @@ def arms(**phases: ConfigDict) -> ConfigDict:
     """A recipe whose phases do not build on each other: all begin alike, to be compared."""
     made = recipe(**phases)
     made.chain = False
+    for name in made.order:
+        made.phases[name].chain = False
     return made

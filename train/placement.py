@@ -47,9 +47,6 @@ class Placement:
             return jax.jit(step, donate_argnums=0)
         return jax.jit(step, donate_argnums=0, out_shardings=(self._layout(state), None))
 
-    def state(self, state: State) -> State:
-        return state if self.mesh is None else jax.device_put(state, self._layout(state))
-
     def params(self, tree: Params) -> Params:
         return jax.device_put(tree) if self.mesh is None else sharding.shard_params(tree, self.mesh)
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from mv2_jax.sharding import SAMPLES, constrain
 from mv2_jax.train.task import Batch, Metrics, Params, Task
 
 
@@ -42,7 +43,10 @@ def ema_decay(step: jax.Array, decay: float, warmup: bool) -> jax.Array:
 
 
 def _gradients(task: Task, parts: int) -> Callable[..., tuple[Params, Metrics]]:
-    """(params, frozen, batch, key) -> (gradients, metrics), averaged over `parts` equal parts."""
+    """(params, frozen, batch, key) -> (gradients, metrics), averaged over `parts` equal parts.
+
+    Part i holds rows i, i + parts, i + 2 * parts ... of the batch.
+    """
 
     def whole(params: Params, frozen: Params, batch: Batch, key: jax.Array):
         (loss, metrics), grads = jax.value_and_grad(task.loss, has_aux=True)(
@@ -56,7 +60,9 @@ def _gradients(task: Task, parts: int) -> Callable[..., tuple[Params, Metrics]]:
     def split(x: jax.Array) -> jax.Array:
         if x.shape[0] % parts:
             raise ValueError(f"a batch of {x.shape[0]} does not split into {parts} equal parts")
-        return x.reshape(parts, x.shape[0] // parts, *x.shape[1:])
+        # Every parts-th row: each device then finds its share of each part among its own rows.
+        x = x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+        return constrain(x, None, SAMPLES)
 
     def accumulated(params: Params, frozen: Params, batch: Batch, key: jax.Array):
         def add(total, part):

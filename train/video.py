@@ -128,12 +128,16 @@ class VideoTask:
         data, shards, frames = self.cfg.data, self.shards(), self.net.stage.frames
         drawn = jax.jit(lambda n: worlds.first_frames(self.worlds(n), self.size))
         vae = jax.device_put(trees.cast(self.vae.params, np.float32))
-        step = start
+        step, every = start, data.image_every
         while True:
-            still = data.image_every and step % data.image_every == data.image_every - 1
-            count = data.image_batch if still else self.cfg.batch
-            # Pictures walk through the clips in an order of their own.
-            numbers = position(seed + 1 if still else seed, step, count, data.count)
+            still = every and step % every == every - 1
+            # Pictures walk through the clips in an order of their own, each kind at its own pace:
+            # by the step itself, those that fall on the other's steps would be left out.
+            stills = step // every if every else 0  # steps of pictures before this one
+            if still:
+                numbers = position(seed + 1, stills, data.image_batch, data.count)
+            else:
+                numbers = position(seed, step - stills, self.cfg.batch, data.count)
             found = shards.take(numbers)
             latent = found["latent"][:, : 1 if still else frames]
             if np.random.default_rng([seed, step, 1]).random() < data.decoded:

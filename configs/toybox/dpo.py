@@ -1,5 +1,6 @@
-"""Preference on the toybox: Diffusion-DPO on pairs that a judge ranked, and the same time spent on
-fine-tuning on the winners, for pictures and for clips.
+"""Preference on the toybox: Diffusion-DPO on pairs that a judge ranked, and as many steps of
+fine-tuning on the winners, for pictures and for clips. Not as much work: a step of DPO sees both
+halves of a pair, and the network as it was besides.
 
 The pictures' arms change T2I's UNet alone: the video stages have spatial weights of their own.
 """

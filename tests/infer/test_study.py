@@ -1,10 +1,12 @@
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from mv2_jax import cli
+from mv2_jax.config import JudgeConfig
 from mv2_jax.infer import generate, media, study, study_arms, study_report
 from mv2_jax.infer.generate import Made
 from mv2_jax.infer.mechanisms import FULL, Variant
@@ -68,7 +70,12 @@ def made(monkeypatch):
     monkeypatch.setattr(study, "measured", measured)
     monkeypatch.setattr(generate, "load", lambda bundle: (None, {}))
     monkeypatch.setattr(study.settings, "resolve", lambda *args: {"vfi": {"fps": 8}})
-    monkeypatch.setattr(evaluate, "load", lambda *path: None)
+
+    def load(path="ships"):
+        weights = np.float32([len(Path(path).read_text()) if Path(path).is_file() else 0])
+        return evaluate.Jury({"w": weights}, JudgeConfig())
+
+    monkeypatch.setattr(evaluate, "load", load)
     return calls
 
 
@@ -95,12 +102,22 @@ def test_a_study_writes_its_files_and_goes_on_where_it_was_cut(tmp_path, made):
     assert made[15:] == [("more", (0, 1)), ("more", (2, 3)), ("more", (4, 4))]
 
 
+def test_parts_are_kept_by_what_a_judge_is_not_by_its_name(tmp_path, made):
+    judge, bundle = tmp_path / "judge.safetensors", SimpleNamespace(digest="x")
+    for text, name, batches in (("a", judge, 1), ("a", tmp_path / "moved", 1), ("bc", judge, 2)):
+        name.write_text(text)
+        study.run(bundle, VARIANTS[:1], tmp_path / "out", count=2, batch=2, judge=str(name))
+        assert len(made) == batches
+
+
 def test_flags_that_make_no_sense_are_told(capsys):
     for arguments, said in (
         (["inference", "--only", "vfy"], "did you mean 'vfi'"),
         (["training", "--only", "vfi"], "--only goes with"),
         (["preference"], "not to be reported by the judge that ranked"),
         (["inference", "--prompts", "1"], "--prompts is at least 2"),
+        (["inference", "--seed", "-1"], "--seed is -1; it goes from 0 to 4294967256"),
+        (["training", "--steps", "0"], "--steps is 0; it is at least 1"),
     ):
         assert cli.main(["study", *arguments]) == 2
         assert said in capsys.readouterr().err

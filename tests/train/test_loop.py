@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mv2_jax.errors import InputError
 from mv2_jax.train import loop, optim
 from mv2_jax.train.state import create, ema_decay, make_step
 
@@ -86,8 +87,69 @@ def test_a_loss_that_is_not_finite_is_an_error(tmp_path):
     def broken(params, frozen, batch, key):
         return jnp.sum(params["layer"]["bias"]) * jnp.nan, {}
 
-    with pytest.raises(FloatingPointError, match=r"test/regression.*lower optim\.lr"):
+    with pytest.raises(FloatingPointError, match=r"'regression'.*lower regression\.optim\.lr"):
         loop.run(task(loss=broken), config(), tmp_path)
+
+
+def sick(seed, start):
+    """Batches whose targets are lost from step 5 on."""
+    for step, batch in enumerate(batches(seed, start), start):
+        yield {**batch, "y": batch["y"] * (jnp.nan if step >= 5 else 1.0)}
+
+
+def steep(params, frozen, batch, key):
+    """0, with a gradient of 0 times infinity."""
+    return jnp.sqrt(0.0 * jnp.sum(params["layer"]["kernel"])), {}
+
+
+@pytest.mark.parametrize(
+    "change, what, kept", [({"batches": sick}, "loss", 5), ({"loss": steep}, "grad_norm", None)]
+)
+def test_what_is_not_finite_is_never_saved(tmp_path, change, what, kept):
+    cfg = config(log_every=50, checkpoint_minutes=1e-9)
+    with pytest.raises(FloatingPointError, match=rf"the {what} of phase .* is nan by step"):
+        loop.run(task(**change), cfg, tmp_path)
+    saved = [int(path.name) for path in (tmp_path / "checkpoints").iterdir()]
+    assert max(saved, default=None) == kept
+
+
+@pytest.mark.parametrize(
+    "settings, says",
+    [
+        (
+            {"batch": 6, "mesh": {"data": 2, "fsdp": 2}},
+            "batch is 6: .* = 4 and .* = 1 .* 4, such as 8",
+        ),
+        ({"optim": {"accumulate": 3}}, "batch is 8: .* multiple of 3, such as 9"),
+        (
+            {"data": {"image_every": 2, "image_batch": 3}, "mesh": {"data": 8}},
+            "data.image_batch is 3: .* such as 8",
+        ),
+        ({"log_every": 0}, "log_every is 0: it must be 1 or more"),
+        ({"optim": {"accumulate": 0}}, "optim.accumulate is 0"),
+        ({"mesh": {"fsdp": 0}}, "mesh.fsdp is 0"),
+    ],
+)
+def test_numbers_that_do_not_go_together_are_refused(tmp_path, settings, says):
+    with pytest.raises(InputError, match=says):
+        loop.run(task(), config(**settings), tmp_path)
+
+
+def test_over_a_mesh_the_state_is_made_where_it_lies(tmp_path, monkeypatch):
+    given = []
+
+    def spy(params, tx):
+        given.extend(jax.tree.leaves(params))
+        return create(params, tx)
+
+    monkeypatch.setattr(loop, "create", spy)
+    held = {"attn1": {"to_q": {"kernel": np.random.default_rng(0).random((8, 16), np.float32)}}}
+    work = task(init=lambda key: held, frozen={})
+    state = loop.run(work, config(steps=0, mesh={"fsdp": 8}), tmp_path).state
+    assert all(isinstance(leaf, jax.core.Tracer) for leaf in given)
+    assert same(state, create(held, optim.transformation(config().optim)))
+    (kernel,) = jax.tree.leaves(state.ema)
+    assert kernel.sharding.shard_shape(kernel.shape) == (1, 16)
 
 
 def test_a_checkpoint_of_another_network_is_refused(whole, tmp_path):
@@ -140,6 +202,19 @@ def test_ema_follows_its_formula():
     state, _ = one_step(cfg, task(), next(batches(0, 0)))
     for p0, p1, ema in zip(leaves(start), leaves(state.params), leaves(state.ema), strict=True):
         np.testing.assert_allclose(ema, 0.1 * p0 + 0.9 * p1, atol=1e-6)
+
+
+def sample_key(folder, **settings):
+    run = loop.Run(task(), config(**settings), folder, False, Clock(), loop.Stop())
+    run.checkpoints.close()
+    return jax.random.key_data(run.sample_key).tolist()
+
+
+def test_phases_of_a_chain_draw_other_numbers_and_arms_the_same(tmp_path):
+    names = ("toybox/t2i/first", "toybox/t2i/second")
+    chained = [sample_key(tmp_path, name=name) for name in names]
+    arms = [sample_key(tmp_path, name=name, chain=False) for name in names]
+    assert chained[0] != chained[1] and arms[0] == arms[1]
 
 
 def test_no_thread_outlives_a_run(whole):

@@ -2,6 +2,7 @@
 
 import dataclasses
 from functools import cache
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,9 @@ from ml_collections import ConfigDict
 from mv2_jax import params
 from mv2_jax.config import SparseControlConfig, to_dict
 from mv2_jax.configs import smoke
+from mv2_jax.configs import vfi as videos_recipe
+from mv2_jax.configs.toybox import dpo as dpo_recipe
+from mv2_jax.configs.toybox import vfi as vfi_recipe
 from mv2_jax.errors import InputError
 from mv2_jax.models.vae import AutoencoderKL
 from mv2_jax.stages import video
@@ -19,7 +23,7 @@ from mv2_jax.toybox import captions
 from mv2_jax.toybox.world import MOTIONS
 from mv2_jax.train import prompts
 from mv2_jax.train.task import Component
-from mv2_jax.train.tasks import i2v, t2i, v2v
+from mv2_jax.train.tasks import dpo, i2v, t2i, v2v, vfi
 from mv2_jax.train.video import TREES, VideoTask
 
 INIT = video.init
@@ -119,6 +123,38 @@ def test_i2v_trains_its_own_trees_on_clips_and_pictures(tmp_path, monkeypatch):
     assert set(task.configs(weights)) == set(task.components(weights))
 
 
+@pytest.mark.parametrize("every, batch", [(4, 4), (2, 4), (0, 4), (4, 3)])
+def test_every_epoch_shows_all_clips_and_all_pictures(tmp_path, monkeypatch, every, batch):
+    monkeypatch.setattr("mv2_jax.train.video.video.init", nothing)
+    monkeypatch.setattr("mv2_jax.train.video.worlds.first_frames", lambda w, size: np.zeros(1))
+    cfg = smoke.get_config().phases.i2v  # of 16 clips
+    cfg.batch = batch
+    cfg.data.update(image_every=every, image_batch=8, decoded=0.0)
+    video_task, asked = VideoTask("i2v", cfg, first_phases(), tmp_path / "i2v"), []
+
+    def take(numbers):
+        asked.append(numbers)
+        shape = (len(numbers), 4, 1, 1, 1)
+        return {"latent": np.zeros(shape), "label": np.zeros((len(numbers), 4), int)}
+
+    monkeypatch.setattr(video_task, "worlds", lambda numbers: numbers)
+    monkeypatch.setattr(video_task, "shards", lambda: SimpleNamespace(take=take))
+    stream = video_task.batches(0, 0)
+    lengths = [next(stream)["latent"].shape[1] for _ in range(64)]
+    clips = np.concatenate([n for n, frames in zip(asked, lengths) if frames == 4])
+    assert len(clips) >= 64
+    for epoch in range(len(clips) // 16):
+        assert sorted(clips[16 * epoch : 16 * epoch + 16]) == list(range(16))
+    assert lengths.count(1) == (64 // every if every else 0)
+    if every:
+        pictures = np.concatenate([n for n, frames in zip(asked, lengths) if frames == 1])
+        assert all(sorted(part) == list(range(16)) for part in pictures.reshape(-1, 16))
+        assert pictures[16:32].tolist() != clips[16:32].tolist()
+    later = video_task.batches(0, 39)  # a resumed run sees what the whole one saw
+    assert [next(later)["latent"].shape[1] for _ in range(5)] == lengths[39:44]
+    assert all(np.array_equal(a, b) for a, b in zip(asked[64:], asked[39:44], strict=True))
+
+
 def test_clips_are_of_the_motions_asked_for(tmp_path, monkeypatch):
     monkeypatch.setattr("mv2_jax.train.video.video.init", nothing)
     cfg = smoke.get_config().phases.i2v  # not the shared one: it is changed here
@@ -185,3 +221,34 @@ def test_what_is_missing_or_unknown_is_named(tmp_path):
     cfg.data.sizes = (100,)
     with pytest.raises(InputError, match="100 is not a multiple of 16"):
         t2i.make(cfg, {"vae": parts()["vae"]}, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "data, says",
+    [
+        ({"chunk": 3}, "3 at a time do not divide a shard of 128"),
+        ({"chunk": 0}, "0 at a time"),
+        ({"candidates": 1}, "a pair takes two at least, not 1"),
+    ],
+)
+def test_pairs_whose_numbers_do_not_go_together_are_told(tmp_path, data, says):
+    cfg = dpo_recipe.get_config().phases.pictures
+    cfg.data.update(data)
+    with pytest.raises(InputError, match=says):
+        dpo.make(cfg, {}, tmp_path)
+
+
+@pytest.mark.parametrize("of_videos", [True, False])
+def test_a_gap_with_no_frame_between_is_told(tmp_path, of_videos):
+    cfg = (videos_recipe if of_videos else vfi_recipe).get_config().phases.vfi
+    begin = {"vae": parts()["vae"]}
+    says = "frames, 2 or more" if of_videos else "shares of a clip"
+    for gap in ((1, 4), (6, 2), (3,)) if of_videos else ((1, 4), (0.2, 0.1), (0.0, 0.1)):
+        cfg.data.gap = gap
+        with pytest.raises(InputError, match=rf"data\.gap: .* {says}"):
+            vfi.make(cfg, begin, tmp_path)
+    cfg.data.gap = (2, 4) if of_videos else (0.05, 1)
+    if of_videos:
+        cfg.data.root = str(tmp_path / "nowhere")
+        with pytest.raises(InputError, match="there is no folder"):
+            vfi.make(cfg, begin, tmp_path)

@@ -43,11 +43,17 @@ def make(cfg: Any, begin: Mapping[str, Component], folder: Path) -> Task:
     """The task, over everything that its stage is made of.
 
     Raises:
-        InputError: an unknown stage, kind of loss or tree, or a component that is missing.
+        InputError: an unknown stage, kind of loss or tree, a component that is missing, or numbers
+            of pairs that do not go together.
     """
     for word, known, what in ((cfg.stage, STAGES, "stage"), (cfg.loss.kind, KINDS, "loss.kind")):
         if word not in known:
             raise InputError(f"{what}: there is no {word!r}{nearest(word, known)}")
+    chunk, shard, candidates = cfg.data.chunk, cfg.data.shard, cfg.data.candidates
+    if chunk < 1 or shard % min(chunk, shard):
+        raise InputError(f"data.chunk: {chunk} at a time do not divide a shard of {shard} prompts")
+    if candidates < 2:
+        raise InputError(f"data.candidates: a pair takes two at least, not {candidates}")
     require(begin, *NEEDED[cfg.stage])
     return (Pictures if cfg.stage == "t2i" else Clips)(cfg, begin, folder).task()
 

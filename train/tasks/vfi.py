@@ -39,7 +39,8 @@ def make(cfg: Any, begin: Mapping[str, Component], folder: Path) -> Task:
     """The task, with `begin["vae"]`'s features; it goes on from `begin["vfi_gan"]` where that is.
 
     Raises:
-        InputError: no autoencoder, no videos, or a `data.side` that does not fit the networks.
+        InputError: no autoencoder, no videos, a `data.side` that does not fit the networks, or a
+            `data.gap` that leaves no frame between.
     """
     require(begin, "vae")
     return VFITask(cfg, begin, folder).task()
@@ -49,7 +50,7 @@ class VFITask:
     """The interpolator as a task: data, losses, sheets.
 
     Raises:
-        InputError: a side that does not fit, or no videos under `data.root`.
+        InputError: a side or a gap that does not fit, or no videos under `data.root`.
     """
 
     def __init__(self, cfg: Any, begin: Mapping[str, Component], folder: Path) -> None:
@@ -67,6 +68,7 @@ class VFITask:
             raise InputError(f"data.size: frames of {cfg.data.size} hold no crop of {side}")
         if cfg.data.among < 1:
             raise InputError(f"data.among: of {cfg.data.among} draws none can be kept; 1 keeps all")
+        _check_gap(tuple(cfg.data.gap), "root" in cfg.data)
         self.paths = videos.find(cfg.data.root, side) if "root" in cfg.data else []
         self.light_params, self.light_cfg = vfi.shipped()
         if self.light_cfg != self.net.light:
@@ -175,6 +177,14 @@ class VFITask:
             configs=lambda params: {NAME: self.net},
             sample=self.sample,
         )
+
+
+def _check_gap(gap: tuple[float, ...], videos: bool) -> None:
+    """Refuses what are no (least, most) frames of videos, or shares of a toybox clip's length."""
+    if len(gap) == 2 and (2 <= gap[0] <= gap[1] if videos else 0 < gap[0] <= gap[1] <= 1):
+        return
+    what = "frames, 2 or more, so that one is between" if videos else "shares of a clip, up to 1"
+    raise InputError(f"data.gap: {gap} are not the least and the most {what}")
 
 
 def sharpness(made: jax.Array, real: jax.Array) -> jax.Array:

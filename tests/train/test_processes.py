@@ -1,0 +1,168 @@
+"""Two processes of two CPU devices train what one process of four does."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from mv2_jax.errors import InputError
+from mv2_jax.train import processes
+from mv2_jax.train.latents import Shards
+
+STEPS = 24
+
+WORKER = """
+import os, pathlib, signal, sys
+import jax, jax.numpy as jnp, numpy as np
+from mv2_jax import params
+from mv2_jax.train import loop, processes
+from regression import batches, config, task
+
+processes.initialise()
+processes.initialise()
+folder = pathlib.Path(sys.argv[1])
+several = jax.process_count() > 1
+
+def init(key):
+    a, b = jax.random.split(key)
+    out = {"kernel": 0.3 * jax.random.normal(b, (8, 4)), "bias": jnp.zeros(4)}
+    return {"attn1": {"to_q": {"kernel": 0.3 * jax.random.normal(a, (4, 8))}, "to_out_0": out}}
+
+def loss(params, frozen, batch, key):
+    layers = params["attn1"]
+    y = jnp.tanh(batch["x"] @ layers["to_q"]["kernel"]) @ layers["to_out_0"]["kernel"]
+    y = y + layers["to_out_0"]["bias"][None]
+    return jnp.mean(jnp.square(y.sum(1, keepdims=True) - batch["y"])), {}
+
+def cut(seed, start):
+    for number, batch in enumerate(batches(seed, start)):
+        if number == 3 and jax.process_index() == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        yield batch
+
+def train(mesh, **changes):
+    settings = {"steps": STEPS, "log_every": 1, "optim": {"lr": 0.01, "accumulate": 2}}
+    work = task(init=init, loss=loss, frozen={}, **changes)
+    return loop.run(work, config(**settings, mesh=mesh), folder)
+
+if several:
+    first = train({"data": 2, "fsdp": 2}, batches=cut)
+    assert not first.finished and 0 < int(first.state.step) < STEPS, first
+last = train({"fsdp": 4} if several else {"data": 2, "fsdp": 2})
+assert last.finished
+kernel = last.state.params["attn1"]["to_q"]["kernel"]
+assert kernel.is_fully_addressable != several
+np.savez(folder / f"weights{jax.process_index()}.npz", **params.flatten(loop.ema_params(last)))
+processes.wait("done")
+"""
+
+
+def start(folder, devices, **variables):
+    folder.mkdir(exist_ok=True)
+    root = Path(__file__).parents[2]
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "PYTHONPATH": os.pathsep.join((str(Path(__file__).parent), str(root))),
+        **variables,
+    }
+    code = WORKER.replace("STEPS", str(STEPS))
+    return subprocess.Popen(
+        [sys.executable, "-c", code, str(folder)],
+        env=environment,
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def rows(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_two_processes_train_as_one_does_and_stop_together(tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    one, two = tmp_path / "one", tmp_path / "two"
+    place = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+    started = [
+        start(one, 4),
+        *(start(two, 2, **place, JAX_PROCESS_ID=str(number)) for number in range(2)),
+    ]
+    try:
+        said = [process.communicate(timeout=600)[0] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert [process.returncode for process in started] == [0, 0, 0], "\n".join(said)
+    assert "resumed at step" in said[1] and "resumed at step" not in said[2]
+    assert [row["step"] for row in rows(two)] == list(range(1, STEPS + 1))
+    losses = [[row["loss"] for row in rows(folder)] for folder in (one, two)]
+    np.testing.assert_allclose(*losses, rtol=1e-4)
+    alone = np.load(one / "weights0.npz")
+    for number in range(2):
+        together = np.load(two / f"weights{number}.npz")
+        for name in alone.files:
+            np.testing.assert_allclose(together[name], alone[name], atol=1e-5)
+
+
+def test_a_process_alone_joins_nobody(monkeypatch):
+    for name in (*processes.LAUNCHERS, "JAX_COORDINATOR_ADDRESS", "TPU_ML_PLATFORM"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
+    processes.initialise()
+    assert not jax.distributed.is_initialized() and processes.first()
+
+
+def test_a_coordinator_without_numbers_is_refused(monkeypatch):
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "localhost:1")
+    monkeypatch.setattr(jax.distributed, "initialize", _unnumbered)
+    with pytest.raises(InputError, match="set JAX_NUM_PROCESSES, and JAX_PROCESS_ID"):
+        processes.initialise()
+
+
+def _unnumbered(**_):
+    raise ValueError("Number of processes must be defined.")
+
+
+def test_the_first_process_alone_keeps_shards(tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "first", lambda: False)
+    shards = Shards(tmp_path / "latents", {}, lambda numbers: {"n": 2 * numbers}, 4, 2)
+    np.testing.assert_array_equal(shards.take(np.array([3, 0]))["n"], [6, 0])
+    assert not list(tmp_path.iterdir())
+
+
+class Others:
+    """In place of `process_allgather`: this process's words, then those of one that says stop."""
+
+    def __init__(self):
+        self.asked, self.stop = 0, False
+
+    def __call__(self, mine):
+        self.asked += 1
+        return np.float32([mine, [1e6, self.stop]])
+
+
+def test_processes_compare_about_once_a_second_by_the_first_ones_clock(monkeypatch):
+    others, now = Others(), [0.0]
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(processes.multihost_utils, "process_allgather", others)
+    watch = processes.Watch(lambda: now[0], lambda: False)
+    for _ in range(400):  # ten steps a second
+        now[0] += 0.1
+        watch.tick()
+    assert 35 <= others.asked <= 50
+    assert 38 <= watch.seconds <= 40.1 and not watch.stop
+    others.stop = True
+    for _ in range(20):
+        watch.tick()
+    assert watch.stop
