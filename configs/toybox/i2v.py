@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 
 from mv2_jax.config import to_dict
 from mv2_jax.configs.toybox import sizes
+from mv2_jax.configs.toybox.t2i import LESS_NOISE
 from mv2_jax.diffusion.losses import LossConfig
 from mv2_jax.train.phase import phase, recipe
 
@@ -66,4 +67,12 @@ def get_config() -> ConfigDict:
         steadier=phase("i2v", seed=1, max_minutes=60.0, **everything),
         # And again, over other clips: outlines still melted on their way.
         steadiest=phase("i2v", seed=2, max_minutes=72.0, **everything),
+        # Over the same clips again, less noisy steps oftener, as in T2I's last phase: all phases
+        # above drew the noisy ones oftener, and outlines are decided later.
+        outlines=phase(
+            "i2v",
+            seed=2,
+            max_minutes=55.0,
+            **{**everything, "loss": {**loss, "shape": asdict(LESS_NOISE)}},
+        ),
     )
