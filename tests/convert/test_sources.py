@@ -114,7 +114,7 @@ def test_bad_files_are_refused(tmp_path, capsys):
     with pytest.raises(ValueError, match="damaged"):
         load(write("cut.safetensors", whole[:-3]))
     torch.save({"x": Hostile()}, tmp_path / "hostile.pt")
-    with pytest.raises(ValueError, match=r"holds more than tensors \("):
+    with pytest.raises(ValueError, match="holds more than tensors: it wants print"):
         load(tmp_path / "hostile.pt")
     assert capsys.readouterr().out == ""
     torch.save({"epoch": 3}, tmp_path / "empty.pt")
