@@ -161,11 +161,8 @@ def _hits(parts: list[dict[str, Any]], words: np.ndarray) -> dict[str, np.ndarra
 
 def _ready(folder: Path) -> None:
     """Makes the folder, and finds out now whether it can be written."""
-    try:
+    with outputs.told(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise InputError(f"cannot write {folder}: {reason}") from None
     outputs.check(folder / "eval.json")
 
 

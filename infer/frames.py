@@ -32,9 +32,8 @@ def time_of(
 ) -> Fraction | None:
     """When a decoded frame is shown, in seconds; None for a first one that nobody knows it of.
 
-    AVI, and Matroska that was made of it, keep one time a packet, that of decoding. A decoder gives
-    its frames in the order they are shown, each with the packet that it had to wait for, so the
-    frame's time is that packet's, as FFmpeg has it too.
+    AVI keeps one time a packet, that of decoding. A decoder gives its frames in the order they are
+    shown, each with the packet that it had to wait for, so the frame's time is that packet's.
 
     Args:
         last: the time of the frame before, None for the first.

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,8 +68,15 @@ def plan(out: str | Path, count: int, stages: bool, inputs: Iterable[Path]) -> l
 
 def check(path: Path) -> None:
     """Raises InputError, before any work is done, where a file cannot be written."""
-    try:
+    with told(path):
         files.check(path)
+
+
+@contextmanager
+def told(path: Path) -> Iterator[None]:
+    """An OSError of the block as an InputError that says why `path` cannot be written."""
+    try:
+        yield
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise InputError(f"cannot write {path}: {reason}") from None
