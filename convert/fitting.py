@@ -14,10 +14,10 @@ from mv2_jax.config import (
     VisionConfig,
 )
 from mv2_jax.convert.pieces import Piece
+from mv2_jax.convert.recognise import is_sd2
 from mv2_jax.convert.sources import spec
 from mv2_jax.errors import InputError
 
-_SD2 = "an SD2 UNet"
 # What a ControlNet's body and the UNet that it steers have in common.
 _BODY = (
     "channels",
@@ -39,10 +39,10 @@ def check(built: Mapping[str, Piece]) -> None:
     """
     unet = built["spatial"].config
     for name in ("spatial", "t2i_unet"):
-        if name in built and built[name].found.part.title.startswith(_SD2):
+        if name in built and is_sd2(built[name].config):
             raise InputError(
-                f"{built[name].found.asked} holds {_SD2}: Stable Diffusion 2 reads its prompts "
-                "otherwise (padding, the layer before the last) and is not supported"
+                f"{built[name].found.asked} holds an SD2 UNet: Stable Diffusion 2 reads its "
+                "prompts otherwise (padding, the layer before the last) and is not supported"
             )
     for name, piece in built.items():
         if name in _CHECKS:

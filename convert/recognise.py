@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mv2_jax.config import UNetConfig
 from mv2_jax.convert import ldm, lora, structure
 from mv2_jax.convert.engine import Ignore, Table, shorten, under
 from mv2_jax.convert.sources import View, spec
@@ -168,12 +169,17 @@ def _unet_like(
     return Part("unet", _family(cfg), layout, _claim(source, names, table), table, cfg)
 
 
+def is_sd2(cfg: UNetConfig) -> bool:
+    """Whether a UNet is Stable Diffusion 2's: linear projections, text of OpenCLIP's width."""
+    return cfg.pooled_width is None and cfg.linear_projection and cfg.context_width == 1024
+
+
 def _family(cfg: Any) -> str:
     """A UNet's family, by what its cross-attention reads."""
     if cfg.pooled_width is not None:
         name = "an SDXL UNet" if cfg.context_width == 2048 else "a UNet of SDXL's kind"
     elif cfg.linear_projection:
-        name = "an SD2 UNet" if cfg.context_width == 1024 else "a UNet of SD2's kind"
+        name = "an SD2 UNet" if is_sd2(cfg) else "a UNet of SD2's kind"
     else:
         name = "an SD1.5 UNet" if cfg.context_width == 768 else "a UNet of SD1.5's kind"
     return name if cfg.in_channels == 4 else f"{name} of {cfg.in_channels} input channels"
