@@ -29,8 +29,13 @@ def folder() -> Path:
     A home directory may be shared by machines whose processors differ, and XLA compiles for the
     processor at hand.
     """
+    return user_cache() / f"xla-{machine()}"
+
+
+def machine() -> str:
+    """A short name for this kind of processor."""
     kind = f"{platform.machine()} {platform.processor()} {_cpu_features()}"
-    return user_cache() / f"xla-{hashlib.sha256(kind.encode()).hexdigest()[:12]}"
+    return hashlib.sha256(kind.encode()).hexdigest()[:12]
 
 
 def enable() -> Path | None:

@@ -167,12 +167,18 @@ def command(request: Request, out: str | Path, stages: bool = False, batch: int 
 
 
 def load(bundle: Any) -> tuple[Any, dict[str, str]]:
-    """The cascade, and what it runs on (for the sidecar). This is where JAX is loaded."""
+    """The cascade, and what it runs on (for the sidecar). This is where JAX is loaded.
+
+    Its programs are kept from run to run (`infer.kept`): for commands, which run no code but this
+    package's. Code of your own loads by `mv2_jax.cascade.load`.
+    """
     import jax
     import jax.numpy as jnp
 
-    cache.enable()
+    folder = cache.enable()
     from mv2_jax import cascade
+    from mv2_jax.infer.kept import Kept
+    from mv2_jax.programs import Programs
 
     device = jax.devices()[0]
     dtype = jnp.float32 if device.platform == "cpu" else jnp.bfloat16
@@ -183,10 +189,11 @@ def load(bundle: Any) -> tuple[Any, dict[str, str]]:
         "dtype": jnp.dtype(dtype).name,
     }
     network = _interpolator(bundle)
-    if network in (None, "none"):
-        return cascade.load(bundle, dtype), made_with
-    between = interpolators.load(network, bundle)
-    return cascade.load(bundle, dtype, interpolator=between), made_with
+    own = network in (None, "none")
+    between = None if own else interpolators.load(network, bundle)
+    loaded = cascade.load(bundle, dtype, interpolator=between)
+    programs = Programs(Kept(folder) if folder else None)
+    return dataclasses.replace(loaded, programs=programs), made_with
 
 
 def check_steps(bundle: Any, numbers: Numbers, start: str = "t2i") -> None:

@@ -2,13 +2,14 @@
 
 `jax.jit` compiles in silence within the first call. A person who waits for a minute is to know
 what for, so `Programs` compiles ahead of the call and reports it through the same callback that
-the stages report their steps through.
+the stages report their steps through. It also asks a store, where it is given one, before it
+compiles.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 from jax.sharding import SingleDeviceSharding
@@ -21,11 +22,28 @@ def silent(stage: str, done: int, total: int) -> None:
     """The progress callback that does nothing."""
 
 
-class Programs:
-    """Calls jitted functions; a call with new shapes or new static arguments compiles aloud."""
+class Store(Protocol):
+    """Where compiled programs are kept: `infer.kept.Kept`, for the commands."""
 
-    def __init__(self) -> None:
+    def name(self, function: Any, static: dict[str, Any], signature: Any) -> str | None:
+        """The key of a program; None for one that cannot be kept."""
+
+    def find(self, name: str) -> Any:
+        """The compiled program of a key; None where there is none."""
+
+    def compile(self, name: str, lowered: Any) -> Any:
+        """Compiles a lowered program, and keeps it."""
+
+
+class Programs:
+    """Calls jitted functions; a call with new shapes or new static arguments compiles aloud.
+
+    What `store` has is taken from it in silence, without a trace.
+    """
+
+    def __init__(self, store: Store | None = None) -> None:
         self._compiled: dict[Any, Any] = {}
+        self._store = store
 
     def __call__(
         self, stage: str, function: Any, *args: Any, progress: Progress = silent, **static: Any
@@ -39,18 +57,29 @@ class Programs:
             args: trees of arrays, all traced.
             static: hashable static arguments.
         """
-        key = (function, tuple(sorted(static.items())), _signature(args))
+        shapes = signature(args)
+        key = (function, tuple(sorted(static.items())), shapes)
         if key not in self._compiled:
-            progress(f"compiling {stage}", 0, 1)
-            self._compiled[key] = function.lower(*args, **static).compile()
-            progress(f"compiling {stage}", 1, 1)
+            name = self._store.name(function, static, shapes) if self._store else None
+            program = self._store.find(name) if name else None
+            if program is None:
+                progress(f"compiling {stage}", 0, 1)
+                lowered = function.lower(*args, **static)
+                program = self._store.compile(name, lowered) if name else lowered.compile()
+                progress(f"compiling {stage}", 1, 1)
+            self._compiled[key] = program
         return self._compiled[key](*args)
 
 
-def _signature(args: Any) -> Any:
+def usual_device() -> Any:
+    """The device that arrays are made on."""
+    return jax.config.jax_default_device or jax.local_devices()[0]
+
+
+def signature(args: Any) -> Any:
     """What jit would tell two calls apart by: structure, shapes, types, and chosen devices."""
     leaves, structure = jax.tree.flatten(args)
-    usual = SingleDeviceSharding(jax.config.jax_default_device or jax.local_devices()[0])
+    usual = SingleDeviceSharding(usual_device())
     return structure, tuple((jax.typeof(leaf), _place(leaf, usual)) for leaf in leaves)
 
 

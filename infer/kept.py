@@ -1,0 +1,133 @@
+"""Compiled programs that are kept whole between runs of a command.
+
+JAX's own cache spares the compiling, but its key is the lowered program, so that each run traces
+and lowers every network anew only to find what it has: a third of a warm run on a CPU. Here the key
+is what a program is made from: the source of this package, the versions beneath it, the device, the
+function's name, its static arguments and its shapes. A hit costs one file.
+
+The key knows nothing of code outside the package, such as a sampler of one's own: only the commands
+keep programs, and a cascade that is loaded by `mv2_jax.cascade.load` keeps none. A file holds
+machine code, as those of JAX's cache do; the folder is its user's alone to write.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import platform
+import shutil
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.experimental import serialize_executable as serial
+
+from mv2_jax import programs
+from mv2_jax.infer import cache
+from mv2_jax.programs import usual_device
+
+_CODE = [Path(programs.__file__).parent, Path(__file__).parent]  # two places where it is editable
+_SOURCES = 4  # versions of the package whose programs stay, the latest used first
+_hits = 0
+
+
+class Kept:
+    """Programs of one device of one process, in a folder: `mv2_jax.programs.Programs` asks it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._all = folder / "kept"
+        self._folder = self._all / _made_of()
+
+    def name(self, function: Any, static: dict[str, Any], signature: Any) -> str | None:
+        """The key of a program; None for one that cannot be kept.
+
+        Args:
+            signature: the arguments' structure, and each leaf's (type, sharding), None for the
+                usual device (`programs.signature`).
+        """
+        structure, leaves = signature
+        if jax.process_count() > 1 or any(place is not None for _, place in leaves):
+            return None
+        types = [(aval.shape, str(aval.dtype), aval.weak_type) for aval, _ in leaves]
+        told = sorted(static.items())
+        words = f"{function.__module__}.{function.__qualname__} {told!r} {structure} {types}"
+        if " at 0x" in words:  # an object without a repr of its own: another run's differs
+            return None
+        return hashlib.sha256(words.encode()).hexdigest()[:32]
+
+    def find(self, name: str) -> Any:
+        """The program of a key, loaded; None where there is none."""
+        path = self._folder / name
+        try:
+            content, *trees = pickle.loads(path.read_bytes())
+            return serial.deserialize_and_load(content, *trees, execution_devices=[usual_device()])
+        except OSError:
+            return None
+        except Exception:  # damaged, or of an XLA that cannot: whatever it is, compiling helps
+            path.unlink(missing_ok=True)
+            return None
+
+    def compile(self, name: str, lowered: Any) -> Any:
+        """Compiles and keeps. A folder that cannot be written keeps nothing, and nothing stops."""
+        before = _hits
+        compiled = lowered.compile()
+        # XLA on CPUs writes a program that it has itself just read without some of its functions
+        # (jax 0.10), and then cannot read that.
+        if _hits > before and usual_device().platform == "cpu":
+            return compiled
+        try:
+            content = pickle.dumps(serial.serialize(compiled))
+        except Exception:  # a backend that cannot: it is slower next time, and no reason to stop
+            return compiled
+        try:
+            self._write(name, content)
+        except OSError:
+            pass
+        return compiled
+
+    def _write(self, name: str, content: bytes) -> None:
+        if not self._folder.is_dir():
+            self._folder.mkdir(parents=True, mode=0o700)
+            others = [path for path in self._all.iterdir() if path != self._folder]
+            others.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+            for path in others[_SOURCES - 1 :]:
+                shutil.rmtree(path, ignore_errors=True)
+        # Beside it, then renamed: another run may write the same at this moment.
+        handle, beside = tempfile.mkstemp(dir=self._folder)
+        try:
+            with open(handle, "wb") as file:
+                file.write(content)
+            os.replace(beside, self._folder / name)
+        except OSError:
+            Path(beside).unlink(missing_ok=True)
+            raise
+
+
+def _made_of() -> str:
+    """What all programs of this run are made from, as a folder's name."""
+    device = usual_device()
+    flags = {key: value for key, value in jax.config.values.items() if "cache" not in key}
+    of = hashlib.sha256()
+    for part in (
+        [version(package) for package in ("jax", "jaxlib", "flax", "numpy")],
+        [platform.python_version(), cache.machine()],
+        [device.platform, device.device_kind, device.client.platform_version, jax.device_count()],
+        [os.environ.get(name) for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")],
+        sorted((key, repr(value)) for key, value in flags.items()),
+    ):
+        of.update(repr(part).encode())
+    for path in sorted(path for folder in _CODE for path in folder.rglob("*.py")):
+        of.update(path.name.encode() + path.read_bytes())
+    return of.hexdigest()[:16]
+
+
+def _count(event: str, **_: Any) -> None:
+    """Counts the programs that JAX's own cache had."""
+    global _hits
+    _hits += event == "/jax/compilation_cache/cache_hits"
+
+
+jax.monitoring.register_event_listener(_count)
