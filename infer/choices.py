@@ -21,7 +21,8 @@ from mv2_jax.infer import interpolators
 Choices = dict[str, dict[str, Any]]
 """{stage: {name: value}}, for instance {"i2v": {"sampler": "euler"}}; "all" is every stage."""
 
-# The names of mv2_jax.diffusion.samplers, which needs JAX (a test compares them).
+# The names of mv2_jax.diffusion's samplers and schedules, which need JAX (a test compares them).
+SPACINGS = ("leading", "linspace", "trailing")
 SAMPLERS = (
     "ddim", "euler", "euler_a", "dpmpp_2m", "dpmpp_2m_karras", "dpmpp_2m_sde",
     "dpmpp_2m_sde_karras", "unipc", "unipc_karras", "lcm", "tcd",
@@ -86,6 +87,10 @@ CHOICES = (
         Choice(f"--{stage}-sampler", (stage,), "sampler", SAMPLERS, "one of " + ", ".join(SAMPLERS))
         for stage in _EVERY
     ),
+    Choice("--spacing", _EVERY, "spacing", SPACINGS, "which timesteps are visited: " +
+           ", ".join(SPACINGS) + " (Karras and lcm, tcd have their own)"),
+    Choice("--steps-offset", _EVERY, "steps_offset", (0, 999), "added to leading's timesteps (the "
+           "weights' own: mostly 1)"),
     Choice("--few-steps", _VIDEO, "few_steps", tuple(FEW_STEPS), "how distilled motion modules are "
            "sampled: " + ", ".join(FEW_STEPS)),
     Choice("--frames", _VIDEO, "frames", (1, 1024), "keyframes; more than the motion modules know "
@@ -155,7 +160,9 @@ def apply(bundle: Any, chosen: Choices) -> Any:
             stage = few(stage, program)
             numbers = {k: v for k, v in defaults.get(name, {}).items() if k != "steps"}
             defaults[name] = {**numbers, "guidance": FEW_STEPS[program].guidance}
-        stages[name] = dataclasses.replace(stage, **values)
+        grid = {key: values.pop(key) for key in ("spacing", "steps_offset") if key in values}
+        schedule = dataclasses.replace(stage.schedule, **grid)
+        stages[name] = dataclasses.replace(stage, schedule=schedule, **values)
         _check(bundle, name, stages[name], values)
     network = chosen.get("vfi", {}).get("network")
     if network:

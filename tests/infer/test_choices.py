@@ -7,7 +7,7 @@ import pytest
 
 from mv2_jax import bundle, cli
 from mv2_jax.configs.few_steps import FEW_STEPS
-from mv2_jax.diffusion import samplers
+from mv2_jax.diffusion import samplers, schedules
 from mv2_jax.errors import InputError
 from mv2_jax.infer import choices, generate
 
@@ -35,6 +35,7 @@ def mv2(tiny_weights, fake_cascade, tmp_path, monkeypatch):
 
 def test_the_names_are_the_samplers():
     assert tuple(samplers.SAMPLERS) == choices.SAMPLERS
+    assert schedules.SPACINGS == choices.SPACINGS
     assert all(program.sampler in samplers.SAMPLERS for program in FEW_STEPS.values())
 
 
@@ -83,6 +84,8 @@ def test_few_steps_bring_their_numbers_and_the_user_has_the_last_word(mv2, tmp_p
         (("--frames", "9", "--overlap", "9"), "--overlap 9: motion windows are 9 frames long"),
         (("--i2v-sampler", "lcm", "--i2v-steps", "60"), "--i2v-steps 60 with lcm: cannot sample"),
         (("--t2i-sampler", "unipc", "--t2i-steps", "1000"), "this sampler takes 1..999"),
+        (("--spacing", "trialing"), "did you mean 'trailing'"),
+        (("--steps-offset", "999", "--spacing", "leading"), "past the last one, 999"),
         (("--preset", "paper"), "--preset paper is for weights of SD1.5's size"),
         (("--i2v-smapler", "ddim"), "did you mean '--i2v-sampler'?"),
     ],
@@ -91,6 +94,26 @@ def test_wrong_choices_get_one_line(mv2, capsys, flags, message):
     assert mv2(PROMPT, *flags)[0] == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+def test_spacing_and_offset_reach_every_schedule(mv2):
+    _, plain = mv2(PROMPT, "-o", "plain.mp4")
+    code, stages = mv2(PROMPT, "--spacing", "leading", "--steps-offset", "3", "-o", "a.mp4")
+    assert code == 0
+    for name in ("t2i", "i2v", "v2v"):
+        expected = dataclasses.replace(plain[name].schedule, spacing="leading", steps_offset=3)
+        assert stages[name].schedule == expected != plain[name].schedule
+    code, again = mv2("--from", "a.json", "--spacing", "trailing", "-o", "b.mp4")
+    assert code == 0 and again["v2v"].schedule.spacing == "trailing"
+    assert again["v2v"].schedule.steps_offset == 3
+
+
+def test_spacing_is_chosen_over_a_few_steps_program(tiny_weights):
+    made = choices.apply(
+        bundle.read(tiny_weights), {"i2v": {"few_steps": "lightning", "spacing": "linspace"}}
+    )
+    assert made.stages["i2v"].schedule.spacing == "linspace"
+    assert made.stages["i2v"].schedule.kind == "linear"
 
 
 def test_choices_of_skipped_stages_are_idle():
