@@ -55,15 +55,17 @@ def load(path: str | Path = WEIGHTS) -> Jury:
     """The judge that ships with the package, or another from its safetensors file.
 
     Raises:
-        InputError: there is no such file.
-        ValueError: the file is damaged, or holds no judge.
+        InputError: there is no such file, it is damaged, or it holds no judge.
     """
     if not Path(path).is_file():
         raise InputError(f"no judge at {path}: train one with `mv2 train toybox/judge`")
-    cfg = params.load_metadata(path).get("config")
-    if not cfg or cfg.get("class") != "JudgeConfig":
-        raise ValueError(f"{path} holds no judge: its metadata has no JudgeConfig")
-    return Jury(params.cast(params.load(path), np.float32), config.from_dict(cfg))
+    try:
+        cfg = params.load_metadata(path).get("config")
+        if not cfg or cfg.get("class") != "JudgeConfig":
+            raise InputError(f"{path} holds no judge: its metadata has no JudgeConfig")
+        return Jury(params.cast(params.load(path), np.float32), config.from_dict(cfg))
+    except ValueError as error:
+        raise InputError(str(error)) from None
 
 
 @partial(jax.jit, static_argnums=2)

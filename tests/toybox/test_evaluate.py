@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from mv2_jax import params
+from mv2_jax.errors import InputError
 from mv2_jax.toybox import evaluate
 from mv2_jax.toybox.judge import KINDS, NONE
 from mv2_jax.toybox.renderer import frame_times, render_batch
@@ -87,8 +88,11 @@ def test_a_video_has_five_axes(jury):
 
 def test_another_file_is_no_judge(tmp_path):
     params.save(tmp_path / "x.safetensors", {"w": np.zeros(2, np.float32)}, {"a": 1})
-    with pytest.raises(ValueError, match="holds no judge"):
+    with pytest.raises(InputError, match="holds no judge"):
         evaluate.load(tmp_path / "x.safetensors")
+    (tmp_path / "y.safetensors").write_bytes(b"junk")
+    with pytest.raises(InputError, match=r"y\.safetensors is damaged or not a safetensors file"):
+        evaluate.load(tmp_path / "y.safetensors")
 
 
 def test_wilson_interval():
