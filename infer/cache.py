@@ -7,6 +7,7 @@ import os
 import platform
 import sys
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 
 
@@ -24,12 +25,13 @@ def user_cache() -> Path:
 
 
 def folder() -> Path:
-    """The folder for programs compiled on this kind of machine.
+    """The folder for programs that this version of the package compiled on this kind of machine.
 
     A home directory may be shared by machines whose processors differ, and XLA compiles for the
-    processor at hand.
+    processor at hand. Each version begins anew, since what JAX's cache has of an older one could
+    not be kept whole (`infer.kept`).
     """
-    return user_cache() / f"xla-{machine()}"
+    return user_cache() / f"xla-{version('mv2-jax')}-{machine()}"
 
 
 def machine() -> str:

@@ -75,7 +75,8 @@ class Kept:
         before = _hits
         compiled = lowered.compile()
         # XLA on CPUs writes a program that it has itself just read without some of its functions
-        # (jax 0.10), and then cannot read that.
+        # (jax 0.10), and then cannot read that. So what an edit of the source leaves as it was is
+        # lowered again in each run, and found in JAX's cache.
         if _hits > before and usual_device().platform == "cpu":
             return compiled
         try:
