@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from mv2_jax.infer import kept
 from mv2_jax.infer.kept import Kept
@@ -17,11 +18,14 @@ from mv2_jax.programs import Programs
 
 @pytest.fixture(autouse=True)
 def without_jax_cache():
-    """JAX's own cache would give programs that cannot be written again."""
+    """JAX's own cache would give programs that cannot be written again. It looks once whether it is
+    on, and an earlier test may have had it on."""
     before = jax.config.jax_compilation_cache_dir
     jax.config.update("jax_compilation_cache_dir", None)
+    compilation_cache.reset_cache()
     yield
     jax.config.update("jax_compilation_cache_dir", before)
+    compilation_cache.reset_cache()
 
 
 class Traced:
