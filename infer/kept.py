@@ -1,9 +1,9 @@
 """Compiled programs that are kept whole between runs of a command.
 
 JAX's own cache spares the compiling, but its key is the lowered program, so that each run traces
-and lowers every network anew only to find what it has: a third of a warm run on a CPU. Here the key
-is what a program is made from: the source of this package, the versions beneath it, the device, the
-function's name, its static arguments and its shapes. A hit costs one file.
+and lowers every network anew only to find what it has. Here the key is what a program is made from:
+the source of this package, the versions beneath it, the device, the function's name, its static
+arguments and its shapes. A hit costs one file.
 
 The key knows nothing of code outside the package, such as a sampler of one's own: only the commands
 keep programs, and a cascade that is loaded by `mv2_jax.cascade.load` keeps none. A file holds
@@ -17,7 +17,7 @@ import os
 import pickle
 import platform
 import shutil
-import tempfile
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,12 @@ from typing import Any
 import jax
 from jax.experimental import serialize_executable as serial
 
-from mv2_jax import programs
+from mv2_jax import files, programs
 from mv2_jax.infer import cache
 from mv2_jax.programs import usual_device
 
 _CODE = [Path(programs.__file__).parent, Path(__file__).parent]  # two places where it is editable
-_SOURCES = 4  # versions of the package whose programs stay, the latest used first
+_SOURCES = 4  # versions of the package whose programs stay, those last written to
 _hits = 0
 
 
@@ -67,7 +67,8 @@ class Kept:
         except OSError:
             return None
         except Exception:  # damaged, or of an XLA that cannot: whatever it is, compiling helps
-            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                path.unlink()
             return None
 
     def compile(self, name: str, lowered: Any) -> Any:
@@ -83,10 +84,8 @@ class Kept:
             content = pickle.dumps(serial.serialize(compiled))
         except Exception:  # a backend that cannot: it is slower next time, and no reason to stop
             return compiled
-        try:
+        with suppress(OSError):
             self._write(name, content)
-        except OSError:
-            pass
         return compiled
 
     def _write(self, name: str, content: bytes) -> None:
@@ -96,15 +95,8 @@ class Kept:
             others.sort(key=lambda path: path.stat().st_mtime, reverse=True)
             for path in others[_SOURCES - 1 :]:
                 shutil.rmtree(path, ignore_errors=True)
-        # Beside it, then renamed: another run may write the same at this moment.
-        handle, beside = tempfile.mkstemp(dir=self._folder)
-        try:
-            with open(handle, "wb") as file:
-                file.write(content)
-            os.replace(beside, self._folder / name)
-        except OSError:
-            Path(beside).unlink(missing_ok=True)
-            raise
+        with files.whole(self._folder / name) as scratch:  # another run may write the same now
+            scratch.write_bytes(content)
 
 
 def _made_of() -> str:

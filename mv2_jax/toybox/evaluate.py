@@ -61,11 +61,12 @@ def load(path: str | Path = WEIGHTS) -> Jury:
         raise InputError(f"no judge at {path}: train one with `mv2 train toybox/judge`")
     try:
         cfg = params.load_metadata(path).get("config")
-        if not cfg or cfg.get("class") != "JudgeConfig":
-            raise InputError(f"{path} holds no judge: its metadata has no JudgeConfig")
-        return Jury(params.cast(params.load(path), np.float32), config.from_dict(cfg))
+        tree = params.load(path)
     except ValueError as error:
         raise InputError(str(error)) from None
+    if not cfg or cfg.get("class") != "JudgeConfig":
+        raise InputError(f"{path} holds no judge: its metadata has no JudgeConfig")
+    return Jury(params.cast(tree, np.float32), config.from_dict(cfg))
 
 
 @partial(jax.jit, static_argnums=2)
