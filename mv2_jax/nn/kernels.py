@@ -73,7 +73,9 @@ def cudnn_can(q: Array) -> bool:
 def cudnn(
     q: Array, k: Array, v: Array, lengths: Array | None, causal: bool, platform: str
 ) -> Array:
-    """cuDNN's fused attention.
+    """cuDNN's fused attention, forwards and backwards, with padding to even numbers of tokens.
+
+    JAX refuses gradients at odd ones (77 words, planes of 75 x 75).
 
     Raises:
         ValueError: a type or head width that it does not take.
@@ -84,9 +86,15 @@ def cudnn(
             f"128 (256 on Hopper), on Ampere or later; got {q.dtype} and {q.shape[-1]}; use "
             "impl='chunked'"
         )
-    return jax.nn.dot_product_attention(
+    lq, lk = q.shape[1], k.shape[1]
+    if lk % 2 and lengths is None:
+        lengths = jnp.full(k.shape[:1], lk, jnp.int32)
+    q = jnp.pad(q, ((0, 0), (0, lq % 2), (0, 0), (0, 0)))
+    k, v = (jnp.pad(x, ((0, 0), (0, lk % 2), (0, 0), (0, 0))) for x in (k, v))
+    out = jax.nn.dot_product_attention(
         q, k, v, is_causal=causal, key_value_seq_lengths=lengths, implementation="cudnn"
     )
+    return out[:, :lq]
 
 
 def _capability() -> float:

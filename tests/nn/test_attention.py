@@ -155,6 +155,34 @@ def test_cudnn_is_refused_what_it_cannot_do():
         attend(q, k, v, impl="cudnn")
 
 
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("tokens", [(6, 8), (7, 8), (6, 9), (7, 9)])
+def test_cudnn_is_given_even_numbers_of_tokens(monkeypatch, tokens, masked, causal):
+    """As JAX 0.10 and 0.11 want them for gradients; its plain form stands for the kernel."""
+    plain, given = jax.nn.dot_product_attention, []
+
+    def kernel(q, k, v, *, implementation, **options):
+        assert implementation == "cudnn"
+        given.append((q.shape[1], k.shape[1]))
+        return plain(q, k, v, implementation="xla", **options)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", kernel)
+    monkeypatch.setattr(kernels, "cudnn_can", lambda q: True)
+    q, k, v, g = make(2, *tokens, 2, 8)
+    lengths = np.array([3, tokens[1]], np.int32) if masked else None
+
+    def run(impl):
+        def out(q, k, v):
+            made = attend(q, k, v, lengths=lengths, causal=causal, impl=impl)
+            return jnp.sum(made * g), made
+
+        return jax.grad(out, argnums=(0, 1, 2), has_aux=True)(q, k, v)
+
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), run("cudnn"), run("xla"))
+    assert all(length % 2 == 0 for pair in given for length in pair)
+
+
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("shape", [(1, 100, 130, 1, 40), (2, 16, 16, 1, 160)])
 def test_the_tpu_kernel_in_interpretation_with_its_padding(shape, masked):
