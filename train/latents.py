@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,17 @@ def of_encoder(vae: Mapping[str, Any]) -> str:
     return params.digest({name: vae[name] for name in ENCODING})
 
 
+def at_once(cpu: int, accelerator: int) -> int:
+    """How many samples to encode at once: few keep a CPU's cache, many fill an accelerator."""
+    return cpu if jax.default_backend() == "cpu" else accelerator
+
+
+@lru_cache(maxsize=4)
+def _order(seed: int, epoch: int, count: int) -> np.ndarray:
+    """The order [count] of an epoch."""
+    return np.random.default_rng([seed, epoch]).permutation(count) if epoch else np.arange(count)
+
+
 def position(seed: int, step: int, batch: int, count: int) -> np.ndarray:
     """Which of `count` samples the batch of a step holds: [batch] int64.
 
@@ -42,13 +54,11 @@ def position(seed: int, step: int, batch: int, count: int) -> np.ndarray:
     """
     places = np.arange(step * batch, (step + 1) * batch)
     epochs, within = places // count, places % count
-    orders = {
-        epoch: np.random.default_rng([seed, int(epoch)]).permutation(count)
-        if epoch
-        else np.arange(count)
-        for epoch in np.unique(epochs)
-    }
-    return np.array([orders[epoch][i] for epoch, i in zip(epochs, within)])
+    found = np.empty(batch, np.int64)
+    for epoch in np.unique(epochs):
+        chosen = epochs == epoch
+        found[chosen] = _order(seed, int(epoch), count)[within[chosen]]
+    return found
 
 
 def on_every_device(

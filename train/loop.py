@@ -43,8 +43,9 @@ class Outcome:
 class Programs:
     """The compiled step, one per batch shape, and the work each does.
 
-    `step` is jitted. The FLOPs are XLA's own count over the traced program. It counts the body of
-    a loop once, so chunked attention is underestimated; accumulation is put right by `repeats`.
+    `step` is jitted. The FLOPs are XLA's own count over the traced program, or over the compiled
+    one on backends that count no other. It counts the body of a loop once, so chunked attention is
+    underestimated; accumulation is put right by `repeats`.
     """
 
     step: Any
@@ -56,11 +57,15 @@ class Programs:
         shapes = tuple((name, x.shape, str(x.dtype)) for name, x in sorted(args[2].items()))
         if shapes not in self.compiled:
             lowered = self.step.lower(*args)
-            cost = lowered.cost_analysis() or {}
-            flops = float(cost.get("flops", 0.0)) * self.repeats
-            self.compiled[shapes] = (lowered.compile(), flops)
+            compiled = lowered.compile()
+            # GPUs count no more than the compiled program.
+            costs = (way.cost_analysis() or {} for way in (lowered, compiled))
+            counts = (float(cost.get("flops", 0.0)) for cost in costs)
+            flops = next((count for count in counts if count > 0), 0.0) * self.repeats
+            self.compiled[shapes] = (compiled, flops)
             sizes = ", ".join(f"{name} {list(shape)}" for name, shape, _ in shapes)
-            processes.say(f"compiled for {sizes}: about {flops / 1e9:.3g} GFLOP a step")
+            work = f": about {flops / 1e9:.3g} GFLOP a step" if flops else ""
+            processes.say(f"compiled for {sizes}{work}")
         program, flops = self.compiled[shapes]
         state, metrics = program(*args)
         return state, metrics, flops

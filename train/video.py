@@ -25,11 +25,10 @@ from mv2_jax.stages import latents as codec
 from mv2_jax.toybox import captions
 from mv2_jax.toybox.world import World, sample_world
 from mv2_jax.train import prompts, worlds
-from mv2_jax.train.latents import Shards, of_encoder, on_every_device, position
+from mv2_jax.train.latents import Shards, at_once, of_encoder, on_every_device, position
 from mv2_jax.train.report import grid, to_uint8
 from mv2_jax.train.task import Batch, Component, Params, Task, compute_dtype
 
-CHUNK = 4  # clips encoded at once
 TREES = ("text_encoder", "spatial", "motion", "image_encoder", "image_attn", "control")
 
 
@@ -107,7 +106,8 @@ class VideoTask:
             z = codec.encode(params, vae.config, pixels)
             return {"latent": z.astype(jnp.float16), "label": worlds.labels(drawn).astype(jnp.int8)}
 
-        make = on_every_device(encode, trees.cast(vae.params, np.float32), CHUNK)
+        weights = trees.cast(vae.params, np.float32)
+        make = on_every_device(encode, weights, at_once(4, 32))
         facts = {
             "encoder": of_encoder(vae.params),
             "config": config.to_dict(vae.config),

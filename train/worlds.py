@@ -67,7 +67,8 @@ def stills(key: jax.Array, count: int, size: int, crop: int = 0) -> jax.Array:
         return renderer.render(world, time[None], (size, size))[0]
 
     # Few at a time: the planes of a frame then stay in a CPU's cache (twice as fast there).
-    frames = jax.lax.map(lambda pair: frame(*pair), (worlds, times), batch_size=min(4, count))
+    at_once = min(4, count) if jax.default_backend() == "cpu" else count
+    frames = jax.lax.map(lambda pair: frame(*pair), (worlds, times), batch_size=at_once)
     if not crop:
         return frames
     pieces = (size // crop) ** 2

@@ -19,11 +19,9 @@ from mv2_jax.stages import latents as codec
 from mv2_jax.stages import t2i
 from mv2_jax.toybox import captions
 from mv2_jax.train import prompts, worlds
-from mv2_jax.train.latents import Shards, of_encoder, on_every_device, position
+from mv2_jax.train.latents import Shards, at_once, of_encoder, on_every_device, position
 from mv2_jax.train.report import grid, to_uint8
 from mv2_jax.train.task import Batch, Component, Params, Task, compute_dtype, require
-
-CHUNK = 32  # pictures encoded at once
 
 
 def full(tree: Params) -> Params:
@@ -40,7 +38,7 @@ def stills(vae: Component, size: int, cfg: Any, root: Path) -> Shards:
         z = codec.encode(params, vae.config, pixels)
         return {"latent": z.astype(jnp.float16), "label": worlds.labels(drawn).astype(jnp.int8)}
 
-    make = on_every_device(encode, full(vae.params), CHUNK)
+    make = on_every_device(encode, full(vae.params), at_once(32, 256))
     facts = {
         "encoder": of_encoder(vae.params),
         "config": config.to_dict(vae.config),
