@@ -287,6 +287,9 @@ def _upright(
     unnamed_hd = frame.colorspace == _UNNAMED and min(frame.height, frame.width) >= 720
     source = Colorspace.ITU709 if unnamed_hd else None
     pixels = frame.reformat(format="rgb24", src_colorspace=source).to_ndarray()
+    # To swscale all grey is in full range.
+    if frame.format.name.startswith("gray") and frame.color_range == _LIMITED:
+        pixels = to_uint8(2.0 * (pixels - np.float32(16)) / 219 - 1.0)
     aspect = float(stream.sample_aspect_ratio or 1)
     if aspect > 0 and abs(aspect - 1) > 1e-3:
         wide = (frame.height, max(1, round(frame.width * aspect)))

@@ -164,6 +164,22 @@ def broken_files(folder):
     (folder / "folder").mkdir()
 
 
+@pytest.mark.parametrize("form", ["gray", "gray10le"])
+@pytest.mark.parametrize("span, levels", [(0, (16, 235)), (1, (0, 255)), (2, (16, 235))])
+def test_grey_in_limited_range_is_black_to_white(tmp_path, form, span, levels):
+    path, scale = tmp_path / "grey.mkv", 1 if form == "gray" else 4
+    ramp = np.repeat([[16 * scale], [235 * scale]], 32, axis=1).repeat(16, axis=0)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=8, width=32, height=32)
+        stream.pix_fmt, stream.codec_context.color_range = form, span
+        frame = av.VideoFrame.from_ndarray(ramp.astype(np.uint8 if scale == 1 else np.uint16), form)
+        frame.color_range = span
+        container.mux([*stream.encode(frame), *stream.encode()])
+    seen = media.read_video(path, (32, 32), 1, 0.1)[0]
+    np.testing.assert_allclose(seen[:16], levels[0], atol=1)
+    np.testing.assert_allclose(seen[16:], levels[1], atol=1)
+
+
 @pytest.mark.parametrize(
     "name, reason",
     [
