@@ -20,7 +20,7 @@ from mv2_jax.train import optim, processes
 from mv2_jax.train.checkpoint import Checkpoints
 from mv2_jax.train.data import Prefetch
 from mv2_jax.train.phase import seed_of
-from mv2_jax.train.placement import Placement
+from mv2_jax.train.placement import Placement, host
 from mv2_jax.train.report import Report
 from mv2_jax.train.state import State, create, make_step
 from mv2_jax.train.task import Params, Task
@@ -121,14 +121,6 @@ def check(cfg: Any) -> None:
                 f"{parts} it must be a multiple of {unit}, such as "
                 f"{max(1, round(count / unit)) * unit}"
             )
-
-
-def host() -> jax.Device:
-    """This machine's CPU as a device; where JAX_PLATFORMS leaves it out, the first accelerator."""
-    try:
-        return jax.local_devices(backend="cpu")[0]
-    except RuntimeError:
-        return jax.local_devices()[0]
 
 
 class Run:

@@ -16,6 +16,14 @@ from mv2_jax.train.state import State
 from mv2_jax.train.task import Batch, Params
 
 
+def host() -> jax.Device:
+    """This machine's CPU as a device; where JAX_PLATFORMS leaves it out, the first accelerator."""
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return jax.local_devices()[0]
+
+
 class Placement:
     """Puts states, parameters and batches onto the devices.
 

@@ -26,6 +26,7 @@ from mv2_jax.toybox import captions
 from mv2_jax.toybox.world import World, sample_world
 from mv2_jax.train import prompts, worlds
 from mv2_jax.train.latents import Shards, at_once, of_encoder, on_every_device, position
+from mv2_jax.train.placement import host
 from mv2_jax.train.report import grid, to_uint8
 from mv2_jax.train.task import Batch, Component, Params, Task, compute_dtype
 
@@ -73,9 +74,13 @@ class VideoTask:
         self.decode = jax.jit(lambda params, z: codec.decode(params, self.vae.config, z))
 
     def trees(self, key: jax.Array) -> Params:
-        """Every tree of the network: from `begin` where it is there, else fresh."""
+        """Every tree of the network, fp32: from `begin` where it is there, else fresh.
+
+        On the host: a mesh takes its shares from there, and no device need hold them all.
+        """
         spatial = trees.cast(self.begin["spatial"].params, np.float32)
-        made = video.init(self.net, key, spatial)
+        with jax.default_device(host()):
+            made = jax.tree.map(np.asarray, video.init(self.net, key, spatial))
         sources = {name: (name,) for name in TREES}
         # V2V's motion modules begin as I2V's.
         sources["motion"] = (f"motion_{self.stage}", "motion_i2v")
