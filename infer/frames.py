@@ -48,6 +48,11 @@ def time_of(
     return last + ((frame.duration or 0) * base or step)
 
 
+def is_grey(form: av.VideoFormat) -> bool:
+    """Whether a pixel format has brightness alone, which swscale takes to be in full range."""
+    return form.name.startswith(("gray", "ya"))  # "ya" has an alpha channel
+
+
 def turns_of(frame: av.VideoFrame) -> tuple[bool, int]:
     """What makes a decoded frame upright: whether to mirror it, then quarter turns anticlockwise.
 

@@ -87,7 +87,7 @@ def layout_of(frame: av.VideoFrame) -> Layout:
         "range": FULL if form.name.startswith("yuvj") else int(frame.color_range),
     }
     if not _is_yuv(form):
-        span = (tags["range"] or FULL) if _is_grey(form) else 1
+        span = (tags["range"] or FULL) if frames.is_grey(form) else 1
         chroma, tags = "420", {"matrix": 1, "primaries": 1, "transfer": 1, "range": span}
     if turns % 2 and chroma == "422":
         chroma = "444"  # a turn makes it 4:4:0, which H.264 does not have
@@ -120,7 +120,7 @@ def _rearranged(frame: av.VideoFrame, layout: Layout) -> av.VideoFrame:
     """A frame in the layout's pixel format, its colours as they are."""
     full = ColorRange.JPEG
     # On several threads swscale leaves rows of small 10 bit frames grey now and then.
-    if _is_grey(frame.format):
+    if frames.is_grey(frame.format):
         # To swscale grey is in full range whatever one says; into full range it stays what it is.
         return frame.reformat(
             format=layout.format, src_color_range=full, dst_color_range=full, threads=1
@@ -186,10 +186,6 @@ def planes(picture: Array, layout: Layout) -> tuple[Array, ...]:
 
 def _is_yuv(form: av.VideoFormat) -> bool:
     return len(form.components) >= 3 and not form.is_rgb and not form.has_palette
-
-
-def _is_grey(form: av.VideoFormat) -> bool:
-    return form.name.startswith(("gray", "ya"))  # "ya" has an alpha channel
 
 
 def _weights(layout: Layout) -> tuple[float, float]:

@@ -287,8 +287,7 @@ def _upright(
     unnamed_hd = frame.colorspace == _UNNAMED and min(frame.height, frame.width) >= 720
     source = Colorspace.ITU709 if unnamed_hd else None
     pixels = frame.reformat(format="rgb24", src_colorspace=source).to_ndarray()
-    # To swscale all grey is in full range.
-    if frame.format.name.startswith("gray") and frame.color_range == _LIMITED:
+    if video_frames.is_grey(frame.format) and frame.color_range == _LIMITED:
         pixels = to_uint8(2.0 * (pixels - np.float32(16)) / 219 - 1.0)
     aspect = float(stream.sample_aspect_ratio or 1)
     if aspect > 0 and abs(aspect - 1) > 1e-3:

@@ -36,7 +36,7 @@ def of_encoder(vae: Mapping[str, Any]) -> str:
 
 
 def at_once(cpu: int, accelerator: int) -> int:
-    """How many samples to encode at once: few keep a CPU's cache, many fill an accelerator."""
+    """How many samples to make at once: few keep a CPU's cache, many fill an accelerator."""
     return cpu if jax.default_backend() == "cpu" else accelerator
 
 

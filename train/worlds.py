@@ -17,6 +17,7 @@ from mv2_jax.diffusion import keys
 from mv2_jax.errors import InputError
 from mv2_jax.toybox import renderer, split
 from mv2_jax.toybox.world import World
+from mv2_jax.train.latents import at_once
 
 
 def step_key(seed: int, step: int) -> jax.Array:
@@ -67,8 +68,8 @@ def stills(key: jax.Array, count: int, size: int, crop: int = 0) -> jax.Array:
         return renderer.render(world, time[None], (size, size))[0]
 
     # Few at a time: the planes of a frame then stay in a CPU's cache (twice as fast there).
-    at_once = min(4, count) if jax.default_backend() == "cpu" else count
-    frames = jax.lax.map(lambda pair: frame(*pair), (worlds, times), batch_size=at_once)
+    few = at_once(min(4, count), count)
+    frames = jax.lax.map(lambda pair: frame(*pair), (worlds, times), batch_size=few)
     if not crop:
         return frames
     pieces = (size // crop) ** 2
