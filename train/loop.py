@@ -44,8 +44,8 @@ class Programs:
     """The compiled step, one per batch shape, and the work each does.
 
     `step` is jitted. The FLOPs are XLA's own count over the traced program, or over the compiled
-    one on backends that count no other. It counts the body of a loop once, so chunked attention is
-    underestimated; accumulation is put right by `repeats`.
+    one, a device's share, on backends that count no other. It counts the body of a loop once, so
+    chunked attention is underestimated; accumulation is put right by `repeats`.
     """
 
     step: Any
