@@ -5,14 +5,12 @@ Numbers that a user varies from call to call (guidance, strength, noise prior) a
 of the stages instead, so that varying them compiles nothing.
 
 `to_dict` and `from_dict` carry a config through JSON; an unknown field or class is an error
-that names the nearest known one.
+that names the nearest known one. Configs from outside the package go by `module:Class`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import typing
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +21,7 @@ from mv2_jax.config_vfi import (
     RefinedRIFEConfig,
     RIFEConfig,
 )
+from mv2_jax.lookup import find, name_of, nearest
 
 
 @dataclass(frozen=True)
@@ -305,22 +304,14 @@ CLASSES: dict[str, type] = {
 }
 
 
-def nearest(word: str, known: typing.Iterable[str]) -> str:
-    """'; did you mean X?', or nothing where no known word is near."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
 def to_dict(config: Any) -> dict[str, Any]:
-    """A JSON-ready dict with the class name under 'class'. Inverse of `from_dict`."""
-    out: dict[str, Any] = {"class": type(config).__name__}
+    """A JSON-ready dict with the class under 'class'. Inverse of `from_dict`.
+
+    The class is told by its short name, or as `module:Class` where it is none of the package's.
+    """
+    out: dict[str, Any] = {"class": name_of(type(config), CLASSES)}
     for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if dataclasses.is_dataclass(value):
-            value = to_dict(value)
-        elif isinstance(value, tuple):
-            value = list(value)
-        out[field.name] = value
+        out[field.name] = _to_json(getattr(config, field.name))
     return out
 
 
@@ -328,21 +319,32 @@ def from_dict(data: dict[str, Any]) -> Any:
     """A config from `to_dict`'s form.
 
     Raises:
-        ValueError: an unknown class or field; the message names the nearest known one.
+        ValueError: an unknown class or field (the message names the nearest known one), a class
+            that cannot be imported, or one that is no frozen dataclass.
     """
     data = dict(data)
     name = data.pop("class", None)
-    if name not in CLASSES:
-        raise ValueError(f"unknown config class {name!r}{nearest(str(name), CLASSES)}")
-    cls = CLASSES[name]
+    cls = find(name, CLASSES, "config class", fits=_is_config, wants="a frozen dataclass")
     fields = {field.name for field in dataclasses.fields(cls)}
-    values = {}
-    for key, value in data.items():
+    for key in data:
         if key not in fields:
             raise ValueError(f"{name} has no field {key!r}{nearest(key, fields)}")
-        if isinstance(value, dict):
-            value = from_dict(value)
-        elif isinstance(value, list):
-            value = tuple(value)
-        values[key] = value
-    return cls(**values)
+    return cls(**{key: _from_json(value) for key, value in data.items()})
+
+
+def _is_config(cls: Any) -> bool:
+    return (
+        isinstance(cls, type) and dataclasses.is_dataclass(cls) and cls.__dataclass_params__.frozen
+    )
+
+
+def _to_json(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return to_dict(value)
+    return [_to_json(part) for part in value] if isinstance(value, tuple) else value
+
+
+def _from_json(value: Any) -> Any:
+    if isinstance(value, dict):
+        return from_dict(value)
+    return tuple(_from_json(part) for part in value) if isinstance(value, list) else value

@@ -11,6 +11,7 @@ ROOT = Path(__file__).parent.parent
 # Each row may import the rows above it. Within a row, a package or module imports itself only.
 ORDER = (
     ("config_vfi", "errors", "files"),
+    ("lookup",),
     ("config", "tensorfile"),
     ("params", "programs"),
     ("sharding",),
