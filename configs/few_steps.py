@@ -1,7 +1,6 @@
-"""How motion modules that were distilled to few steps are sampled, as their publishers say.
+"""How networks that were distilled to few steps are sampled, as their publishers say.
 
-Both were trained on AnimateDiff's linear betas. Guidance of 1 guides nothing: the distillation has
-already put it into the network.
+Guidance of 1 guides nothing: the distillation has already put it into the network.
 """
 
 from __future__ import annotations
@@ -21,11 +20,26 @@ class Few(NamedTuple):
     guidance: float
 
 
+# Motion modules, both trained on AnimateDiff's linear betas.
 FEW_STEPS = {
     # AnimateDiff-Lightning (arXiv 2403.12706) comes distilled to 1, 2, 4 and 8 steps.
     "lightning": Few("euler", "trailing", 4, 1.0),
     # AnimateLCM (arXiv 2402.00769): 4 to 8 steps, guidance from 1 to 2.
     "lcm": Few("lcm", "leading", 6, 2.0),
+}
+
+# Networks of pictures, over the schedule of the network that they were distilled from.
+PICTURE_STEPS = {
+    # SDXL-Turbo (arXiv 2311.17042): 1 to 4 steps.
+    "turbo": Few("euler_a", "trailing", 4, 1.0),
+    # SDXL-Lightning (arXiv 2402.13929) comes distilled to 2, 4 and 8 steps.
+    "lightning": Few("euler", "trailing", 4, 1.0),
+    # LCM and LCM-LoRA (arXiv 2311.05556): 4 to 8 steps, guidance from 1 to 2.
+    "lcm": Few("lcm", "leading", 4, 1.0),
+    # TCD (arXiv 2402.19159): from 2 steps, with its eta of 0.3.
+    "tcd": Few("tcd", "leading", 4, 1.0),
+    # Hyper-SD (arXiv 2404.13686) comes distilled to 1, 2, 4, 8 and 12 steps.
+    "hyper": Few("ddim", "trailing", 8, 1.0),
 }
 
 

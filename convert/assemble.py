@@ -58,7 +58,9 @@ class Wanted:
     fits. `norm_scope` overrides what is known of the
     motion modules. `preset` (a key of `configs.presets.PRESETS`) gives the sizes and frames that
     `sizes`, (height, width) in pixels by stage, and `frames` do not. `few_steps`: a key of
-    `configs.few_steps.FEW_STEPS`, for motion modules distilled to few steps.
+    `configs.few_steps.FEW_STEPS`, for motion modules distilled to few steps; `t2i_few_steps`: one
+    of `PICTURE_STEPS`, or "none", for T2I. `sampled` and `t2i_sampled` say of the UNet's and of
+    T2I's own checkpoint what they do not say, or say wrongly.
     """
 
     unet: str
@@ -79,15 +81,22 @@ class Wanted:
     frames: int | None = None
     sizes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     few_steps: str | None = None
+    t2i_few_steps: str | None = None
+    sampled: schedules.Override = schedules.Override()
+    t2i_sampled: schedules.Override = schedules.Override()
 
 
 @dataclass(frozen=True)
 class Built:
-    """A cascade whose parts are known to fit, and none of whose numbers has been read yet."""
+    """A cascade whose parts are known to fit, and none of whose numbers has been read yet.
+
+    `still` is how T2I is sampled, and who says so.
+    """
 
     pieces: dict[str, Piece]
     stages: dict[str, StageConfig]
     defaults: dict[str, dict[str, float]]
+    still: schedules.Program
 
     @property
     def missing(self) -> list[str]:
@@ -141,8 +150,8 @@ def assemble(wanted: Wanted) -> Built:
     if wanted.t2i:
         picture = opened(wanted.t2i)
         built |= _picture(picture, opened(wanted.t2i_vae) if wanted.t2i_vae else picture)
-    elif wanted.t2i_vae:
-        raise InputError("--t2i-vae goes with --t2i; for the shared checkpoint there is --vae")
+    else:
+        _shared(wanted)
     fitting.check(built)
     if wanted.variant and all(piece.found.variant is None for piece in built.values()):
         raise InputError(f"--variant {wanted.variant}: no source has {wanted.variant} weights")
@@ -155,9 +164,15 @@ def assemble(wanted: Wanted) -> Built:
     for piece in built.values():
         _ = piece.stored  # whatever does not fit is found before anything is written
     few = {stage: _few_steps(wanted, built, stage) for stage in ("i2v", "v2v")}
-    still = schedules.picture(picture.schedule)
-    moving = schedules.video(schedules.picture(base.schedule), unet)
-    return Built(built, _stages(built, wanted, few, still, moving), _defaults(few))
+    own = wanted.t2i_few_steps
+    if picture is base:
+        still = program = schedules.still(base, unet, wanted.sampled, own)
+    else:
+        program = schedules.still(base, unet, wanted.sampled)
+        still = schedules.still(picture, built["t2i_unet"].config, wanted.t2i_sampled, own)
+    moving = schedules.video(program.schedule, unet)
+    stages = _stages(built, wanted, few, still, moving)
+    return Built(built, stages, _defaults(few, still), still)
 
 
 def write(
@@ -188,6 +203,19 @@ def write(
         texts={SOURCES: json.dumps(origins, indent=1) + "\n"},
         replace=replace,
     )
+
+
+def _shared(wanted: Wanted) -> None:
+    """Refuses what is said of T2I's own checkpoint where it has none."""
+    for flag, given, other in (
+        ("vae", wanted.t2i_vae, "--vae"),
+        ("prediction", wanted.t2i_sampled.prediction, "--prediction"),
+        ("schedule", wanted.t2i_sampled.schedule, "--schedule"),
+    ):
+        if given:
+            raise InputError(
+                f"--t2i-{flag} goes with --t2i; for the shared checkpoint there is {other}"
+            )
 
 
 def _motion(source: Checkpoint, wanted: Wanted, unet: UNetConfig) -> Piece:
@@ -256,18 +284,25 @@ def _stages(
     built: Mapping[str, Piece],
     wanted: Wanted,
     few: Mapping[str, str | None],
-    still: ScheduleConfig,
+    still: schedules.Program,
     moving: ScheduleConfig,
 ) -> dict[str, StageConfig]:
-    """The stages' configs: `still` is T2I's schedule, `moving` the video stages'."""
+    """The stages' configs: `still` is T2I's program, `moving` the video stages' schedule."""
     spatial = built["spatial"].config
     unet = built["t2i_unet"].config if "t2i_unet" in built else spatial
     preset = presets.PRESETS[wanted.preset or presets.suiting(spatial, unet)]
-    # SDXL makes nothing good of smaller pictures.
-    picture = presets.paper.T2I.size if unet.pooled_width else preset.T2I.size
+    picture = _picture_size(built) if unet.pooled_width else preset.T2I.size
     size = {"t2i": picture, "i2v": preset.I2V.size, "v2v": preset.V2V.size, **wanted.sizes}
     _check_sizes(built, size)
-    stages = {"t2i": StageConfig(unet=unet, schedule=still, size=size["t2i"])}
+    stages = {
+        "t2i": StageConfig(
+            unet=unet,
+            schedule=still.schedule,
+            size=size["t2i"],
+            steps=still.steps,
+            sampler=still.sampler,
+        )
+    }
     for stage in ("i2v", "v2v"):
         if f"motion_{stage}" not in built:
             continue
@@ -288,6 +323,16 @@ def _stages(
     return stages
 
 
+def _picture_size(built: Mapping[str, Piece]) -> tuple[int, int]:
+    """SDXL's: its own folder says it (Turbo's is 512x512), or it is 1024x1024."""
+    piece = built.get("t2i_unet", built["spatial"])
+    vae = built.get("t2i_vae", built.get("vae"))
+    side = piece.found.settings.get("sample_size")
+    if vae is None or not isinstance(side, int) or side < 1:
+        return presets.paper.T2I.size
+    return side * vae.config.factor, side * vae.config.factor
+
+
 def _check_sizes(built: Mapping[str, Piece], sizes: Mapping[str, tuple[int, int]]) -> None:
     for stage, (height, width) in sizes.items():
         vae = built.get("t2i_vae" if stage == "t2i" else "vae", built.get("vae"))
@@ -298,9 +343,13 @@ def _check_sizes(built: Mapping[str, Piece], sizes: Mapping[str, tuple[int, int]
             )
 
 
-def _defaults(few: Mapping[str, str | None]) -> dict[str, dict[str, float]]:
-    """The preset's numbers, with guidance as the publishers of distilled modules advise."""
+def _defaults(
+    few: Mapping[str, str | None], still: schedules.Program
+) -> dict[str, dict[str, float]]:
+    """The preset's numbers, with guidance as the publishers of distilled networks advise."""
     defaults = {stage: dict(numbers) for stage, numbers in presets.sd15.DEFAULTS.items()}
+    if still.guidance is not None:
+        defaults["t2i"]["guidance"] = still.guidance
     for stage, program in few.items():
         if program:
             defaults[stage]["guidance"] = few_steps.FEW_STEPS[program].guidance

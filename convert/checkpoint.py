@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from mv2_jax.convert import hub, sources
-from mv2_jax.convert.recognise import KINDS, Part, recognise
+from mv2_jax.convert.recognise import KINDS, MARKS, Part, recognise
 from mv2_jax.errors import InputError
 
 _SETTINGS = ("config.json", "adapter_config.json")
-_SCHEDULE = "scheduler/scheduler_config.json"
+_SCHEDULE, _INDEX = "scheduler/scheduler_config.json", "model_index.json"
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,17 @@ class Found:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """`asked`: what the user wrote; `schedule`: the settings of a pipeline's scheduler."""
+    """A source's networks, and what it says of how its UNet is sampled (see `schedules`).
+
+    asked: what the user wrote. schedule: the settings of a pipeline's scheduler. marks: tensors
+    that hold no numbers but say something. metadata: of a safetensors file.
+    """
 
     asked: str
     found: tuple[Found, ...]
     schedule: Mapping[str, Any] | None
+    marks: frozenset[str] = frozenset()
+    metadata: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def all(self, kind: str) -> list[Found]:
         """Its networks of a kind (a key of `recognise.KINDS`)."""
@@ -72,6 +79,8 @@ def open_checkpoint(asked: str, variant: str | None = None) -> Checkpoint:
     pipeline = path.is_dir() and any((path / part).is_dir() for part in hub.PARTS)
     folders = [name for name in hub.PARTS if (path / name).is_dir()] if pipeline else [""]
     found: list[Found] = []
+    marks: frozenset[str] = frozenset()
+    metadata: Mapping[str, str] = {}
     for inside in folders:
         where = path / inside if inside else path
         if inside == "scheduler":
@@ -86,7 +95,18 @@ def open_checkpoint(asked: str, variant: str | None = None) -> Checkpoint:
             named = reason.startswith(str(where))
             raise InputError(reason if named else f"{label}: {reason}") from None
         found += [Found(asked, where, used, part, settings) for part in parts]
-    return Checkpoint(asked, tuple(found), _json(path / _SCHEDULE))
+        if any(part.kind == "unet" for part in parts):
+            marks, metadata = MARKS & set(tensors), getattr(tensors, "metadata", {})
+    return Checkpoint(asked, tuple(found), _scheduler(path), marks, metadata)
+
+
+def _scheduler(path: Path) -> Mapping[str, Any] | None:
+    """The settings of a pipeline's scheduler. Its class is what the pipeline's own index says."""
+    settings = _json(path / _SCHEDULE)
+    listed = (_json(path / _INDEX) or {}).get("scheduler")
+    if settings is not None and isinstance(listed, list) and isinstance(listed[-1], str):
+        return {**settings, "_class_name": listed[-1]}
+    return settings
 
 
 def _settings(where: Path) -> Mapping[str, Any]:

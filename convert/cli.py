@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from mv2_jax.config import nearest
-from mv2_jax.configs.few_steps import FEW_STEPS
+from mv2_jax.configs.few_steps import FEW_STEPS, PICTURE_STEPS
 from mv2_jax.configs.presets import PRESETS
 from mv2_jax.errors import InputError
 
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str]) -> int:
     args = _parser().parse_args(list(arguments))
     sizes = {stage: getattr(args, f"{stage}_size") for stage in ("t2i", "i2v", "v2v")}
     with needs("torch", "transformers"):
-        from mv2_jax.convert import assemble
+        from mv2_jax.convert import assemble, schedules
 
         built = assemble.assemble(
             assemble.Wanted(
@@ -67,6 +67,9 @@ def main(arguments: Sequence[str]) -> int:
                 frames=args.frames,
                 sizes={stage: size for stage, size in sizes.items() if size},
                 few_steps=args.few_steps,
+                t2i_few_steps=args.t2i_few_steps,
+                sampled=schedules.Override(args.schedule, args.prediction),
+                t2i_sampled=schedules.Override(args.t2i_schedule, args.t2i_prediction),
             )
         )
         for name, piece in built.pieces.items():
@@ -77,6 +80,7 @@ def main(arguments: Sequence[str]) -> int:
         made = assemble.write(built, out, dtype=dtype, name=name, replace=args.replace)
     size = sum(made.folder.joinpath(f).stat().st_size for f in _files(made))
     print(f"{out}: {len(made.components)} components, {size / 1e9:.2f} GB")
+    _say_sampling(built)
     moving = built.stages.get("i2v")
     if moving is not None and moving.sampler not in {few.sampler for few in FEW_STEPS.values()}:
         print(
@@ -128,6 +132,19 @@ def _line(piece: object) -> str:
     return f"{part.title}{layout}, {count(piece.target) / 1e6:.1f} M numbers{merged}"
 
 
+def _say_sampling(built: object) -> None:
+    """A line on how each stage is sampled."""
+    for name, stage in built.stages.items():
+        schedule = stage.schedule
+        kind = schedule.kind.replace("_", " ") + (" to pure noise" * schedule.zero_terminal_snr)
+        source = f" ({built.still.source})" if name == "t2i" else ""
+        guidance = built.defaults[name]["guidance"]
+        print(
+            f"{name}: predicts {schedule.prediction} over {kind} betas; {stage.sampler}, "
+            f"{stage.steps} {schedule.spacing} steps, guidance {guidance:g}{source}"
+        )
+
+
 def _files(made: object) -> set[str]:
     return {component.file for component in made.components.values()}
 
@@ -167,4 +184,12 @@ def _parser() -> Parser:
         "better: frame is the original code's, clip diffusers'")  # fmt: skip
     add("--few-steps", choices=tuple(FEW_STEPS), help="the motion modules are distilled: "
         "AnimateDiff-Lightning, or AnimateLCM (whose own file is recognised)")  # fmt: skip
+    predictions, kinds = ("eps", "v", "x0"), ("sd", "ztsnr")
+    for of, whose in (("", "the UNet's checkpoint"), ("t2i-", "that of --t2i")):
+        add(f"--{of}prediction", choices=predictions, help=f"what {whose} predicts, if its files "
+            "do not say it or say it wrongly")  # fmt: skip
+        add(f"--{of}schedule", choices=kinds, help=f"the noise of {whose}, likewise: Stable "
+            "Diffusion's, or the same with zero terminal SNR")  # fmt: skip
+    add("--t2i-few-steps", choices=(*PICTURE_STEPS, "none"), help="T2I's network is distilled so, "
+        "or is not (its scheduler tells)")  # fmt: skip
     return parser

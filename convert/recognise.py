@@ -33,6 +33,9 @@ KINDS = {
 }
 # What latents are multiplied by, where no config says it.
 SCALING, SCALING_SDXL = 0.18215, 0.13025
+# Tensors that say how a UNet is sampled and belong to no network; `schedules` reads them.
+MARKS = frozenset({"v_pred", "ztsnr", "edm_mean", "edm_std"})
+MARKS |= {"edm_vpred.sigma_max", "edm_vpred.sigma_min"}
 # What whole training checkpoints hold beside the networks.
 _LEFT_OUT = [
     Ignore("model_ema.{x:**}", "a running average of the weights"),
@@ -89,7 +92,7 @@ def recognise(source: Mapping[str, Any], settings: Mapping[str, Any] | None = No
     if not parts:
         raise InputError(f"nothing known in it: {likeness(source)}")
     claimed = {_origin(part.tensors, name) for part in parts for name in part.tensors}
-    others = [name for name in source if name not in claimed]
+    others = [name for name in source if name not in claimed | MARKS]
     strange = [n for n in others if not any(r.source_regex.fullmatch(n) for r in _LEFT_OUT)]
     if strange:
         known = " and ".join(part.title for part in parts)

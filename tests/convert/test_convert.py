@@ -8,29 +8,16 @@ import types
 
 import numpy as np
 import pytest
+from converting import convert, refused
 from safetensors.numpy import load_file, save_file
 
-from mv2_jax import bundle, cli
+from mv2_jax import bundle
 from mv2_jax.convert import ldm
 from mv2_jax.params import flatten
 
 torch = pytest.importorskip("torch")
 
-SIZES = ["--t2i-size", "32x32", "--i2v-size", "24x24", "--v2v-size", "32x32", "--frames", "4"]
 Q = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
-
-
-def convert(*arguments):
-    return cli.main(["convert", *map(str, arguments), *SIZES])
-
-
-def refused(capsys, *arguments):
-    """The one line that refuses these arguments, which write nothing."""
-    capsys.readouterr()  # what libraries said while they saved
-    assert convert(*arguments) == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1 and lines[0].startswith("mv2: error: ")
-    return lines[0]
 
 
 @pytest.fixture(scope="module")
