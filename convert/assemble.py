@@ -53,10 +53,10 @@ _FLAGS = {
 class Wanted:
     """What a user asks for: sources as paths or hub ids, and how to store and run them.
 
-    `lora` and `motion_lora` are (source, weight). `variant` ("fp16") is preferred wherever a folder
-    has it. Without `image_encoder`, a folder of that name beside the adapter is taken where it
-    fits. `norm_scope` overrides what is known of the
-    motion modules. `preset` (a key of `configs.presets.PRESETS`) gives the sizes and frames that
+    `lora` and `motion_lora` are (source, weight, stages), no stages for all. `variant` ("fp16") is
+    preferred wherever a folder has it. Without `image_encoder`, a folder of that name beside the
+    adapter is taken where it fits. `norm_scope` overrides what is known of the motion modules.
+    `preset` (a key of `configs.presets.PRESETS`) gives the sizes and frames that
     `sizes`, (height, width) in pixels by stage, and `frames` do not. `few_steps`: a key of
     `configs.few_steps.FEW_STEPS`, for motion modules distilled to few steps; `t2i_few_steps`: one
     of `PICTURE_STEPS`, or "none", for T2I. `sampled` and `t2i_sampled` say of the UNet's and of
@@ -73,8 +73,8 @@ class Wanted:
     controlnet: str | None = None
     t2i: str | None = None
     t2i_vae: str | None = None
-    lora: tuple[tuple[str, float], ...] = ()
-    motion_lora: tuple[tuple[str, float], ...] = ()
+    lora: tuple[tuple[str, float, tuple[str, ...]], ...] = ()
+    motion_lora: tuple[tuple[str, float, tuple[str, ...]], ...] = ()
     variant: str | None = None
     norm_scope: str | None = None
     preset: str | None = None
@@ -156,11 +156,11 @@ def assemble(wanted: Wanted) -> Built:
     if wanted.variant and all(piece.found.variant is None for piece in built.values()):
         raise InputError(f"--variant {wanted.variant}: no source has {wanted.variant} weights")
     for kind, given in (("lora", wanted.lora), ("motion_lora", wanted.motion_lora)):
-        names = [asked for asked, _ in given]
+        names = [(asked, stage) for asked, _, to in given for stage in to or loras.STAGES]
         if len(set(names)) < len(names):
             raise InputError(f"--{kind.replace('_', '-')}: one is given twice; add up its weights")
-        for asked, weight in given:
-            built = loras.merge_into(built, opened(asked).one(kind), weight)
+        for asked, weight, to in given:
+            built = loras.merge_into(built, opened(asked).one(kind), weight, to)
     for piece in built.values():
         _ = piece.stored  # whatever does not fit is found before anything is written
     few = {stage: _few_steps(wanted, built, stage) for stage in ("i2v", "v2v")}

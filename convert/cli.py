@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import math
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -81,12 +82,8 @@ def main(arguments: Sequence[str]) -> int:
     size = sum(made.folder.joinpath(f).stat().st_size for f in _files(made))
     print(f"{out}: {len(made.components)} components, {size / 1e9:.2f} GB")
     _say_sampling(built)
-    moving = built.stages.get("i2v")
-    if moving is not None and moving.sampler not in {few.sampler for few in FEW_STEPS.values()}:
-        print(
-            f"its motion modules are sampled in {moving.steps} steps; if they are distilled "
-            "(Lightning, AnimateLCM as diffusers has it), say --few-steps"
-        )
+    for hint in _hints(built):
+        print(hint)
     if built.missing:
         how = f" ({built.advice})" if built.advice else ""
         print(f"mv2 generate will want more: {', '.join(built.missing)}{how}")
@@ -102,6 +99,15 @@ def needs(*modules: str) -> Iterator[None]:
         if error.name is None or error.name.partition(".")[0] not in modules:
             raise
         raise InputError(f"this needs {error.name}: pip install 'mv2-jax[convert]'") from None
+
+
+def placed(text: str) -> tuple[str, float, tuple[str, ...]]:
+    """("file", 0.8, ("i2v", "v2v")) of "file:0.8@i2v,v2v"; without them the weight is 1, and the
+    stages are none, which means all."""
+    whole, at, stages = text.rpartition("@")
+    if at and re.fullmatch(r"\w+(,\w+)*", stages):
+        return *weighted(whole), tuple(dict.fromkeys(stages.split(",")))
+    return *weighted(text), ()
 
 
 def weighted(text: str) -> tuple[str, float]:
@@ -130,6 +136,42 @@ def _line(piece: object) -> str:
     layout = f", in {part.layout} names" if part.layout else ""
     merged = "".join(f", with {weight:g} x {Path(path).name}" for path, weight in loras)
     return f"{part.title}{layout}, {count(piece.target) / 1e6:.1f} M numbers{merged}"
+
+
+# The LoRAs of the spatial weights that motion modules were trained beside, as their cards have it.
+_BESIDE = {
+    "lcm": ("AnimateLCM", "AnimateLCM_sd15_t2v_lora.safetensors:0.8"),
+    "v3": ("AnimateDiff v3", "v3_sd15_adapter.ckpt:1"),
+}
+
+
+def _hints(built: object) -> Iterator[str]:
+    """What a user may not know of the parts that were put together."""
+    control = built.pieces.get("control")
+    if control is not None and "shuffle" in control.found.path.name and not control.found.settings:
+        yield (
+            "shuffling ControlNets are published with pooled residuals, which their single files "
+            "do not say; convert the folder that has a config.json"
+        )
+    moving = built.stages.get("i2v")
+    if moving is None:
+        return
+    if moving.sampler not in {few.sampler for few in FEW_STEPS.values()}:
+        yield (
+            f"its motion modules are sampled in {moving.steps} steps; if they are distilled "
+            "(Lightning, AnimateLCM as diffusers has it), say --few-steps"
+        )
+    spatial, modules = built.pieces["spatial"], moving.unet.motion
+    if spatial.loras:
+        if "t2i_unet" not in built.pieces:
+            yield "its LoRAs change T2I's pictures too; --lora FILE:W@i2v,v2v keeps them out"
+        return
+    # v3 has v2's positions, v1's lack of a middle block, and SD1.5's four levels.
+    v3 = modules.max_frames == 32 and not modules.mid_block and len(moving.unet.channels) == 4
+    known = "lcm" if moving.sampler == "lcm" else "v3" if v3 else None
+    if known:
+        name, file = _BESIDE[known]
+        yield f"{name} is published with a LoRA for its frames: --lora {file}@i2v,v2v"
 
 
 def _say_sampling(built: object) -> None:
@@ -167,8 +209,9 @@ def _parser() -> Parser:
     add = parser.add_argument
     for name, what in _SOURCES.items():
         add(f"--{name}", metavar="SOURCE", help=what, required=name == "unet")
-    repeat = {"action": "append", "default": [], "metavar": "SOURCE[:W]", "type": weighted}
-    add("--lora", help="merge a LoRA, W times (1); may be given several times", **repeat)
+    repeat = {"action": "append", "default": [], "metavar": "SOURCE[:W][@STAGES]", "type": placed}
+    add("--lora", **repeat, help="merge a LoRA, W times (1), into all stages or those named (@t2i; "
+        "@i2v,v2v, which share their spatial weights); may be given several times")  # fmt: skip
     add("--motion-lora", help="merge a Motion-LoRA, likewise", **repeat)
     add("-o", "--out", metavar="DIR", required=True, help="the cascade folder")
     add("--name", help="the cascade's name (the folder's)")

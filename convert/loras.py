@@ -2,36 +2,67 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
+from mv2_jax.config import nearest
 from mv2_jax.convert import lora, merge
 from mv2_jax.convert.checkpoint import Found
 from mv2_jax.convert.pieces import Piece
+from mv2_jax.convert.recognise import KINDS
 from mv2_jax.errors import InputError
 
-# The sets of networks that one LoRA was trained over: what its names call them, and who they are.
-_SETS = {
-    "lora": (
-        {"unet": "spatial", "text": "text_encoder", "text_2": "text_encoder_2"},
-        {"unet": "t2i_unet", "text": "t2i_text_encoder", "text_2": "t2i_text_encoder_2"},
-    ),
-    "motion_lora": ({"unet": "motion_i2v"}, {"unet": "motion_v2v"}),
+# The networks that one LoRA was trained over: what its names call them, and who they are, by the
+# stages that they serve.
+_VIDEO, _PICTURE = ("i2v", "v2v"), ("t2i",)
+STAGES = (*_PICTURE, *_VIDEO)
+_SETS: dict[str, dict[tuple[str, ...], dict[str, str]]] = {
+    "lora": {
+        _VIDEO: {"unet": "spatial", "text": "text_encoder", "text_2": "text_encoder_2"},
+        _PICTURE: {
+            "unet": "t2i_unet",
+            "text": "t2i_text_encoder",
+            "text_2": "t2i_text_encoder_2",
+        },
+    },
+    "motion_lora": {("i2v",): {"unet": "motion_i2v"}, ("v2v",): {"unet": "motion_v2v"}},
 }
 
 
-def merge_into(built: Mapping[str, Piece], found: Found, weight: float) -> dict[str, Piece]:
-    """The pieces with a LoRA merged into every set of them that has all of its layers.
+def apart(built: Mapping[str, Piece]) -> dict[str, Piece]:
+    """The pieces with networks of T2I's own, where it shares those of the video stages.
+
+    They are stored once as long as nothing but their name tells them apart; see `bundle.Part`.
+    """
+    if "t2i_unet" in built:
+        return dict(built)
+    video, picture = _SETS["lora"][_VIDEO], _SETS["lora"][_PICTURE]
+    own = {picture[model]: built[name] for model, name in video.items() if name in built}
+    return {**built, **own}
+
+
+def merge_into(
+    built: Mapping[str, Piece], found: Found, weight: float, stages: Collection[str] = ()
+) -> dict[str, Piece]:
+    """The pieces with a LoRA merged in.
 
     A LoRA goes into the shared UNet and into T2I's own, wherever that is of the shape it is for.
 
+    Args:
+        stages: those whose networks it is merged into, which must have all of its layers; none
+            means every one that has them.
+
     Raises:
-        InputError: the file is no plain LoRA, or no set of networks has all of its layers.
+        InputError: the file is no plain LoRA, no network has all of its layers, or stages that
+            share their weights are to be told apart.
     """
-    misfits: list[str] = []
-    merged: dict[int, merge.Changes] = {}
     try:
+        sets = _chosen(found.part.kind, stages)
+        if stages and found.part.kind == "lora":
+            built = apart(built)
         products = lora.products(found.part.tensors, found.settings)
-        for names in _SETS[found.part.kind]:
+        merged: dict[str, merge.Changes] = {}
+        misfits: list[str] = []
+        for names in sets:
             names = {model: name for model, name in names.items() if name in built}
             if "unet" not in names:
                 continue
@@ -41,18 +72,37 @@ def merge_into(built: Mapping[str, Piece], found: Found, weight: float) -> dict[
             except InputError as error:
                 misfits.append(str(error))
                 continue
-            merged |= {id(built[names[model]]): leaves for model, leaves in changes.items()}
-        if not merged:
+            merged |= {names[model]: leaves for model, leaves in changes.items()}
+        if not merged or (stages and misfits):
             raise InputError(misfits[0] if misfits else "there is no network to merge it into")
     except InputError as error:
         raise InputError(f"{found.asked}: {error}") from None
-    # One piece may stand under two names, and stays one.
-    new = {
-        id(piece): piece.with_changes(merged[id(piece)], str(found.path), weight)
-        for piece in built.values()
-        if id(piece) in merged
+    # One piece may stand under two names, and stays one where both are merged alike.
+    new: dict[int, Piece] = {}
+    for name, leaves in merged.items():
+        piece = built[name]
+        new.setdefault(id(piece), piece.with_changes(leaves, str(found.path), weight))
+    return {
+        name: new[id(piece)] if id(piece) in new and (name in merged or not stages) else piece
+        for name, piece in built.items()
     }
-    return {name: new.get(id(piece), piece) for name, piece in built.items()}
+
+
+def _chosen(kind: str, stages: Collection[str]) -> list[dict[str, str]]:
+    """The sets of networks of these stages, or all."""
+    for stage in stages:
+        if stage not in STAGES:
+            raise InputError(f"there is no stage {stage!r}{nearest(stage, STAGES)}")
+    sets = {of: names for of, names in _SETS[kind].items() if not stages or set(of) & set(stages)}
+    split = next((of for of in sets if stages and not set(of) <= set(stages)), None)
+    if split:
+        raise InputError(
+            f"the stages {' and '.join(split)} share their spatial weights: a LoRA goes into all "
+            f"of them (@{','.join(split)}) or none"
+        )
+    if not sets:
+        raise InputError(f"{KINDS[kind]} changes nothing in {', '.join(stages)}")
+    return list(sets.values())
 
 
 def _layers(piece: Piece) -> merge.Layers:

@@ -41,6 +41,7 @@ def controlnet(cfg: ControlNetConfig) -> Published:
         **_body(cfg.unet),
         "conditioning_embedding_out_channels": widths,
         "controlnet_conditioning_channel_order": "rgb",
+        "global_pool_conditions": cfg.global_pool,
     }
 
 

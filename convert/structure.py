@@ -103,7 +103,8 @@ def controlnet(shapes: Shapes, settings: Settings) -> ControlNetConfig:
         widths.append(_get(shapes, f"{embedding}.blocks.{k}.weight", 4)[0])
     if settings.get("controlnet_conditioning_channel_order", "rgb") != "rgb":
         raise InputError("this ControlNet takes its pictures' channels in another order than RGB")
-    return ControlNetConfig(unet(shapes, settings), tuple(widths))
+    pooled = bool(settings.get("global_pool_conditions", False))
+    return ControlNetConfig(unet(shapes, settings), tuple(widths), global_pool=pooled)
 
 
 def sparse_control(shapes: Shapes, settings: Settings) -> SparseControlConfig:

@@ -24,6 +24,12 @@ from mv2_jax.config_vfi import (
 from mv2_jax.lookup import find, name_of, nearest
 
 
+def _later(default: Any) -> Any:
+    """A field that cascade folders of before lack. At its default it is left out of their JSON, so
+    that a cascade's digest, which sidecars hold, stays what it was."""
+    return dataclasses.field(default=default, metadata={"later": True})
+
+
 @dataclass(frozen=True)
 class VAEConfig:
     """AutoencoderKL (Latent Diffusion, arXiv 2112.10752; SD1.5 sizes by default).
@@ -190,11 +196,14 @@ class ControlNetConfig:
     The condition is RGB in [0, 1], `condition_factor` times the latent plane along each side;
     `condition_channels` are the widths of the stack of stride-2 convolutions that brings it down.
     `condition_patch` folds pixels into channels first (1: the public layout).
+    `global_pool`: residuals are averaged over the plane (ControlNet 1.1 shuffle), so that they
+    carry the look of a picture and not its layout; they steer only what is told the prompt.
     """
 
     unet: UNetConfig = UNetConfig()
     condition_channels: tuple[int, ...] = (16, 32, 96, 256)
     condition_patch: int = 1
+    global_pool: bool = _later(False)
 
     @property
     def condition_factor(self) -> int:
@@ -311,7 +320,9 @@ def to_dict(config: Any) -> dict[str, Any]:
     """
     out: dict[str, Any] = {"class": name_of(type(config), CLASSES)}
     for field in dataclasses.fields(config):
-        out[field.name] = _to_json(getattr(config, field.name))
+        value = getattr(config, field.name)
+        if not (field.metadata.get("later") and value == field.default):
+            out[field.name] = _to_json(value)
     return out
 
 

@@ -65,7 +65,8 @@ class ControlNet(nn.Module):
 
     `condition` is [B, H*f, W*f, 3] in [0, 1], one picture for all frames of a sample, or
     [B, T, H*f, W*f, 3], one a frame. `scale` (scalar or [B]) multiplies every residual. Residuals
-    are [B*T, h, w, c], outermost first, as `UNet` takes them. They are zero at initialisation.
+    are [B*T, h, w, c] ([B*T, 1, 1, c] where they are pooled), outermost first, as `UNet` takes
+    them. They are zero at initialisation.
     """
 
     cfg: ControlNetConfig
@@ -102,4 +103,12 @@ class ControlNet(nn.Module):
         y = x.reshape(b * frames, h, w, -1).astype(dtype)
         y = conv(unet.channels[0], name="conv_in", dtype=dtype)(y) + hint
         middle, skips = encode(unet, dtype, y, temb, context, self.remat)
-        return outlets(dtype, skips, middle, scale, frames)
+        skips, middle = outlets(dtype, skips, middle, scale, frames)
+        if not cfg.global_pool:
+            return skips, middle
+        return tuple(map(over_plane, skips)), over_plane(middle)
+
+
+def over_plane(residual: jax.Array) -> jax.Array:
+    """A residual [B*T, h, w, c] averaged over its plane: [B*T, 1, 1, c]."""
+    return residual.astype(jnp.float32).mean((1, 2), keepdims=True).astype(residual.dtype)

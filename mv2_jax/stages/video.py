@@ -296,10 +296,13 @@ def condition(
         pooled=away.pooled,
         size_ids=away.size_ids,
     )
+    told = with_image.replace(text=towards.text, pooled=towards.pooled)
+    if not cfg.sparse and cfg.control.global_pool:
+        # As diffusers has it: what is not told the prompt goes without a pooled ControlNet.
+        with_image = with_image.replace(control_scale=0.0 * ones)
     nothing = with_image.replace(
         tokens=jnp.broadcast_to(none, tokens.shape), control_scale=0.0 * ones
     )
-    told = with_image.replace(text=towards.text, pooled=towards.pooled)
     return guides.stack(nothing, with_image, told)
 
 

@@ -70,14 +70,14 @@ def vision(seed=4, width=IMAGE_WIDTH, heads=2):
     return randomise(transformers.CLIPVisionModelWithProjection(config), seed)
 
 
-def motion(seed=5, middle=False, widths=WIDTHS):
+def motion(seed=5, middle=False, widths=WIDTHS, frames=FRAMES):
     import diffusers
 
     module = diffusers.MotionAdapter(
         block_out_channels=widths,
         motion_layers_per_block=1,
         motion_mid_block_layers_per_block=1,
-        motion_max_seq_length=FRAMES,
+        motion_max_seq_length=frames,
         use_motion_mid_block=middle,
     )
     return randomise(module, seed)

@@ -99,6 +99,91 @@ def test_loras_are_merged_with_their_weights(sources, tmp_path, capsys):
     assert "one is given twice" in line
 
 
+@pytest.fixture(scope="module")
+def style(tmp_path_factory):
+    """A LoRA of a layer of the UNet and one of the text encoder; what it adds to the first."""
+    rng = np.random.default_rng(5)
+    file, path = {}, tmp_path_factory.mktemp("lora") / "style.safetensors"
+    for stem in (f"unet.{Q}", "text_encoder.text_model.encoder.layers.0.self_attn.q_proj"):
+        down, up = rng.normal(size=(2, 4, 32)).astype(np.float32)
+        file[f"{stem}.lora_A.weight"] = down
+        file[f"{stem}.lora_B.weight"] = np.ascontiguousarray(up.T)
+    save_file(file, path)
+    return path, (file[f"unet.{Q}.lora_B.weight"] @ file[f"unet.{Q}.lora_A.weight"]).T
+
+
+def test_a_lora_goes_into_the_stages_that_are_named(sources, style, tmp_path, capsys):
+    """What frames are trained beside (AnimateLCM's, v3's adapter) stays out of T2I's pictures."""
+    path, change = style
+    leaf = "down_blocks_0/attentions_0/transformer_blocks_0/attn1/to_q/kernel"
+    words = "encoder/layers_0/self_attn/q_proj/kernel"
+    unet = ["--unet", sources / "pipeline", "--dtype", "keep"]
+
+    def parts(stages, *more):
+        out = tmp_path / f"at{stages}"
+        assert convert(*unet, *more, "--lora", f"{path}:0.5{stages}", "-o", out) == 0
+        made = bundle.read(out)
+        return made, {
+            name: flatten(made.load(name))[leaf if "unet" in name or name == "spatial" else words]
+            for name in ("spatial", "text_encoder", "t2i_unet", "t2i_text_encoder")
+            if name in made.components
+        }
+
+    plain = load_file(sources / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors")
+    plain = plain[f"{Q}.weight"].T
+    _, both = parts("", "--motion", sources / "motion")
+    assert both.keys() == {"spatial", "text_encoder"}  # shared, as ever
+    assert "its LoRAs change T2I's pictures too" in capsys.readouterr().out
+    made, video = parts("@i2v,v2v")
+    np.testing.assert_allclose(video["spatial"], plain + 0.5 * change, atol=2e-6)
+    np.testing.assert_array_equal(video["t2i_unet"], plain)
+    assert not np.array_equal(video["text_encoder"], video["t2i_text_encoder"])
+    assert made.stages["t2i"].unet == made.config("t2i_unet")
+    assert "T2I's pictures" not in capsys.readouterr().out
+    _, picture = parts("@t2i")
+    np.testing.assert_array_equal(picture["spatial"], plain)
+    np.testing.assert_allclose(picture["t2i_unet"], plain + 0.5 * change, atol=2e-6)
+    made, all_three = parts("@t2i,v2v,i2v")
+    np.testing.assert_array_equal(all_three["t2i_unet"], all_three["spatial"])
+    assert made.components["t2i_unet"].file == "spatial.safetensors"  # stored once
+    for stages, text in (
+        ("@i2v", "the stages i2v and v2v share their spatial weights"),
+        ("@i2w,v2v", "there is no stage 'i2w'; did you mean 'i2v'?"),
+        ("@vfi", "there is no stage 'vfi'"),
+    ):
+        line = refused(capsys, *unet, "--lora", f"{path}{stages}", "-o", tmp_path / "x")
+        assert text in line
+    twice = ["--lora", f"{path}@t2i", "--lora", f"{path}:0.5"]
+    assert "one is given twice" in refused(capsys, *unet, *twice, "-o", tmp_path / "x")
+
+
+def test_motion_modules_say_which_lora_they_want(sources, small, style, tmp_path, capsys):
+    small.motion(frames=32).save_pretrained(tmp_path / "v3")
+    lcm = {k: v for k, v in small.motion().state_dict().items() if not k.endswith(".pe")}
+    torch.save(lcm, tmp_path / "lcm.ckpt")
+    for modules, text in (("v3", None), ("lcm.ckpt", "AnimateLCM_sd15_t2v_lora")):
+        flags = ["--unet", sources / "pipeline", "--motion", tmp_path / modules]
+        assert convert(*flags, "-o", tmp_path / "out", "--replace") == 0
+        said = capsys.readouterr().out
+        # Small networks have two levels; v3 is known by its four.
+        assert (text is None) == ("published with a LoRA" not in said)
+        assert text is None or text in said
+        named = [*flags, "--lora", f"{style[0]}@i2v,v2v", "-o", tmp_path / "out", "--replace"]
+        assert convert(*named) == 0
+        assert "published with a LoRA" not in capsys.readouterr().out
+
+
+def test_a_controlnet_that_pools_its_residuals(sources, small, tmp_path):
+    """ControlNet 1.1 shuffle's folder."""
+    small.controlnet(global_pool_conditions=True).save_pretrained(tmp_path / "shuffle")
+    flags = ["--unet", sources / "pipeline", "--controlnet"]
+    assert convert(*flags, tmp_path / "shuffle", "-o", tmp_path / "a") == 0
+    assert bundle.read(tmp_path / "a").config("control").global_pool
+    assert convert(*flags, sources / "controlnet", "-o", tmp_path / "b") == 0
+    index = json.loads((tmp_path / "b" / bundle.INDEX).read_text())
+    assert "global_pool" not in index["components"]["control"]["config"]  # digests stay
+
+
 def test_damaged_and_hostile_sources_leave_no_folder(sources, tmp_path, capsys):
     good = sources / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors"
     state, out = load_file(good), tmp_path / "out"

@@ -26,12 +26,14 @@ UNET = UNetConfig(
     norm_groups=8,
 )
 CFG = ControlNetConfig(UNET, condition_channels=(8, 12, 16, 16))
+POOLED = ControlNetConfig(UNET, condition_channels=(8, 12, 16, 16), global_pool=True)
 PLANE = (9, 7)
 
 
-@pytest.fixture(scope="module")
-def pair(parity):
+@pytest.fixture(scope="module", params=[CFG, POOLED], ids=["plain", "pooled"])
+def pair(parity, request):
     """Both torch modules, and a compiled function of both of ours with its parameters."""
+    cfg = request.param
     shape = dict(
         block_out_channels=UNET.channels,
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
@@ -44,10 +46,12 @@ def pair(parity):
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), **shape
     )
     control = diffusers.ControlNetModel(
-        conditioning_embedding_out_channels=CFG.condition_channels, **shape
+        conditioning_embedding_out_channels=cfg.condition_channels,
+        global_pool_conditions=cfg.global_pool,
+        **shape,
     )
     parity.randomise(unet, 0), parity.randomise(control, 1)
-    ours, ours_unet = ControlNet(CFG), UNet(UNET)
+    ours, ours_unet = ControlNet(cfg), UNet(UNET)
     x, t, context = *arrays(parity, 1, 1)[:2], Context(arrays(parity, 1, 1)[2])
     condition = np.zeros((1, 8 * PLANE[0], 8 * PLANE[1], 3), np.float32)
     params = {

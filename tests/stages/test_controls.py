@@ -117,6 +117,14 @@ def conditions(params, cfg):
     return video.condition(params, ids, jnp.asarray(EMPTY), image, one, one, cfg=cfg)
 
 
+def test_a_pooled_controlnet_steers_only_what_is_told_the_prompt(params):
+    """diffusers runs such a one on the conditional rows alone (its guess mode)."""
+    pooled = dataclasses.replace(CLIP, control=dataclasses.replace(CLIP.control, global_pool=True))
+    scales = {cfg: jax.jit(conditions, static_argnums=1)(params, cfg) for cfg in (CLIP, pooled)}
+    np.testing.assert_array_equal(scales[CLIP].control_scale, [0, 1, 1])
+    np.testing.assert_array_equal(scales[pooled].control_scale, [0, 0, 1])
+
+
 def test_a_clip_that_fits_its_window_runs_the_plain_program(params):
     """The same program, to the letter, is the same result, bit for bit."""
     given, scales = jax.eval_shape(lambda: conditions(params, CLIP)), guidance.make(3.0)
