@@ -8,7 +8,8 @@ from __future__ import annotations
 import dataclasses
 from typing import NamedTuple
 
-from mv2_jax.config import StageConfig
+from mv2_jax.config import ScheduleConfig, StageConfig
+from mv2_jax.errors import InputError
 
 
 class Few(NamedTuple):
@@ -44,8 +45,17 @@ PICTURE_STEPS = {
 
 
 def few(stage: StageConfig, name: str) -> StageConfig:
-    """The stage sampled by the program `FEW_STEPS[name]`, over AnimateDiff's linear betas."""
+    """The stage sampled by the program `FEW_STEPS[name]`, over AnimateDiff's linear betas.
+
+    Raises:
+        InputError: the stage's process is no discrete schedule.
+    """
     program = FEW_STEPS[name]
+    if not isinstance(stage.schedule, ScheduleConfig):
+        raise InputError(
+            f"few steps by {name!r} are of networks over a discrete schedule; this stage's process "
+            f"is {type(stage.schedule).__name__}"
+        )
     schedule = dataclasses.replace(
         stage.schedule,
         kind="linear",

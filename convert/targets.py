@@ -18,6 +18,7 @@ from mv2_jax.config import (
     VAEConfig,
     VisionConfig,
 )
+from mv2_jax.diffusion import keys as named
 from mv2_jax.models.clip_text import TextEncoder
 from mv2_jax.models.clip_vision import VisionEncoder
 from mv2_jax.models.controlnet import ControlNet
@@ -98,4 +99,4 @@ def _zeros(*shape: int) -> np.ndarray:
 
 
 def _shapes(module: Any, *args: Any, **kwargs: Any) -> params.Tree:
-    return jax.eval_shape(lambda: module.init(jax.random.key(0), *args, **kwargs))["params"]
+    return jax.eval_shape(lambda: module.init(named.seed(0), *args, **kwargs))["params"]

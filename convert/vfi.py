@@ -34,6 +34,7 @@ from mv2_jax.config import (
 from mv2_jax.convert import sources
 from mv2_jax.convert.engine import ConversionError, Table, convert, shorten, under
 from mv2_jax.convert.tables import edsc, ema_vfi, ldmvfi, rife, rife_refined
+from mv2_jax.diffusion import keys as named
 from mv2_jax.models.edsc import EDSC, PAD_TO
 from mv2_jax.models.ema_vfi import EMAVFI
 from mv2_jax.models.gan_vfi import GANVFI
@@ -98,7 +99,7 @@ def target(cfg: Config) -> params.Tree:
         }
         model = networks[type(cfg)](cfg)
         given = (frame, frame, jax.ShapeDtypeStruct((1, 1), jnp.float32))
-    return jax.eval_shape(model.init, jax.random.key(0), *given)["params"]
+    return jax.eval_shape(model.init, named.seed(0), *given)["params"]
 
 
 def _ema(source: Mapping[str, Any], prefix: str, any_time: bool) -> EMAVFIConfig:

@@ -20,6 +20,7 @@ from jax.sharding import PartitionSpec as P
 
 from mv2_jax import config, sharding
 from mv2_jax.config import nearest
+from mv2_jax.diffusion import keys as named
 from mv2_jax.errors import InputError
 from mv2_jax.stages import prompts, t2i, video
 
@@ -108,7 +109,7 @@ def denoiser(stage: str, cfg: Any, rows: int) -> tuple[Callable[..., jax.Array],
     dtype, float32 = cfg.dtype, jnp.float32
     module = t2i if stage == "t2i" else video
     # Encoders run once a video and elsewhere; only what every step needs is counted.
-    tree = jax.eval_shape(lambda key: module.init(cfg, key), jax.random.key(0))
+    tree = jax.eval_shape(lambda key: module.init(cfg, key), named.seed(0))
     prompt = jax.eval_shape(lambda: prompts.blank(cfg, rows))
     text = jax.ShapeDtypeStruct(prompt.text.shape, dtype)
     x = jax.ShapeDtypeStruct((rows, *cfg.latent_shape), float32)

@@ -136,8 +136,8 @@ def toybox(times: int, most: int | None) -> Iterator[list[np.ndarray]]:
     Seven a world, as between the eight keyframes of a shipped video. The worlds are the same in
     every run, and none is of the training split.
     """
-    import jax
 
+    from mv2_jax.diffusion import keys as named
     from mv2_jax.infer import evaluate, media
     from mv2_jax.toybox import renderer
     from mv2_jax.toybox.world import sample_world
@@ -148,7 +148,7 @@ def toybox(times: int, most: int | None) -> Iterator[list[np.ndarray]]:
     for index in range(most):
         row, start = index // KEYFRAME_GAPS, index % KEYFRAME_GAPS * times
         if start == 0:
-            world = sample_world(jax.random.key(row), *(int(word) for word in words[row]))
+            world = sample_world(named.seed(row), *(int(word) for word in words[row]))
             frames = media.to_uint8(np.asarray(renderer.render(world, moments, (SIDE, SIDE))))
         yield list(frames[start : start + times + 1])
 

@@ -12,21 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mv2_jax.config import SparseControlConfig, nearest
+from mv2_jax import lookup
+from mv2_jax.config import ScheduleConfig, SparseControlConfig, nearest
 from mv2_jax.configs import presets
 from mv2_jax.configs.few_steps import FEW_STEPS, few
+from mv2_jax.diffusion.names import SAMPLERS, SPACINGS
 from mv2_jax.errors import InputError
 from mv2_jax.infer import interpolators
 
 Choices = dict[str, dict[str, Any]]
 """{stage: {name: value}}, for instance {"i2v": {"sampler": "euler"}}; "all" is every stage."""
-
-# The names of mv2_jax.diffusion's samplers and schedules, which need JAX (a test compares them).
-SPACINGS = ("leading", "linspace", "trailing")
-SAMPLERS = (
-    "ddim", "euler", "euler_a", "dpmpp_2m", "dpmpp_2m_karras", "dpmpp_2m_sde",
-    "dpmpp_2m_sde_karras", "unipc", "unipc_karras", "lcm", "tcd",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -34,7 +29,8 @@ class Choice:
     """One choice: its flag, the stages it belongs to, its name there, and what may be chosen.
 
     `known` are words, or the (lowest, highest) of a whole number. Where `files` is true, a file
-    is as good as a word, and several of either may be joined by "+".
+    is as good as a word, and several of either may be joined by "+". Where `own` is true, so is
+    `module:name` of one's own.
     """
 
     flag: str
@@ -43,6 +39,7 @@ class Choice:
     known: tuple[str, ...] | tuple[int, int]
     help: str
     files: bool = False
+    own: bool = False
 
     @property
     def dest(self) -> str:
@@ -67,6 +64,11 @@ class Choice:
                 return "+".join(self.parse(part) for part in str(value).split("+"))
             if self.files and Path(str(value)).suffix:
                 raise InputError(f"{self.flag}: cannot read {value}: no such file")
+            if self.own:
+                try:
+                    return lookup.known(value, self.known, self.name)
+                except InputError as error:
+                    raise InputError(f"{self.flag}: {error}") from None
             if value not in self.known:
                 known = ", ".join(self.known)
                 near = nearest(str(value), self.known)
@@ -84,7 +86,8 @@ CHOICES = (
     Choice("--preset", ("all",), "preset", tuple(presets.PRESETS), "sizes and frames of a full-"
            "size cascade: " + ", ".join(presets.PRESETS)),
     *(
-        Choice(f"--{stage}-sampler", (stage,), "sampler", SAMPLERS, "one of " + ", ".join(SAMPLERS))
+        Choice(f"--{stage}-sampler", (stage,), "sampler", tuple(SAMPLERS), "one of "
+               + ", ".join(SAMPLERS) + ", or module:name of your own", own=True)
         for stage in _EVERY
     ),
     Choice("--spacing", _EVERY, "spacing", SPACINGS, "which timesteps are visited: " +
@@ -161,8 +164,7 @@ def apply(bundle: Any, chosen: Choices) -> Any:
             numbers = {k: v for k, v in defaults.get(name, {}).items() if k != "steps"}
             defaults[name] = {**numbers, "guidance": FEW_STEPS[program].guidance}
         grid = {key: values.pop(key) for key in ("spacing", "steps_offset") if key in values}
-        schedule = dataclasses.replace(stage.schedule, **grid)
-        stages[name] = dataclasses.replace(stage, schedule=schedule, **values)
+        stages[name] = dataclasses.replace(stage, schedule=_spaced(name, stage, grid), **values)
         _check(bundle, name, stages[name], values)
     network = chosen.get("vfi", {}).get("network")
     if network:
@@ -170,11 +172,23 @@ def apply(bundle: Any, chosen: Choices) -> Any:
     return dataclasses.replace(bundle, stages=stages, defaults=defaults)
 
 
+def _spaced(name: str, stage: Any, grid: Mapping[str, Any]) -> Any:
+    """The stage's schedule with other timesteps visited. Raises InputError where it has none."""
+    if grid and not isinstance(stage.schedule, ScheduleConfig):
+        flag, process = next(iter(grid)).replace("_", "-"), type(stage.schedule).__name__
+        raise InputError(
+            f"--{flag}: the process of {name} is {process}, which has no timesteps to choose from"
+        )
+    return dataclasses.replace(stage.schedule, **grid) if grid else stage.schedule
+
+
 def _check(bundle: Any, name: str, stage: Any, values: Mapping[str, Any]) -> None:
     """Refuses what the parser of a flag could not know to be wrong."""
-    if stage.sampler not in SAMPLERS:
-        near = nearest(stage.sampler, SAMPLERS)
-        raise InputError(f"{bundle.folder}: {name} has an unknown sampler {stage.sampler!r}{near}")
+    if stage.sampler not in SAMPLERS:  # what is in there is known to be good, and needs no import
+        try:
+            lookup.find(stage.sampler, SAMPLERS, "sampler", fits=callable, wants="a function")
+        except InputError as error:
+            raise InputError(f"{bundle.folder}: {name}: {error}") from None
     if "clip_skip" in values:
         layers = bundle.config("text_encoder").layers
         if stage.clip_skip >= layers:

@@ -16,7 +16,7 @@ import numpy as np
 
 from mv2_jax.diffusion import guidance as guides
 from mv2_jax.diffusion import keys as random
-from mv2_jax.diffusion import prediction, samplers
+from mv2_jax.diffusion import prediction, process, samplers
 from mv2_jax.diffusion.samplers import Point
 from mv2_jax.nn import watch
 from mv2_jax.stages import chain, i2v, latents, t2i, video
@@ -120,7 +120,8 @@ def _picture_look(
 ) -> tuple[jax.Array, jax.Array]:
     t = jnp.broadcast_to(point.t, x.shape[:1])
     out, maps = watch.cross_attention(t2i.predict, params, cfg, x, t, told)
-    x0 = prediction.to_x0(cfg.stage.schedule.prediction, out, x, point.alpha, point.sigma)
+    kind = process.of(cfg.stage.schedule).prediction
+    x0 = prediction.to_x0(kind, out, x, point.alpha, point.sigma)
     return x0, _together(maps["text"], 1, x.shape[1:3])
 
 
@@ -130,7 +131,8 @@ def _clip_look(
 ) -> tuple[jax.Array, jax.Array]:
     t = jnp.broadcast_to(point.t, x.shape[:1])
     out, maps = watch.cross_attention(video.predict, params, cfg, x, t, told)
-    x0 = prediction.to_x0(cfg.stage.schedule.prediction, out, x, point.alpha, point.sigma)
+    kind = process.of(cfg.stage.schedule).prediction
+    x0 = prediction.to_x0(kind, out, x, point.alpha, point.sigma)
     return x0, _together(maps["text"], x.shape[1], x.shape[2:4])
 
 

@@ -5,13 +5,15 @@ and lowers every network anew only to find what it has. Here the key is what a p
 the source of this package, the versions beneath it, the device, the function's name, its static
 arguments and its shapes. A hit costs one file.
 
-The key knows nothing of code outside the package, such as a sampler of one's own: only the commands
-keep programs, and a cascade that is loaded by `mv2_jax.cascade.load` keeps none. A file holds
-machine code, as those of JAX's cache do; the folder is its user's alone to write.
+The key knows nothing of code outside the package. So only the commands keep programs, a cascade
+that is loaded by `mv2_jax.cascade.load` keeps none, and programs with a sampler, a process or the
+like of one's own in them are not kept. A file holds machine code, as those of JAX's cache do; the
+folder is its user's alone to write.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import pickle
@@ -42,7 +44,7 @@ class Kept:
         self._folder = self._all / _made_of()
 
     def name(self, function: Any, static: dict[str, Any], signature: Any) -> str | None:
-        """The key of a program; None for one that cannot be kept.
+        """The key of a program; None for one that is not to be kept.
 
         Args:
             signature: the arguments' structure, and each leaf's (type, sharding), None for the
@@ -52,6 +54,8 @@ class Kept:
         if jax.process_count() > 1 or any(place is not None for _, place in leaves):
             return None
         types = [(aval.shape, str(aval.dtype), aval.weak_type) for aval, _ in leaves]
+        if any(map(_outside, static.values())):  # its code may be edited, which the key would miss
+            return None
         told = sorted(static.items())
         words = f"{function.__module__}.{function.__qualname__} {told!r} {structure} {types}"
         if " at 0x" in words:  # an object without a repr of its own: another run's differs
@@ -97,6 +101,18 @@ class Kept:
                 shutil.rmtree(path, ignore_errors=True)
         with files.whole(self._folder / name) as scratch:  # another run may write the same now
             scratch.write_bytes(content)
+
+
+def _outside(value: Any) -> bool:
+    """Whether a static argument is, names or holds anything of code outside the package."""
+    if isinstance(value, str):
+        return ":" in value  # module:name
+    if isinstance(value, tuple):
+        return any(map(_outside, value))
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return False
+    own = type(value).__module__.partition(".")[0] != "mv2_jax"
+    return own or any(_outside(getattr(value, part.name)) for part in dataclasses.fields(value))
 
 
 def _made_of() -> str:

@@ -175,11 +175,12 @@ def shapes(preset: Any, stage: str) -> dict[str, Any]:
     import jax
     import jax.numpy as jnp
 
+    from mv2_jax.diffusion import keys as named
     from mv2_jax.models.rife import RIFE
     from mv2_jax.models.vae import AutoencoderKL
     from mv2_jax.stages import t2i, video
 
-    four, key = build(preset, {}, "float32"), jax.random.key(0)
+    four, key = build(preset, {}, "float32"), named.seed(0)
     if stage == "vfi":
         side = preset.RIFE.pad_to
         frame = jnp.zeros((1, side, side, 3))

@@ -249,6 +249,7 @@ class ScheduleConfig:
 class StageConfig:
     """What T2I, I2V and V2V each need beside their weights.
 
+    `schedule` is the process: a ScheduleConfig, or another of `diffusion.process` or one's own.
     `size` is (height, width) in pixels and `frames` the frames made (1 for T2I).
     `steps`, `sampler`: the default sampling program.
     `clip_skip`: last layers of the text encoder left out, in diffusers' counting.
@@ -257,7 +258,7 @@ class StageConfig:
     """
 
     unet: UNetConfig
-    schedule: ScheduleConfig
+    schedule: Any
     size: tuple[int, int]
     frames: int = 1
     steps: int = 25
@@ -290,7 +291,13 @@ class JudgeConfig:
     hidden: int = 96
 
 
-CLASSES: dict[str, type] = {
+# What lies above this file goes by its address, and is imported when it is asked for.
+CLASSES: dict[str, type | str] = {
+    "EDM": "mv2_jax.diffusion.process:EDM",
+    "Flow": "mv2_jax.diffusion.process:Flow",
+    "LossConfig": "mv2_jax.diffusion.losses:LossConfig",
+}
+CLASSES |= {
     cls.__name__: cls
     for cls in (
         VAEConfig,

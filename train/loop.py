@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from mv2_jax import params as trees
+from mv2_jax.diffusion import keys as named
 from mv2_jax.errors import InputError
 from mv2_jax.train import optim, processes
 from mv2_jax.train.checkpoint import Checkpoints
@@ -145,8 +146,8 @@ class Run:
                 f"devices are to train together: set mesh.data={jax.device_count()}"
             )
         tx = optim.transformation(cfg.optim)
-        key = jax.random.key(seed_of(cfg))
-        self.key, init, self.sample_key = jax.random.split(key, 3)
+        key = named.seed(seed_of(cfg))
+        self.key, init, self.sample_key = named.split(key, 3)
         self.state = self.fresh(init, tx)
         step = self.place.jit(make_step(task, tx, cfg), self.state)
         self.programs = Programs(step, cfg.optim.accumulate)

@@ -34,8 +34,7 @@ def prompts(words: np.ndarray) -> list[str]:
 def keys(seed: int, numbers: np.ndarray, candidate: int) -> jax.Array:
     """Keys [n] of one candidate each of these prompts."""
     base = named.fold(named.fold(named.seed(seed % 2**32), "preference pairs"), candidate)
-    each = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
-    return each(base, np.asarray(numbers, np.uint32))
+    return named.each(base, numbers)
 
 
 def scores(jury: evaluate.Jury, video: Any, words: np.ndarray) -> np.ndarray:

@@ -9,13 +9,14 @@ means over elements, and beta stands for the paper's beta * T with a factor of o
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from mv2_jax.config import ScheduleConfig
 from mv2_jax.diffusion import keys as named
-from mv2_jax.diffusion import losses, prediction, schedules
+from mv2_jax.diffusion import losses
+from mv2_jax.diffusion import process as processes
 from mv2_jax.diffusion.losses import LossConfig
 
 Model = Callable[[jax.Array, jax.Array], jax.Array]
@@ -27,7 +28,7 @@ def dpo_loss(
     better: jax.Array,
     worse: jax.Array,
     keys: jax.Array,
-    schedule: ScheduleConfig,
+    schedule: Any,
     beta: float | jax.Array,
     cfg: LossConfig = LossConfig(),
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -35,10 +36,11 @@ def dpo_loss(
 
     Args:
         model, reference: `f(x, t)`, noisy latents [2 B, ..., C] (the better ones, then the worse)
-            and timesteps [2 B] in, an output of the kind `schedule.prediction` out. No gradient
-            flows through the reference.
+            and timesteps [2 B] in, an output of the process's prediction out. No gradient flows
+            through the reference.
         better, worse: clean, scaled latents [B, ..., C].
         keys: typed keys [B], one a pair.
+        schedule: the process, or what stands for one.
         beta: how closely to keep to the reference: the larger, the less may change.
 
     Returns:
@@ -51,16 +53,15 @@ def dpo_loss(
     if better.shape != worse.shape:
         raise ValueError(f"pairs of {better.shape} and {worse.shape} are no pairs")
     x0 = jnp.concatenate([better, worse]).astype(jnp.float32)
-    t = jnp.tile(losses.sample_t(keys, schedule.train_steps, cfg), 2)
-    alpha, sigma = (jnp.asarray(a)[t] for a in schedules.signal_and_noise(schedule))
+    process = processes.of(schedule)
+    u = jnp.tile(losses.positions(keys, cfg, process), 2)
+    point = process.at(u)
     eps = named.normal(named.fold(keys, "noise"), better.shape[1:])
     eps = jnp.concatenate([eps, eps])
-    x = prediction.noised(x0, eps, alpha, sigma)
-    wanted = prediction.target(schedule.prediction, x0, eps, alpha, sigma)
-    weight = losses.weight(alpha, sigma, schedule.prediction, cfg)
+    weight = losses.weight(point.alpha, point.sigma, process.prediction, cfg)
 
     def errors(network: Model) -> jax.Array:
-        output = network(x, t.astype(jnp.float32)).astype(jnp.float32)
+        wanted, output = losses.asked(network, x0, eps, point, process)
         return losses.per_sample((output - wanted) ** 2)
 
     own, before = errors(model), jax.lax.stop_gradient(errors(reference))

@@ -63,7 +63,7 @@ def toybox(
     """
     drawn = worlds.numbered(seed, jnp.asarray(numbers))
     each = keys.fold(keys.seed(seed % 2**32), "triplet")
-    each = jax.vmap(jax.random.fold_in, (None, 0))(each, jnp.asarray(numbers, jnp.uint32))
+    each = keys.each(each, numbers)
     images, time = _toybox(drawn, each, size, side, tuple(gap))
     images = np.asarray(images)
     named = {name: images[:, i] for i, name in enumerate(IMAGES[:3])}
@@ -74,7 +74,7 @@ def toybox(
 def _toybox(drawn: World, each: jax.Array, size: int, side: int, gap: tuple[float, float]):
     def sample(pair: tuple[World, jax.Array]) -> tuple[jax.Array, jax.Array]:
         world, key = pair
-        apart, start, share, place = jax.random.split(key, 4)
+        apart, start, share, place = keys.split(key, 4)
         length = jax.random.uniform(apart, (), minval=gap[0], maxval=gap[1])
         begin = jax.random.uniform(start) * (1 - length)
         time = jax.random.uniform(share, minval=0.1, maxval=0.9)

@@ -199,7 +199,7 @@ class VideoTask:
 
     def task(self) -> Task:
         """The loop's view; frozen trees and trained ones come from one initialisation."""
-        whole = self.trees(jax.random.key(self.cfg.seed))
+        whole = self.trees(keys.seed(self.cfg.seed))
         chosen = set(self.cfg.train)
         frozen = {name: tree for name, tree in whole.items() if name not in chosen}
         frozen["vae"] = trees.cast(self.vae.params, np.float32)

@@ -36,7 +36,7 @@ def numbered(seed: int, numbers: jax.Array, motions: Mapping[str, float] | None 
     `motions` weighs them as `split.sample_train_world` says; other weights make another list.
     """
     key = keys.fold(keys.seed(seed % 2**32), "numbered world")
-    each = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.asarray(numbers, jnp.uint32))
+    each = keys.each(key, numbers)
     return jax.vmap(partial(split.sample_train_world, motions=motions))(each)
 
 

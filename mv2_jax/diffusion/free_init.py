@@ -21,7 +21,7 @@ import numpy as np
 
 from mv2_jax.config import nearest
 from mv2_jax.diffusion import noise_prior, samplers
-from mv2_jax.diffusion.schedules import Grid
+from mv2_jax.diffusion.points import Grid
 
 KINDS = ("butterworth", "gaussian")
 AXES = (1, 2, 3)  # frames, height, width of [B, T, H, W, C]

@@ -4,6 +4,9 @@ A sample owns one key. Every use of chance folds the use's name into it ("noise"
 "drop_text", ...), so that adding a use never moves another one, and a draw depends on nothing but
 its own sample: a sample in a batch equals the sample alone, on any mesh.
 
+No other file of the package makes, splits or folds keys: what `jax.random.key` makes is of the
+default generator, and that is another one on many a TPU (`JAX_DEFAULT_PRNG_IMPL=rbg`).
+
 All batch helpers take typed keys `[B]` and vectorise over them. That gives the same numbers as one
 key at a time only for counter-based generators whose bits do not depend on the batching, so keys
 are made as threefry here, whatever `jax_default_prng_impl` says.
@@ -67,7 +70,17 @@ def per_sample(key: jax.Array, batch: int) -> jax.Array:
 
     Sample i gets the same key whatever the batch size is.
     """
-    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(batch, dtype=jnp.uint32))
+    return each(key, jnp.arange(batch, dtype=jnp.uint32))
+
+
+def each(key: jax.Array, numbers: jax.Array | np.ndarray) -> jax.Array:
+    """Keys `[B]` of things with these numbers `[B]`, 0..2^32-1, from one key `[]`."""
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.asarray(numbers, jnp.uint32))
+
+
+def split(key: jax.Array, count: int = 2) -> jax.Array:
+    """Keys `[count]` from one key `[]`, where uses have no names of their own."""
+    return jax.random.split(key, count)
 
 
 def normal(keys: jax.Array, shape: Sequence[int], dtype=jnp.float32) -> jax.Array:

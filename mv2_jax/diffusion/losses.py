@@ -1,6 +1,8 @@
-"""The training loss of a denoising network, on images `[B, H, W, C]` or videos `[B, T, H, W, C]`.
+"""Training losses of denoising networks, on images `[B, H, W, C]` or videos `[B, T, H, W, C]`.
 
-Knows no network: it is given `model(x, t) -> output` with x like the clean latents and t `[B]`.
+They know no network: they are given `model(x, t) -> output` with x like the clean latents and t
+`[B]`. A loss is a value (`Loss`); `LossConfig` is the one here, over any process, and its ways to
+draw timesteps and to weigh errors are functions found by name, one's own too.
 
 The paper shifts the mean of the *initial* noise when sampling (its latent noise prior) and says
 nothing of training. Here the loss is the plain one: the prior's default form stands for the signal
@@ -10,33 +12,44 @@ forward process has seen exactly such inputs. That choice is this project's.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from mv2_jax.config import ScheduleConfig, nearest
+from mv2_jax import config, lookup
 from mv2_jax.diffusion import keys as named
-from mv2_jax.diffusion import prediction, schedules
+from mv2_jax.diffusion import prediction
+from mv2_jax.diffusion import process as processes
+from mv2_jax.diffusion.names import LOSSES, SAMPLINGS, WEIGHTINGS
+from mv2_jax.diffusion.points import Point
+from mv2_jax.diffusion.process import Process
 
-SAMPLINGS = ("uniform", "logit_normal")
-WEIGHTINGS = ("plain", "min_snr", "min_snr_floor")
+Model = Callable[[jax.Array, jax.Array], jax.Array]
+Metrics = dict[str, jax.Array]
+Loss = Callable[..., tuple[jax.Array, Metrics]]
+"""`loss(model, x0, keys, process, mask) -> (loss [], metrics)`: see `diffusion_loss`."""
 
 
 @dataclass(frozen=True)
 class LossConfig:
     """How timesteps are drawn and errors weighed (static).
 
-    `sampling`: "uniform" over all timesteps, or "logit_normal" (arXiv 2403.03206, sec. 3.1):
-    u = sigmoid(location + scale * normal), t = u * train_steps.
-    `shift` s moves either towards noise (s > 1) or towards signal: u -> s u / (1 + (s - 1) u).
+    `sampling` is one of `names.SAMPLINGS` or `module:function`, which gives positions u in 0..1:
+    "uniform" over the process's own time; "logit_normal" (arXiv 2403.03206, sec. 3.1),
+    u = sigmoid(location + scale * normal); "mode" (the same section), with `scale` its s;
+    "log_normal" (arXiv 2206.00364, table 1), log(sigma / alpha) = location + scale * normal.
+    `shift` s moves any towards noise (s > 1) or towards signal: u -> s u / (1 + (s - 1) u).
 
-    `weighting`: "plain" is the mean squared error of the network's own output.
-    "min_snr" caps the SNR weight of the x0 error at `gamma` (arXiv 2303.09556). On v it weighs
-    a step of zero SNR with 0, so that a zero-terminal-SNR schedule's last step is never learnt:
-    "min_snr_floor" is the same cap with the v and x0 weights floored to an SNR of one,
-    min(SNR + 1, gamma) in place of min(SNR, gamma).
+    `weighting` is one of `names.WEIGHTINGS` or `module:function`. "plain" is the mean squared error
+    of the network's own output. "snr" is that of the noise which the output implies: the x0 error
+    by SNR. "min_snr" caps that weight at `gamma` (arXiv 2303.09556). On v it weighs a step of zero
+    SNR with 0, so that a zero-terminal-SNR schedule's last step is never learnt: "min_snr_floor" is
+    the same cap with the weights (but of eps) floored to an SNR of one, min(SNR + 1, gamma) in
+    place of min(SNR, gamma). "cosmap" is rectified flow's of arXiv 2403.03206, sec. 3.1.
     """
 
     sampling: str = "uniform"
@@ -46,54 +59,179 @@ class LossConfig:
     weighting: str = "plain"
     gamma: float = 5.0
 
+    def __call__(
+        self,
+        model: Model,
+        x0: jax.Array,
+        keys: jax.Array,
+        process: Process,
+        mask: jax.Array | None = None,
+    ) -> tuple[jax.Array, Metrics]:
+        """See `diffusion_loss`."""
+        u = positions(keys, self, process)
+        point = process.at(u)
+        eps = named.normal(named.fold(keys, "noise"), x0.shape[1:])
+        wanted, output = asked(model, x0, eps, point, process)
+        mse = per_sample((output - wanted) ** 2, mask)
+        counts = jnp.ones_like(mse) if mask is None else _counts(mask)
+        scale = weight(point.alpha, point.sigma, process.prediction, self)
+        noisy = (u >= 0.5).astype(mse.dtype)
+        metrics = {
+            "mse": _mean(mse, counts),
+            "mse_noisy": _mean(mse, counts * noisy),
+            "mse_clean": _mean(mse, counts * (1.0 - noisy)),
+        }
+        return _mean(mse * scale, counts), metrics
 
-def sample_t(keys: jax.Array, train_steps: int, cfg: LossConfig = LossConfig()) -> jax.Array:
-    """Random timesteps `[B]` int32 in 0..train_steps-1, one per key.
+
+def of(value: Any) -> Loss:
+    """The loss that a recipe's setting stands for.
+
+    Args:
+        value: a LossConfig's fields; a config in JSON's form, its class under "class"; the name of
+            a loss; or a loss itself.
+
+    Raises:
+        ValueError: an unknown name or field, or what is found is no loss.
+    """
+    if hasattr(value, "to_dict"):  # of ml_collections
+        value = value.to_dict()
+    if isinstance(value, Mapping):
+        value = config.from_dict({"class": "LossConfig", **value})
+    elif isinstance(value, str):
+        value = lookup.find(value, LOSSES, "loss", fits=callable, wants="a loss")
+    value = value() if isinstance(value, type) else value
+    if not callable(value):
+        raise ValueError(f"{value!r} is no loss: it cannot be called (see diffusion.losses.Loss)")
+    return value
+
+
+def positions(
+    keys: jax.Array, cfg: LossConfig = LossConfig(), process: Process | None = None
+) -> jax.Array:
+    """Random positions `[B]` in 0..1 of a process, one per key.
 
     Raises:
         ValueError: `cfg.sampling` is unknown or `cfg.shift` is not positive.
     """
-    if cfg.sampling not in SAMPLINGS:
-        known = ", ".join(SAMPLINGS)
-        hint = nearest(cfg.sampling, SAMPLINGS)
-        raise ValueError(f"unknown timestep sampling {cfg.sampling!r} (known: {known}){hint}")
+    draw = lookup.find(cfg.sampling, SAMPLINGS, "timestep sampling", fits=callable)
     if cfg.shift <= 0:
         raise ValueError(f"timestep shift must be positive, not {cfg.shift}; 1 shifts nothing")
-    keys = named.fold(keys, "timestep")
-    if cfg.sampling == "uniform":
-        u = named.uniform(keys)
-    else:
-        u = jax.nn.sigmoid(cfg.location + cfg.scale * named.normal(keys, ()))
-    u = cfg.shift * u / (1.0 + (cfg.shift - 1.0) * u)
-    # u rounds up to 1.0 now and then in float32.
-    return jnp.minimum((u * train_steps).astype(jnp.int32), train_steps - 1)
+    u = draw(named.fold(keys, "timestep"), cfg, process)
+    return cfg.shift * u / (1.0 + (cfg.shift - 1.0) * u)
 
 
-def weight(alpha: jax.Array, sigma: jax.Array, kind: str, cfg: LossConfig) -> jax.Array:
+def uniform(keys: jax.Array, cfg: LossConfig, process: Process | None) -> jax.Array:
+    """A sampling: positions `[B]` from keys `[B]`, over a process. Here: all alike."""
+    return named.uniform(keys)
+
+
+def logit_normal(keys: jax.Array, cfg: LossConfig, process: Process | None) -> jax.Array:
+    return jax.nn.sigmoid(cfg.location + cfg.scale * named.normal(keys, ()))
+
+
+def mode(keys: jax.Array, cfg: LossConfig, process: Process | None) -> jax.Array:
+    u = named.uniform(keys)
+    return 1.0 - u - cfg.scale * (jnp.cos(math.pi * u / 2) ** 2 - 1.0 + u)
+
+
+def log_normal(keys: jax.Array, cfg: LossConfig, process: Process | None) -> jax.Array:
+    if process is None:
+        raise ValueError("timestep sampling 'log_normal' needs the process")
+    return position_of(process, jnp.exp(cfg.location + cfg.scale * named.normal(keys, ())))
+
+
+def position_of(process: Process, k: jax.Array) -> jax.Array:
+    """Where in a process sigma / alpha is k: positions like k, by halving; past an end, the end."""
+
+    def halve(_: int, ends: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low, high = ends
+        middle = (low + high) / 2
+        below = process.at(middle).k < k
+        return jnp.where(below, middle, low), jnp.where(below, high, middle)
+
+    ends = jnp.zeros_like(k), jnp.ones_like(k)
+    low, high = jax.lax.fori_loop(0, 24, halve, ends)
+    return (low + high) / 2
+
+
+def asked(
+    model: Model, x0: jax.Array, eps: jax.Array, point: Point, process: Process
+) -> tuple[jax.Array, jax.Array]:
+    """What the network should output at noised samples, and what it does: float32, like x0.
+
+    Raises:
+        ValueError: it outputs another shape.
+    """
+    x0, kind = x0.astype(jnp.float32), process.prediction
+    output = model(prediction.noised(x0, eps, point.alpha, point.sigma), point.t)
+    if output.shape != x0.shape:
+        raise ValueError(f"the network answered {output.shape} to latents of {x0.shape}")
+    wanted = prediction.target(kind, x0, eps, point.alpha, point.sigma)
+    return wanted, output.astype(jnp.float32)
+
+
+def weight(alpha: jax.Array, sigma: jax.Array, kind: prediction.Kind, cfg: LossConfig) -> jax.Array:
     """The weight of the squared error of an output of this kind, like `alpha`.
-
-    Written in alpha^2 = SNR / (SNR + 1) and sigma^2 = 1 / (SNR + 1), finite at both ends of the
-    schedule.
 
     Raises:
         ValueError: `cfg.weighting` or `kind` is unknown.
     """
-    prediction.check(kind)
-    if cfg.weighting not in WEIGHTINGS:
-        known = ", ".join(WEIGHTINGS)
-        hint = nearest(cfg.weighting, WEIGHTINGS)
-        raise ValueError(f"unknown loss weighting {cfg.weighting!r} (known: {known}){hint}")
-    if cfg.weighting == "plain":
+    weigh = lookup.find(cfg.weighting, WEIGHTINGS, "loss weighting", fits=callable)
+    prediction.get(kind)
+    return weigh(alpha, sigma, kind, cfg)
+
+
+def plain(alpha: jax.Array, sigma: jax.Array, kind: prediction.Kind, cfg: LossConfig) -> jax.Array:
+    """A weighting: what the squared error of an output of this `kind` weighs. Here: all alike."""
+    return jnp.ones_like(alpha)
+
+
+def snr(alpha: jax.Array, sigma: jax.Array, kind: prediction.Kind, cfg: LossConfig) -> jax.Array:
+    if kind == "eps":  # that error itself, also where there is no signal
         return jnp.ones_like(alpha)
+    return prediction.divide(alpha * gain(alpha, sigma, kind), sigma) ** 2
+
+
+def min_snr(
+    alpha: jax.Array, sigma: jax.Array, kind: prediction.Kind, cfg: LossConfig
+) -> jax.Array:
+    return _capped(alpha, sigma, kind, cfg.gamma, 0.0)
+
+
+def min_snr_floor(
+    alpha: jax.Array, sigma: jax.Array, kind: prediction.Kind, cfg: LossConfig
+) -> jax.Array:
+    return _capped(alpha, sigma, kind, cfg.gamma, 0.0 if kind == "eps" else 1.0)
+
+
+def cosmap(alpha: jax.Array, sigma: jax.Array, kind: prediction.Kind, cfg: LossConfig) -> jax.Array:
+    # Their formula in sigma, with 1 - sigma written as what it is there.
+    share = sigma / (alpha + sigma)
+    return 2.0 / (math.pi * (1.0 - 2.0 * share + 2.0 * share**2))
+
+
+def gain(alpha: jax.Array, sigma: jax.Array, kind: prediction.Kind) -> jax.Array:
+    """By how much an error of the output is an error of x0, like `alpha` (signed).
+
+    The way from one to the other is affine, so that it is what an output of 1 adds.
+    """
+    nothing = jnp.zeros_like(alpha)
+    to_x0 = prediction.get(kind).to_x0
+    return to_x0(nothing + 1.0, nothing, alpha, sigma) - to_x0(nothing, nothing, alpha, sigma)
+
+
+def _capped(
+    alpha: jax.Array, sigma: jax.Array, kind: prediction.Kind, gamma: float, floor: float
+) -> jax.Array:
+    """min(SNR + floor, gamma) on the x0 error, finite at both ends of a process."""
     signal, noise = alpha**2, sigma**2
-    # Both numerators are divided by SNR + 1, which is the weight of the v error.
-    floored = cfg.weighting == "min_snr_floor" and kind != "eps"
-    of_v = jnp.minimum(jnp.ones_like(signal) if floored else signal, cfg.gamma * noise)
-    if kind == "v":
-        return of_v
-    if kind == "x0":
-        return of_v / noise
-    return jnp.where(of_v == signal, 1.0, prediction.divide(of_v, signal))
+    top = jnp.minimum(signal + floor * noise, gamma * noise)
+    if kind == "eps":
+        return jnp.where(top == signal, 1.0, prediction.divide(top, signal))
+    return (
+        jnp.where(noise == 0, gamma, prediction.divide(top, noise)) * gain(alpha, sigma, kind) ** 2
+    )
 
 
 def per_sample(error: jax.Array, mask: jax.Array | None = None) -> jax.Array:
@@ -115,48 +253,33 @@ def per_sample(error: jax.Array, mask: jax.Array | None = None) -> jax.Array:
 
 
 def diffusion_loss(
-    model: Callable[[jax.Array, jax.Array], jax.Array],
+    model: Model,
     x0: jax.Array,
     keys: jax.Array,
-    schedule: ScheduleConfig,
-    cfg: LossConfig = LossConfig(),
+    schedule: Any,
+    cfg: Loss = LossConfig(),
     mask: jax.Array | None = None,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The denoising loss of one batch.
+) -> tuple[jax.Array, Metrics]:
+    """The denoising loss of one batch, `cfg`'s.
 
     Args:
         model: `model(x, t)`: noisy latents like x0 and timesteps `[B]` float32 in, an output of
-            the kind `schedule.prediction` out, shaped like x0.
+            the process's prediction out, shaped like x0.
         x0: clean, scaled latents `[B, ..., C]`.
         keys: typed keys `[B]`, one per sample.
+        schedule: the process, or what stands for one (`process.of`).
         mask: weights over x0's first axes, or None: see `per_sample`. Samples that are masked
             out entirely do not count in the batch's mean.
 
     Returns:
-        (loss `[]`, metrics): `mse` is the unweighted error, `mse_noisy` and `mse_clean` are the
-        same over the noisier and the cleaner half of the timesteps (0 where a batch has none).
+        (loss `[]`, metrics): of a LossConfig `mse` is the unweighted error, `mse_noisy` and
+        `mse_clean` are the same over the noisier and the cleaner half of the positions (0 where a
+        batch has none).
 
     Raises:
         ValueError: an unknown word in a config, or shapes that do not fit.
     """
-    x0 = x0.astype(jnp.float32)
-    t = sample_t(keys, schedule.train_steps, cfg)
-    alpha, sigma = (jnp.asarray(a)[t] for a in schedules.signal_and_noise(schedule))
-    eps = named.normal(named.fold(keys, "noise"), x0.shape[1:])
-    output = model(prediction.noised(x0, eps, alpha, sigma), t.astype(jnp.float32))
-    if output.shape != x0.shape:
-        raise ValueError(f"the network answered {output.shape} to latents of {x0.shape}")
-    wanted = prediction.target(schedule.prediction, x0, eps, alpha, sigma)
-    mse = per_sample((output.astype(jnp.float32) - wanted) ** 2, mask)
-    counts = jnp.ones_like(mse) if mask is None else _counts(mask)
-    loss = _mean(mse * weight(alpha, sigma, schedule.prediction, cfg), counts)
-    noisy = (t >= schedule.train_steps // 2).astype(mse.dtype)
-    metrics = {
-        "mse": _mean(mse, counts),
-        "mse_noisy": _mean(mse, counts * noisy),
-        "mse_clean": _mean(mse, counts * (1.0 - noisy)),
-    }
-    return loss, metrics
+    return cfg(model, x0, keys, processes.of(schedule), mask)
 
 
 def _counts(mask: jax.Array) -> jax.Array:

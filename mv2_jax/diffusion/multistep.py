@@ -2,19 +2,20 @@
 
 Both follow the exact solution of the flow in lambda = log(alpha / sigma), with x0 taken to change
 along a line (or, where nothing is remembered, not at all). Written in r = k' / k = exp(-h), where h
-is the step in lambda, so that nothing is infinite at either end of the schedule.
+is the step in lambda, so that nothing is infinite at either end of a process.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from mv2_jax.diffusion import schedules
-from mv2_jax.diffusion.points import Point, Sampler
+from mv2_jax.diffusion import process, schedules
+from mv2_jax.diffusion.points import Grid, Point, Sampler
 from mv2_jax.diffusion.prediction import divide
 
 
@@ -64,7 +65,12 @@ def dpmpp_2m(karras: bool = False, sde: bool = False) -> Sampler:
             moved = moved + then.sigma * jnp.sqrt(left) * noise()
         return moved, Before(x0, now.k, jnp.bool_(True))
 
-    return Sampler(partial(schedules.multistep_grid, karras=karras), _no_step, step)
+    return Sampler(partial(_grid, karras=karras), _no_step, step)
+
+
+dpmpp_2m_karras = partial(dpmpp_2m, karras=True)
+dpmpp_2m_sde = partial(dpmpp_2m, sde=True)
+dpmpp_2m_sde_karras = partial(dpmpp_2m, karras=True, sde=True)
 
 
 class Corrected(NamedTuple):
@@ -98,7 +104,19 @@ def unipc(karras: bool = False) -> Sampler:
         here = Before(x0, now.k, jnp.bool_(True))
         return moved, Corrected(x, now.alpha, now.sigma, here, memory.last, memory.last.known)
 
-    return Sampler(partial(schedules.multistep_grid, karras=karras), init, step)
+    return Sampler(partial(_grid, karras=karras), init, step)
+
+
+unipc_karras = partial(unipc, karras=True)
+
+
+def _grid(schedule: Any, steps: int, karras: bool) -> Grid:
+    """`schedules.multistep_grid` of a discrete schedule, or another process's own points."""
+    if karras and isinstance(schedule, process.EDM):
+        return dataclasses.replace(schedule, levels="karras").grid(steps)
+    own = partial(schedules.multistep_grid, karras=karras)
+    refused = ("a sampler with Karras' noise levels", "the one without") if karras else ()
+    return process.grids(own, *refused)(schedule, steps)
 
 
 def _corrected(x0: jax.Array, now: Point, memory: Corrected) -> jax.Array:
@@ -110,7 +128,8 @@ def _corrected(x0: jax.Array, now: Point, memory: Corrected) -> jax.Array:
     # The moments b1, b2 of the exponential integral, and the weights that match both of them.
     b1 = divide(1.0, 1.0 - ratio) - divide(1.0, h)
     b2 = divide(1.0, 1.0 - ratio) - divide(2.0 * b1, h)
-    node = divide(-jnp.log(before.k / last.k), h)  # where x0 was known before, in steps: -1 or so
+    # Where x0 was known before, in steps: -1 or so.
+    node = jnp.where(memory.second, divide(-jnp.log(before.k / last.k), h), -1.0)
     weight = divide(b1 - b2, 1.0 - node)
     straight = 0.5 * (x0 - last.x0)
     bent = weight * divide(before.x0 - last.x0, node) + (b1 - weight) * (x0 - last.x0)

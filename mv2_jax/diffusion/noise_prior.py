@@ -3,11 +3,11 @@
 The paper shifts the mean of the initial noise towards the reference image's latent, and gives
 neither formula nor numbers. The forms here are this project's reading:
 
-- "signal" (default): x = lam * a * z + sqrt(1 - a^2) * eps, with a the signal at the first sampled
-  timestep. At lam = 1 this is z noised by the forward process: what the network has seen in
+- "signal" (default): x = lam * a * z + sigma * eps, with a and sigma the process's at the first
+  sampled timestep. At lam = 1 this is z noised by the forward process: what the network has seen in
   training for a clip that stands still at z. a is small (0.0397 at t = 999 and 0.0498 at t = 961
-  of AnimateDiff's linear schedule), and 0 where a schedule ends in zero SNR: there this form does
-  nothing.
+  of AnimateDiff's linear schedule), and 0 where a process ends in noise alone (zero terminal SNR,
+  rectified flow): there this form does nothing.
 - "literal": x = lam * z + eps, the text taken at its word. A lam above a is more signal than the
   network expects at that timestep.
 
@@ -20,8 +20,8 @@ import jax
 import jax.numpy as jnp
 
 from mv2_jax.config import nearest
+from mv2_jax.diffusion.points import Grid
 from mv2_jax.diffusion.prediction import expand
-from mv2_jax.diffusion.schedules import Grid
 
 FORMS = ("signal", "literal")
 

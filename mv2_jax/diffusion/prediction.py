@@ -1,31 +1,57 @@
 """What a denoising network outputs, and the way from it to clean samples and back.
 
-Everything here is variance preserving: x = alpha * x0 + sigma * eps with alpha^2 + sigma^2 = 1.
+The noisy sample is x = alpha * x0 + sigma * eps.
 
 - "eps" predicts the noise (DDPM, arXiv 2006.11239),
 - "x0" the clean sample,
-- "v" = alpha * eps - sigma * x0 (progressive distillation, arXiv 2202.00512, appendix D).
+- "v" = alpha * eps - sigma * x0 (progressive distillation, arXiv 2202.00512, appendix D), which
+  means something where alpha^2 + sigma^2 = 1 alone,
+- "velocity" = eps - x0 (flow matching, arXiv 2209.03003): d x / d sigma where alpha = 1 - sigma.
 
 `alpha` and `sigma` are numbers, or `[B]` with one per sample. At zero signal (alpha = 0) an eps
 output says nothing about x0, and at zero noise nothing says what eps is: both come out as 0, the
 mean of what is not known, rather than as infinity.
+
+A kind is a name (of these or `module:name`), or a `Prediction` itself.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
-from mv2_jax.config import nearest
+from mv2_jax import lookup
+from mv2_jax.diffusion.names import PREDICTIONS
 
-KINDS = ("eps", "v", "x0")
+
+class Prediction(NamedTuple):
+    """What a network outputs, as the two functions that say so.
+
+    target: `(x0, eps, alpha, sigma) -> output`, what the network should have output.
+    to_x0: `(output, x, alpha, sigma) -> x0`, the clean sample that an output implies at x; affine
+        in the output.
+    All are arrays of one shape `[B, ...]`; alpha and sigma multiply them as they are.
+    """
+
+    target: Callable[..., jax.Array]
+    to_x0: Callable[..., jax.Array]
 
 
-def check(kind: str) -> None:
-    """Raises ValueError where `kind` is no prediction type, and names the nearest."""
-    if kind not in KINDS:
-        known = ", ".join(KINDS)
-        raise ValueError(f"unknown prediction {kind!r} (known: {known}){nearest(kind, KINDS)}")
+Kind = str | Prediction
+
+
+def get(kind: Kind) -> Prediction:
+    """The prediction of this name, or the one given.
+
+    Raises:
+        InputError: no such prediction; the message names the nearest.
+    """
+    if isinstance(kind, Prediction):
+        return kind
+    return lookup.find(kind, PREDICTIONS, "prediction", fits=Prediction, wants="a Prediction")
 
 
 def expand(value: float | jax.Array, ndim: int) -> jax.Array:
@@ -40,40 +66,37 @@ def divide(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.where(none, 0.0, a / jnp.where(none, 1.0, b))
 
 
+EPS = Prediction(
+    lambda x0, eps, alpha, sigma: eps,
+    lambda output, x, alpha, sigma: divide(x - sigma * output, alpha),
+)
+X0 = Prediction(
+    lambda x0, eps, alpha, sigma: x0,
+    lambda output, x, alpha, sigma: output,
+)
+V = Prediction(
+    lambda x0, eps, alpha, sigma: alpha * eps - sigma * x0,
+    lambda output, x, alpha, sigma: alpha * x - sigma * output,
+)
+VELOCITY = Prediction(
+    lambda x0, eps, alpha, sigma: eps - x0,
+    lambda output, x, alpha, sigma: (x - sigma * output) / (alpha + sigma),
+)
+
+
 def noised(x0: jax.Array, eps: jax.Array, alpha, sigma) -> jax.Array:
     """x = alpha * x0 + sigma * eps."""
     return expand(alpha, x0.ndim) * x0 + expand(sigma, x0.ndim) * eps
 
 
-def target(kind: str, x0: jax.Array, eps: jax.Array, alpha, sigma) -> jax.Array:
+def target(kind: Kind, x0: jax.Array, eps: jax.Array, alpha, sigma) -> jax.Array:
     """What a network of this kind should have output, given the clean sample and the noise."""
-    check(kind)
-    if kind == "eps":
-        return eps
-    if kind == "x0":
-        return x0
-    return expand(alpha, x0.ndim) * eps - expand(sigma, x0.ndim) * x0
+    return get(kind).target(x0, eps, expand(alpha, x0.ndim), expand(sigma, x0.ndim))
 
 
-def to_x0(kind: str, output: jax.Array, x: jax.Array, alpha, sigma) -> jax.Array:
+def to_x0(kind: Kind, output: jax.Array, x: jax.Array, alpha, sigma) -> jax.Array:
     """The clean sample that a network's output implies at the noisy sample `x`."""
-    check(kind)
-    alpha, sigma = expand(alpha, x.ndim), expand(sigma, x.ndim)
-    if kind == "eps":
-        return divide(x - sigma * output, alpha)
-    if kind == "x0":
-        return output
-    return alpha * x - sigma * output
-
-
-def to_eps(kind: str, output: jax.Array, x: jax.Array, alpha, sigma) -> jax.Array:
-    """The noise that a network's output implies at the noisy sample `x`."""
-    check(kind)
-    if kind == "eps":
-        return output
-    if kind == "x0":
-        return eps_of(x, output, alpha, sigma)
-    return expand(alpha, x.ndim) * output + expand(sigma, x.ndim) * x
+    return get(kind).to_x0(output, x, expand(alpha, x.ndim), expand(sigma, x.ndim))
 
 
 def eps_of(x: jax.Array, x0: jax.Array, alpha, sigma) -> jax.Array:
@@ -81,12 +104,6 @@ def eps_of(x: jax.Array, x0: jax.Array, alpha, sigma) -> jax.Array:
     return divide(x - expand(alpha, x.ndim) * x0, expand(sigma, x.ndim))
 
 
-def from_x0(kind: str, x0: jax.Array, x: jax.Array, alpha, sigma) -> jax.Array:
+def from_x0(kind: Kind, x0: jax.Array, x: jax.Array, alpha, sigma) -> jax.Array:
     """The output of this kind that stands for `x0` at the noisy sample `x`; undoes `to_x0`."""
-    check(kind)
-    if kind == "x0":
-        return x0
-    if kind == "eps":
-        return eps_of(x, x0, alpha, sigma)
-    # alpha * eps - sigma * x0 with eps = (x - alpha * x0) / sigma and alpha^2 + sigma^2 = 1.
-    return divide(expand(alpha, x.ndim) * x - x0, expand(sigma, x.ndim))
+    return target(kind, x0, eps_of(x, x0, alpha, sigma), alpha, sigma)

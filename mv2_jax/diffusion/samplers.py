@@ -1,12 +1,12 @@
 """Samplers: from noise to a sample, as short functions over `denoise(x, point) -> x0`.
 
-**What is carried.** Every sampler carries the variance-preserving sample x = alpha * x0 + sigma *
-eps, which the network sees as it is: its variance is that of the data or 1 at every step, and it
-stays finite where the signal ends (zero terminal SNR), where sigma-space blows up. So `denoise`
-takes the pair (alpha, sigma) in a `Point`, not one sigma. A sampler that thinks in sigma-space
-("k" samples y = x / alpha = x0 + k * eps with k = sigma / alpha, as k-diffusion and diffusers'
-Euler) converts inside its step. Their scaling of the network's input, y / sqrt(k^2 + 1), is
-alpha * y = x: the network is given the same numbers.
+**What is carried.** Every sampler carries the sample x = alpha * x0 + sigma * eps as the process
+scales it (`process`), which the network sees as it is: its variance is that of the data or about 1
+at every step, and it stays finite where the signal ends (zero terminal SNR, rectified flow), where
+sigma-space blows up. So `denoise` takes the pair (alpha, sigma) in a `Point`, not one sigma. What
+is written in sigma-space ("k" samples y = x / alpha = x0 + k * eps with k = sigma / alpha, as
+k-diffusion and diffusers' Euler) is done on x inside a step. Their scaling of the network's input,
+y / sqrt(k^2 + 1), is alpha * y = x: the network is given the same numbers.
 
 **The loop** is one `lax.scan` over `k` steps from a traced index. A chain may be run at once or in
 chunks, with the same result, and one compiled chunk serves every start (a strength):
@@ -17,28 +17,27 @@ chunks, with the same result, and one compiled chunk serves every start (a stren
     for _ in range(0, 25, 5):
         state = chunk(params, state)  # jitted: sample(denoise, sampler, grid, state, 5)
 
-**A new sampler** is a function that returns a `Sampler` (see `solvers` and `multistep`), and a
-line in `SAMPLERS`. What it remembers between steps is its `memory`, noise is drawn by `noise()`,
-and its grid says which points it visits.
+**A new sampler** is a function that returns a `Sampler` (see `solvers` and `multistep`), anywhere:
+it is named `module:function`, or by a line in `SAMPLERS`. What it remembers between steps is its
+`memory`, noise is drawn by `noise()`, and its grid says which points it visits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mv2_jax.config import nearest
+from mv2_jax import lookup
 from mv2_jax.diffusion import keys as named
 from mv2_jax.diffusion import prediction
-from mv2_jax.diffusion.multistep import dpmpp_2m, unipc
-from mv2_jax.diffusion.points import Denoise, Point, Sampler
-from mv2_jax.diffusion.schedules import Grid
-from mv2_jax.diffusion.solvers import ddim, euler, euler_a, lcm, tcd
+from mv2_jax.diffusion.names import SAMPLERS
+from mv2_jax.diffusion.points import Denoise, Grid, Point, Sampler
+from mv2_jax.diffusion.solvers import ddim, euler, tcd
+from mv2_jax.errors import InputError
 
 __all__ = [
     "SAMPLERS",
@@ -55,6 +54,7 @@ __all__ = [
     "sample",
     "start",
     "start_index",
+    "tcd",
 ]
 
 
@@ -68,39 +68,36 @@ class State(NamedTuple):
     keys: jax.Array | None
 
 
-SAMPLERS: dict[str, Callable[..., Sampler]] = {
-    "ddim": ddim,
-    "euler": euler,
-    "euler_a": euler_a,
-    "dpmpp_2m": dpmpp_2m,
-    "dpmpp_2m_karras": partial(dpmpp_2m, karras=True),
-    "dpmpp_2m_sde": partial(dpmpp_2m, sde=True),
-    "dpmpp_2m_sde_karras": partial(dpmpp_2m, karras=True, sde=True),
-    "unipc": unipc,
-    "unipc_karras": partial(unipc, karras=True),
-    "lcm": lcm,
-    "tcd": tcd,
-}
-
-
 def get(name: str) -> Callable[..., Sampler]:
     """The function that makes the sampler of this name: `get("ddim")(eta=0.5)`.
 
     Raises:
-        ValueError: no such sampler; the message names the nearest.
+        InputError: no such sampler; the message names the nearest.
     """
-    if name not in SAMPLERS:
-        known = ", ".join(SAMPLERS)
-        raise ValueError(f"unknown sampler {name!r} (known: {known}){nearest(name, SAMPLERS)}")
-    return SAMPLERS[name]
+    return lookup.find(
+        name, SAMPLERS, "sampler", fits=callable, wants="a function that makes a Sampler"
+    )
 
 
-def denoiser(predict: Callable[[jax.Array, Point], jax.Array], kind: str) -> Denoise:
+def make(name: str) -> Sampler:
+    """The sampler of this name as it is without settings.
+
+    Raises:
+        InputError: there is none, or what was found makes no Sampler.
+    """
+    found = get(name)()
+    if not isinstance(found, Sampler):
+        what = type(found).__name__
+        raise InputError(f"sampler {name!r}: it makes a {what}, not a diffusion.samplers.Sampler")
+    return found
+
+
+def denoiser(predict: Callable[[jax.Array, Point], jax.Array], kind: prediction.Kind) -> Denoise:
     """`denoise(x, point) -> x0` from `predict(x, point) -> output` of the prediction type `kind`.
 
-    `guidance.guided` makes such a `predict` from a network.
+    `guidance.guided` makes such a `predict` from a network; `kind` is the process's `prediction`.
     """
-    prediction.check(kind)
+    kind = prediction.get(kind)
 
     def denoise(x: jax.Array, point: Point) -> jax.Array:
         output = predict(x, point).astype(jnp.float32)

@@ -1,4 +1,4 @@
-"""Noise schedules: from a `ScheduleConfig` to the numbers of training and of each sampling step.
+"""Discrete noise schedules: from a `ScheduleConfig` to the numbers of training and of each step.
 
 All arithmetic is float64 on the host, rounded to float32 once at the end; the results are small
 numpy arrays that a jitted program holds as constants.
@@ -11,42 +11,18 @@ algorithm 1.
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
 
 import numpy as np
 
 from mv2_jax.config import ScheduleConfig, nearest
+from mv2_jax.diffusion.names import SPACINGS
+from mv2_jax.diffusion.points import Grid
 
 KINDS = ("linear", "scaled_linear")
-SPACINGS = ("leading", "linspace", "trailing")
 
 # Sigma-space samplers divide by the signal. With zero terminal SNR the last step's squared signal
 # is taken as this instead of 0 (the value of diffusers' Euler): its sigma is then 4096.
 SMALLEST_SIGNAL = 2.0**-24
-
-
-class Grid(NamedTuple):
-    """The numbers of every sampling step, `[steps]` float32 each, first step (most noise) first.
-
-    A step goes from (alpha, sigma) to (alpha_next, sigma_next), where x = alpha * x0 + sigma * eps;
-    `t` is what the network is told. Where a step ends is stored beside where it starts because
-    the two need not chain: see `ddim_grid`.
-    `init_scale` is the scale `[]` of the standard normal noise that plain sampling starts from.
-    `kept`, for samplers that jump past a step's end and add noise to come back, is how much of
-    sigma_next is the sample's own noise; None for the others.
-    """
-
-    t: np.ndarray
-    alpha: np.ndarray
-    sigma: np.ndarray
-    alpha_next: np.ndarray
-    sigma_next: np.ndarray
-    init_scale: np.ndarray
-    kept: np.ndarray | None = None
-
-    @property
-    def steps(self) -> int:
-        return self.t.shape[0]
 
 
 def _one_of(word: str, known: tuple[str, ...], what: str) -> None:

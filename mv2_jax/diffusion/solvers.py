@@ -1,6 +1,6 @@
-"""Samplers that look at one point only: DDIM, Euler and its ancestral form, LCM and TCD.
+"""Samplers that look at one point only: DDIM, Euler and its ancestral form, LCM, TCD and the like.
 
-Each is a short function that returns a `Sampler`; `samplers.SAMPLERS` names them.
+Each is a short function that returns a `Sampler`; `names.SAMPLERS` names them.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from mv2_jax.diffusion import prediction, schedules
+from mv2_jax.diffusion import prediction, process, schedules
 from mv2_jax.diffusion.points import Sampler, nothing
 
 # LCM's boundary condition (arXiv 2310.04378, section 4.1): the spread that the data is taken to
 # have, and what timesteps are multiplied with, in the authors' own code.
 LCM_SIGMA_DATA, LCM_TIME_SCALE = 0.5, 10.0
+_DISTILLED = ("the sampler of a network distilled by LCM or TCD", "sampler 'consistency'")
 
 
 def ddim(eta: float | jax.Array = 0.0) -> Sampler:
@@ -38,20 +39,23 @@ def ddim(eta: float | jax.Array = 0.0) -> Sampler:
         kept = prediction.noised(x0, eps, then.alpha, then.sigma * jnp.sqrt(left))
         return kept + fresh * noise(), memory
 
-    return Sampler(schedules.ddim_grid, nothing, step)
+    return Sampler(process.grids(schedules.ddim_grid), nothing, step)
 
 
 def euler() -> Sampler:
     """Euler's method on dy/dk = (y - x0) / k in sigma-space (arXiv 2206.00364, algorithm 2
-    without churn), as diffusers' EulerDiscreteScheduler."""
+    without churn), as diffusers' Euler, EDMEuler and FlowMatchEuler schedulers.
+
+    Along the same line, d x / d sigma is constant where alpha = 1 - sigma: it is Euler's method on
+    the velocity of a rectified flow too.
+    """
 
     def step(x, x0, now, then, memory, noise):
         # y + (k' - k) (y - x0) / k in another order: k may be 4096 and k' 12, and their difference
         # would drown the sample.
-        y = x / now.alpha
-        return then.alpha * (x0 + (then.k / now.k) * (y - x0)), memory
+        return then.alpha * x0 + (then.sigma / now.sigma) * (x - now.alpha * x0), memory
 
-    return Sampler(schedules.euler_grid, nothing, step)
+    return Sampler(process.grids(schedules.euler_grid), nothing, step)
 
 
 def euler_a() -> Sampler:
@@ -64,10 +68,23 @@ def euler_a() -> Sampler:
     def step(x, x0, now, then, memory, noise):
         ratio = then.k / now.k
         fresh = then.sigma * jnp.sqrt((1.0 - ratio) * (1.0 + ratio))
-        down = then.alpha * (x0 + ratio**2 * (x / now.alpha - x0))
-        return down + fresh * noise(), memory
+        own = ratio * (then.sigma / now.sigma) * (x - now.alpha * x0)
+        return then.alpha * x0 + own + fresh * noise(), memory
 
-    return Sampler(schedules.euler_grid, nothing, step)
+    return Sampler(process.grids(schedules.euler_grid), nothing, step)
+
+
+def consistency() -> Sampler:
+    """Multistep sampling of a consistency model (arXiv 2303.01469, algorithm 1), over any process.
+
+    The network's jump to x0 is noised anew to the next point, as by diffusers' FlowMatchLCM.
+    `lcm` is the form for networks distilled over a discrete schedule, with its boundary condition.
+    """
+
+    def step(x, x0, now, then, memory, noise):
+        return prediction.noised(x0, noise(), then.alpha, then.sigma), memory
+
+    return Sampler(process.grid, nothing, step)
 
 
 def lcm(original_steps: int = 50) -> Sampler:
@@ -84,7 +101,7 @@ def lcm(original_steps: int = 50) -> Sampler:
         return prediction.noised(clean, noise(), then.alpha, then.sigma), memory
 
     grid = partial(schedules.consistency_grid, original_steps=original_steps)
-    return Sampler(grid, nothing, step)
+    return Sampler(process.grids(grid, *_DISTILLED), nothing, step)
 
 
 def tcd(eta: float = 0.3, original_steps: int = 50) -> Sampler:
@@ -104,4 +121,4 @@ def tcd(eta: float = 0.3, original_steps: int = 50) -> Sampler:
         return moved + jnp.sqrt(left) * noise(), memory
 
     grid = partial(schedules.trajectory_grid, eta=eta, original_steps=original_steps)
-    return Sampler(grid, nothing, step)
+    return Sampler(process.grids(grid, *_DISTILLED), nothing, step)

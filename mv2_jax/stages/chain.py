@@ -9,7 +9,7 @@ import jax
 
 from mv2_jax.config import StageConfig
 from mv2_jax.diffusion import guidance as guides
-from mv2_jax.diffusion import samplers
+from mv2_jax.diffusion import process, samplers
 from mv2_jax.diffusion.guidance import Guidance
 from mv2_jax.diffusion.samplers import State
 from mv2_jax.diffusion.schedules import Grid
@@ -20,7 +20,7 @@ STEPS_AT_ONCE = 5  # a progress bar breathes this often; the result is that of o
 
 def program(cfg: StageConfig, steps: int) -> tuple[samplers.Sampler, Grid]:
     """The sampler of a stage and the points that it visits in `steps` steps."""
-    sampler = samplers.get(cfg.sampler)()
+    sampler = samplers.make(cfg.sampler)
     return sampler, sampler.grid(cfg.schedule, steps)
 
 
@@ -43,7 +43,7 @@ def further(
     """
     sampler, grid = program(cfg, steps)
     predict = guides.guided(model, condition, guidance, ways)
-    denoise = samplers.denoiser(predict, cfg.schedule.prediction)
+    denoise = samplers.denoiser(predict, process.of(cfg.schedule).prediction)
     return samplers.sample(denoise, sampler, grid, state, k)
 
 

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mv2_jax import config, params
+from mv2_jax.diffusion import keys as named
 from mv2_jax.toybox import evaluate
 from mv2_jax.toybox.evaluate import Jury, Rate
 from mv2_jax.toybox.judge import KINDS, NONE
@@ -31,11 +32,11 @@ _AT_ONCE = 16
 
 def clips(count: int, size: int, frames: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """True renders of any words, withheld or not, in parts: uint8 videos and words [B, 4]."""
-    key = jax.random.fold_in(jax.random.key(_SEED), seed)
+    key = named.fold(named.seed(_SEED), seed)
 
     @jax.jit
     def draw(part):
-        keys = jax.random.split(jax.random.fold_in(key, part), _AT_ONCE)
+        keys = named.split(named.fold(key, part), _AT_ONCE)
         worlds = jax.vmap(sample_world)(keys)
         video = render_batch(worlds, frame_times(frames), (size, size))
         words = jnp.stack(worlds[:4], axis=-1)

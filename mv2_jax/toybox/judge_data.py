@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from mv2_jax.config import JudgeConfig
+from mv2_jax.diffusion import keys as named
 from mv2_jax.toybox.judge import HALVES
 from mv2_jax.toybox.renderer import frame_times, render
 from mv2_jax.toybox.split import is_train, sample_train_world
@@ -64,7 +65,7 @@ def judge_batch(key, n: int, cfg: JudgeConfig, halves: tuple[str, ...] = HALVES)
     Raises:
         ValueError: `n` is no multiple of 32.
     """
-    first, second = jax.random.split(key)
+    first, second = named.split(key)
     batch = {}
     if "motion" in halves:
         clips = examples(first, n, cfg.frames, cfg.size // 2)
@@ -84,8 +85,8 @@ def examples(key, n: int, frames: int, size: int):
         {"video": [n, T, S, S, 3] in [-1, 1], "labels": [n, 4] int32, "weights": [n, 4]}.
     """
     places = _layout(n, frames > 1)
-    keys = jax.random.split(key, 9)
-    worlds = jax.vmap(sample_train_world)(jax.random.split(keys[0], n))
+    keys = named.split(key, 9)
+    worlds = jax.vmap(sample_train_world)(named.split(keys[0], n))
     words = jnp.stack(worlds[:4], axis=-1)
     # Far outside of the frame, and its shadow with it.
     drawn = worlds._replace(x=worlds.x.at[places["no thing"]].set(40.0))
@@ -124,7 +125,7 @@ def _times(key, n: int, frames: int, places):
     frames, any time."""
     if frames == 1:
         return jax.random.uniform(key, (n, 1))
-    k1, k2, k3, k4 = jax.random.split(key, 4)
+    k1, k2, k3, k4 = named.split(key, 4)
     even = frame_times(frames)
     times = jnp.tile(even, (n, 1))
     still, slow, shuffled = (places[sort] for sort in ("still", "slow", "shuffled"))
@@ -153,9 +154,9 @@ def _labels(words, places):
 
 def _partners(key, worlds: World, places, blended: slice) -> World:
     """The worlds to blend with: any other, or the same but for one word."""
-    first, *keys = jax.random.split(key, 4)
+    first, *keys = named.split(key, 4)
     count = blended.stop - blended.start
-    others = jax.vmap(sample_train_world)(jax.random.split(first, count))
+    others = jax.vmap(sample_train_world)(named.split(first, count))
     for key, (sort, kind) in zip(keys, (("two things", 0), ("two scenes", 2), ("two motions", 3))):
         place = places[sort]
         if place.stop == place.start:
@@ -183,7 +184,7 @@ def _averages(key, video, places):
 
 def _noise(key, shape):
     """Noise, fine or coarse, about a random grey."""
-    k1, k2, k3, k4 = jax.random.split(key, 4)
+    k1, k2, k3, k4 = named.split(key, 4)
     b, t, s, _, c = shape
     fine = jax.random.normal(k1, shape)
     coarse = jax.random.normal(k2, (b, t, s // 8, s // 8, c))
@@ -220,7 +221,7 @@ def _wear(key, video, width: float):
     width: that of a pixel, in pixels of a frame of 64; coarse ones are not softened as much.
     """
     b, t, s, _, c = video.shape
-    first, second = jax.random.split(key)
+    first, second = named.split(key)
     chance = jax.random.uniform(first, (5, b, 1, 1, 1, 1))
 
     def each(i, low, high):

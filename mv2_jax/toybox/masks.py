@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mv2_jax.diffusion import keys as named
 from mv2_jax.toybox.renderer import render_batch, render_mask
 from mv2_jax.toybox.world import COLOURS, SCENES, sample_world
 
@@ -83,9 +84,9 @@ def palette() -> tuple[np.ndarray, np.ndarray]:
 
     @jax.jit
     def draw(part):
-        keys = jax.random.split(jax.random.fold_in(jax.random.key(_SEED), part), _AT_ONCE)
+        keys = named.split(named.fold(named.seed(_SEED), part), _AT_ONCE)
         worlds = jax.vmap(sample_world)(keys)
-        time = jax.random.uniform(jax.random.fold_in(keys[0], 1), (1,))
+        time = jax.random.uniform(named.fold(keys[0], 1), (1,))
         size = (SIDE, SIDE)
         cover = jax.vmap(lambda world: render_mask(world, time, size)[0])(worlds)
         return render_batch(worlds, time, size)[:, 0], cover, worlds.colour, worlds.scene

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mv2_jax.diffusion import keys as named
 from mv2_jax.toybox import masks
 from mv2_jax.toybox.renderer import frame_times, render_batch
 from mv2_jax.toybox.world import sample_world
@@ -176,7 +177,7 @@ def spread(pictures, words) -> dict[str, float]:
 
 @partial(jax.jit, static_argnames=("frames", "size"))
 def _draw(words, seed, *, frames, size):
-    keys = jax.random.split(jax.random.fold_in(jax.random.key(_SEED), seed), len(words))
+    keys = named.split(named.fold(named.seed(_SEED), seed), len(words))
     worlds = jax.vmap(sample_world)(keys, *jnp.moveaxis(words, 1, 0))
     return jnp.round((render_batch(worlds, frame_times(frames), size) + 1) * 127.5)
 

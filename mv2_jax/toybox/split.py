@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mv2_jax.config import nearest
+from mv2_jax.diffusion import keys as named
 from mv2_jax.toybox.world import MOTIONS, SIZES, World, sample_world
 
 SETS = ("triples", "quads")
@@ -67,7 +68,7 @@ def sample_train_world(key: jax.Array, motions: Mapping[str, float] | None = Non
     Raises:
         ValueError: as `shares`.
     """
-    pick, rest = jax.random.split(key)
+    pick, rest = named.split(key)
     words = jnp.asarray(TRAIN)
     if motions:
         row = jax.random.choice(pick, len(TRAIN), p=jnp.asarray(shares(motions)))

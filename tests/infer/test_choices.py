@@ -7,7 +7,7 @@ import pytest
 
 from mv2_jax import bundle, cli
 from mv2_jax.configs.few_steps import FEW_STEPS
-from mv2_jax.diffusion import samplers, schedules
+from mv2_jax.diffusion import process, samplers
 from mv2_jax.errors import InputError
 from mv2_jax.infer import choices, generate
 
@@ -34,8 +34,8 @@ def mv2(tiny_weights, fake_cascade, tmp_path, monkeypatch):
 
 
 def test_the_names_are_the_samplers():
-    assert tuple(samplers.SAMPLERS) == choices.SAMPLERS
-    assert schedules.SPACINGS == choices.SPACINGS
+    for name in samplers.SAMPLERS:
+        assert isinstance(samplers.make(name), samplers.Sampler)
     assert all(program.sampler in samplers.SAMPLERS for program in FEW_STEPS.values())
 
 
@@ -76,7 +76,7 @@ def test_few_steps_bring_their_numbers_and_the_user_has_the_last_word(mv2, tmp_p
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (("--i2v-sampler", "eulr"), "--i2v-sampler: unknown 'eulr'"),
+        (("--i2v-sampler", "eulr"), "--i2v-sampler: unknown sampler 'eulr'"),
         (("--i2v-sampler", "eulr"), "did you mean 'euler'?"),
         (("--few-steps", "lightening"), "did you mean 'lightning'?"),
         (("--frames", "0"), "--frames takes a whole number from 1 to 1024, not 0"),
@@ -138,8 +138,49 @@ def test_a_folder_with_an_unknown_sampler_is_refused(tiny_weights):
     weights = bundle.read(tiny_weights)
     stage = dataclasses.replace(weights.stages["i2v"], sampler="dpmp_2m")
     weights = dataclasses.replace(weights, stages={**weights.stages, "i2v": stage})
-    with pytest.raises(InputError, match="i2v has an unknown sampler 'dpmp_2m'; did you mean 'dpm"):
+    with pytest.raises(InputError, match=r"i2v: unknown sampler 'dpmp_2m' .*did you mean 'dpm"):
         choices.apply(weights, {})
+
+
+def test_a_sampler_of_ones_own_is_a_flag(mv2, tmp_path, capsys, monkeypatch):
+    (tmp_path / "own_steps.py").write_text(
+        "from mv2_jax.diffusion.solvers import ddim\nnot_one = 3"
+    )
+    assert mv2(PROMPT, "--t2i-sampler", "own_steps:ddim")[0] == 2
+    assert "it lies in this folder: set PYTHONPATH=." in capsys.readouterr().err
+    monkeypatch.syspath_prepend(tmp_path)
+    code, stages = mv2(PROMPT, "--t2i-sampler", "own_steps:ddim")
+    assert code == 0 and stages["t2i"].sampler == "own_steps:ddim"
+    side = json.loads((tmp_path / "out.json").read_text())
+    assert side["choices"]["t2i"] == {"sampler": "own_steps:ddim"}
+    assert mv2("--from", "out.json", weights=())[0] == 0
+    for name, said in (
+        ("own_steps:dim", "own_steps has no 'dim'; did you mean 'ddim'?"),
+        ("own_steps:not_one", "sampler 'own_steps:not_one' is an int, not a function"),
+        ("dim", "--t2i-sampler: unknown sampler 'dim' (known: ddim, "),
+    ):
+        capsys.readouterr()
+        assert mv2(PROMPT, "--t2i-sampler", name)[0] == 2
+        told = capsys.readouterr().err
+        assert said in told and len(told.splitlines()) == 1
+
+
+def test_what_only_a_discrete_schedule_has_is_refused_over_others(tiny_weights):
+    weights = bundle.read(tiny_weights)
+    stages = {
+        name: dataclasses.replace(stage, schedule=process.Flow(shift=3.0))
+        for name, stage in weights.stages.items()
+    }
+    weights = dataclasses.replace(weights, stages=stages)
+    for chosen, said in (
+        ({"t2i": {"spacing": "leading"}}, "--spacing: the process of t2i is Flow, which has no"),
+        ({"i2v": {"few_steps": "lcm"}}, "'lcm' are of networks over a discrete.* is Flow"),
+    ):
+        with pytest.raises(InputError, match=said):
+            choices.apply(weights, chosen)
+    made = choices.apply(weights, {"t2i": {"sampler": "lcm"}})
+    with pytest.raises(InputError, match=r"over discrete schedules alone; over Flow take sampler"):
+        generate.check_steps(made, {"t2i": {"steps": 4}, "i2v": {"steps": 4}, "v2v": {"steps": 4}})
 
 
 def test_what_a_sidecar_cannot_choose_is_named():

@@ -1,5 +1,6 @@
 """Programs kept whole between runs: what is taken, what is made anew, and that nothing stops."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
+from mv2_jax import config
 from mv2_jax.infer import kept
 from mv2_jax.infer.kept import Kept
 from mv2_jax.programs import Programs
@@ -129,6 +131,21 @@ def test_static_arguments_without_a_repr_are_not_for_the_store(tmp_path):
     store = Kept(tmp_path)
     usual = (jax.tree.structure(0), ())
     assert store.name(len, {"cfg": 1}, usual) and store.name(len, {"cfg": object()}, usual) is None
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnProcess:
+    speed: float = 1.0
+
+
+def test_programs_of_code_outside_the_package_are_not_for_the_store(tmp_path):
+    """Which an edit would change unseen."""
+    store, signature = Kept(tmp_path), (None, [])
+    stage = config.StageConfig(config.UNetConfig(), config.ScheduleConfig(), (8, 8))
+    assert store.name(jnp.sin, {"cfg": stage, "dtype": jnp.float32}, signature)
+    for change in ({"sampler": "own:plms2"}, {"schedule": OwnProcess()}):
+        static = {"cfg": dataclasses.replace(stage, **change)}
+        assert store.name(jnp.sin, static, signature) is None
 
 
 def test_programs_of_sources_long_gone_are_removed(traced, monkeypatch):

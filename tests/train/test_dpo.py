@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from mv2_jax.config import ScheduleConfig, SparseControlConfig, to_dict
 from mv2_jax.configs.toybox import dpo as recipe
 from mv2_jax.diffusion import keys as named
-from mv2_jax.diffusion import losses, schedules
+from mv2_jax.diffusion import losses, process, schedules
 from mv2_jax.errors import InputError
 from mv2_jax.stages import video
 from mv2_jax.toybox.world import MOTIONS
@@ -47,7 +47,7 @@ def test_loss_is_the_papers_in_numpy(kind):
     found, metrics = dpo_loss(
         partial(net, model), partial(net, before), better, worse, keys, schedule, beta=5.0
     )
-    t = np.asarray(losses.sample_t(keys, 1000))
+    t = np.asarray(process.of(schedule).at(losses.positions(keys)).t).astype(int)
     eps = np.asarray(named.normal(named.fold(keys, "noise"), SHAPE[1:]), np.float64)
     alpha, sigma = (np.asarray(a, np.float64)[t] for a in schedules.signal_and_noise(schedule))
 

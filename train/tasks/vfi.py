@@ -20,6 +20,7 @@ import numpy as np
 
 from mv2_jax import config
 from mv2_jax import params as trees
+from mv2_jax.diffusion import keys as named
 from mv2_jax.errors import InputError
 from mv2_jax.models.discriminator import PatchCritic
 from mv2_jax.models.gan_vfi import GANVFI
@@ -75,7 +76,7 @@ class VFITask:
             raise InputError("model.vfi.light: training uses the RIFE that ships with the package")
 
     def init(self, key: jax.Array) -> Params:
-        one, two = jax.random.split(key)
+        one, two = named.split(key)
         image = jnp.zeros((1, self.net.pad_to, self.net.pad_to, 3))
         made = jax.jit(self.model.init)(one, image, image, image, jnp.zeros((1,)))["params"]
         critic = jax.jit(self.critic.init)(two, image)["params"]
