@@ -119,15 +119,15 @@ def gaps(path: str, times: int, most: int | None) -> Iterator[list[np.ndarray]]:
     """
     with reading.opened(path) as source:
         every = max(1, (source.survey.count - 1) // times // most) if most else 1
-        frames = (event for event in source.events() if isinstance(event, reading.Picture))
+        frames = source.pictures()
         last = next(frames)
         for index in range(0, 10**9):
             run = [last, *itertools.islice(frames, times)]
             if len(run) <= times or (most and index >= every * most):
                 return
             last = run[-1]
-            if index % every == 0 and not _has_cut(run, source.layout):
-                yield [_pixels(picture, source.layout) for picture in run]
+            if index % every == 0 and not _has_cut(run):
+                yield [_pixels(picture) for picture in run]
 
 
 def toybox(times: int, most: int | None) -> Iterator[list[np.ndarray]]:
@@ -153,13 +153,13 @@ def toybox(times: int, most: int | None) -> Iterator[list[np.ndarray]]:
         yield list(frames[start : start + times + 1])
 
 
-def _has_cut(run: list[reading.Picture], layout: Any) -> bool:
-    small = [cuts.thumbnail(picture.planes[0], layout.bits) for picture in run]
+def _has_cut(run: list[reading.Picture]) -> bool:
+    small = [cuts.thumbnail(picture.planes[0], picture.layout.bits) for picture in run]
     return any(cuts.is_cut(a, b) for a, b in itertools.pairwise(small))
 
 
-def _pixels(picture: reading.Picture, layout: Any) -> np.ndarray:
-    return _bytes(np.asarray(pictures.rgb(picture.planes, layout)) * 255)
+def _pixels(picture: reading.Picture) -> np.ndarray:
+    return _bytes(pictures.rgb(picture.planes[:3], picture.layout, np) * 255)
 
 
 def _bytes(levels: np.ndarray) -> np.ndarray:

@@ -1,53 +1,44 @@
 """`mv2 interpolate`: any video, smoother.
 
+    read (interpolate_read)  ->  timeline (interpolate_timeline)  ->  make (interpolate_make)
+        ->  encode (interpolate_encode)  ->  write (interpolate_write)
+
 Pictures stream through: one gap is in memory at a time, however long the video. Those of the source
-pass in their own samples, and only the new ones are made; a gap between equal pictures is filled
-with copies, and a gap across a cut or a long pause with the nearest picture. JAX is loaded once the
-file is known to be good.
+pass in their own samples, and only the new ones are made. JAX is loaded once the file is known to
+be good.
 """
 
 from __future__ import annotations
 
 import argparse
-import signal
+import dataclasses
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import NoReturn
+from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from mv2_jax.errors import InputError
-from mv2_jax.infer import interpolate_cuts as cuts
+from mv2_jax.infer import interpolate_codecs as codecs
+from mv2_jax.infer import interpolate_flags as flags
+from mv2_jax.infer import interpolate_layout as layouts
+from mv2_jax.infer import interpolate_make as making
+from mv2_jax.infer import interpolate_passengers as passengers
 from mv2_jax.infer import interpolate_pictures as pictures
 from mv2_jax.infer import interpolate_read as reading
 from mv2_jax.infer import interpolate_write as writing
 from mv2_jax.infer import interpolators
-from mv2_jax.infer.interpolate_pictures import Layout, Planes
+from mv2_jax.infer.interpolate_layout import Layout
+from mv2_jax.infer.interpolate_make import Rules, Scene, Tally
 from mv2_jax.infer.interpolate_read import Picture
-from mv2_jax.infer.interpolate_write import Even, Moment, Multiply
-
-PAUSE = Fraction(1)
-"""Seconds; a picture that stays longer was meant to stay, and is not turned into slow motion."""
-
-Fill = Callable[[Planes, Planes, Sequence[float]], list[Planes]]
-"""Makes the pictures at some times, each in (0, 1), between two."""
-
-
-@dataclass
-class Tally:
-    """What was done: pictures given and written, and the gaps left unfilled at cuts and pauses."""
-
-    given: int = 0
-    written: int = 0
-    cuts: int = 0
-    pauses: int = 0
+from mv2_jax.infer.interpolate_timeline import Even, Multiply, Span, without_repeats
+from mv2_jax.infer.request import version
+from mv2_jax.infer.signals import stopped_in_order
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -57,151 +48,224 @@ def main(arguments: Sequence[str]) -> int:
         InputError: a bad flag, or a video that cannot be used.
         OSError: the result cannot be written.
     """
-    args = _parser().parse_args(list(arguments))
-    out = args.out or f"{Path(args.video).stem}-smooth.mp4"
+    args = flags.parse(arguments)
     interpolators.check(args.vfi)
-    writing.check(out, args.video)
-    began = time.monotonic()
-    with _stopped_in_order(), reading.opened(args.video) as source:
-        if source.survey.interlaced:
-            _warn("the video is interlaced; deinterlace it first")
-        if source.unheard:
-            _warn(f"{source.unheard} audio streams are left out: there is no decoder for them here")
-        with _bar(source.survey.count) as bar:
-            tally, layout, rate = run(source, out, args, bar)
-        if source.lost:
-            _warn(f"{source.lost} frames are left out: their times are no later than those before")
-    print(_summary(out, tally, layout, rate, time.monotonic() - began))
+    jobs = list(zip(args.videos, outputs(args.videos, args.out, args.force)))
+    for video, out in jobs:
+        writing.check(out, video, args.force)
+        codec = codecs.find(args.codec, Path(out).suffix.lower())
+        codecs.check(codec, args.crf, args.preset, args.pixels)
+    with stopped_in_order():
+        for video, out in jobs:
+            _one(video, out, args)
     return 0
 
 
-def run(
-    source: reading.Source, out: str, args: argparse.Namespace, bar: tqdm
-) -> tuple[Tally, Layout, Fraction]:
-    """Reads, fills and writes; returns what was done, how it is stored, and the new pace."""
-    tally = Tally()
-    waiting: list = []  # audio that lies in the file before the first picture
-    before: Picture | None = None
-    with ExitStack() as stack:
-        target = timing = scene = None
-        for event in source.events():
-            if not isinstance(event, Picture):
-                target.sound(event) if target else waiting.append(event)
-                continue
-            if before is None:
-                layout = source.layout
-                timing = Even(args.fps, event.time) if args.fps else Multiply(args.times or 2)
-                scene = Scene(layout, _filler(args.vfi, args.views, layout, bar), tally)
-                target = stack.enter_context(writing.writing(out, source, timing, args.crf))
-                for packet in waiting:
-                    target.sound(packet)
-            else:
-                moments = timing.between(before.time, event.time)
-                _show(target, scene.gap(before, event, moments), layout, tally)
-            before = event
-            tally.given += 1
-            bar.update()
-        # The last picture stays for as long as it did.
-        ends = before.time + before.lasts
-        for moment, _ in timing.after(before.time, before.lasts):
-            target.picture(before.planes, layout, moment, max(ends - moment, Fraction(0)))
-            tally.written += 1
-    return tally, layout, timing.rate(source.survey.rate)
+def outputs(videos: Sequence[str], out: str | None, force: bool) -> list[str]:
+    """The file of each video: `out`, or beside each other NAME-smooth.mp4, numbered where such a
+    file is there already.
 
-
-def _show(
-    target: writing.Target, shown: Iterator[tuple[Planes, Fraction]], layout: Layout, tally: Tally
-) -> None:
-    for planes, moment in shown:
-        target.picture(planes, layout, moment)
-        tally.written += 1
-
-
-class Scene:
-    """Fills one gap after another."""
-
-    def __init__(self, layout: Layout, fill: Fill, tally: Tally):
-        self._layout, self._fill, self._tally = layout, fill, tally
-        self._thumbnail: tuple[Picture, np.ndarray] | None = None
-
-    def gap(
-        self, first: Picture, second: Picture, moments: list[Moment]
-    ) -> Iterator[tuple[Planes, Fraction]]:
-        """Pictures and their times, for moments from `first` (included) to `second`."""
-        ends = {0.0: first.planes, 1.0: second.planes}
-        parts = [part for _, part in moments if part not in ends]
-        if self._still(first, second):
-            made = [first.planes for _ in parts]
-        elif self._cut(first, second):
-            made = [ends[float(part >= 0.5)] for part in parts]
-        else:
-            made = self._fill(first.planes, second.planes, parts) if parts else []
-        new = iter(made)
-        for moment, part in moments:
-            yield ends[part] if part in ends else next(new), moment
-
-    def _still(self, first: Picture, second: Picture) -> bool:
-        if pictures.same(first.planes, second.planes):
-            return True
-        pause = second.time - first.time > PAUSE
-        self._tally.pauses += pause
-        return pause
-
-    def _cut(self, first: Picture, second: Picture) -> bool:
-        known = self._thumbnail
-        old = known[1] if known and known[0] is first else self._reduced(first)
-        new = self._reduced(second)
-        self._thumbnail = (second, new)
-        cut = cuts.is_cut(old, new)
-        self._tally.cuts += cut
-        return cut
-
-    def _reduced(self, picture: Picture) -> np.ndarray:
-        return cuts.thumbnail(picture.planes[0], self._layout.bits)
-
-
-def _filler(name: str, views: int, layout: Layout, bar: tqdm) -> Fill:
-    """The network, loaded once the first gap wants it."""
-    made: list[Fill] = []
-
-    def fill(first: Planes, second: Planes, parts: Sequence[float]) -> list[Planes]:
-        if not made:
-            bar.set_description_str("compiling")
-            from mv2_jax.infer import interpolate_network
-
-            made.append(interpolate_network.filler(name, views, layout))
-            done = made[0](first, second, parts)
-            bar.set_description_str("mv2 interpolate")
-            return done
-        return made[0](first, second, parts)
-
-    if name == "none":
-        return lambda first, second, parts: [first if part < 0.5 else second for part in parts]
-    return fill
-
-
-@contextmanager
-def _stopped_in_order() -> Iterator[None]:
-    """Ends as with Ctrl-C when told to, or when the terminal is closed.
-
-    Python would leave the scratch file behind. What is ignored, as under nohup, stays so.
+    Raises:
+        InputError: one name for several videos.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+    if out is not None and len(videos) > 1 and not Path(out).is_dir():
+        raise InputError(f"-o {out} is one file, and there are {len(videos)} videos; name a folder")
+    made: list[str] = []
+    for video in videos:
+        stem = Path(video).stem
+        if out is not None and not Path(out).is_dir():
+            made.append(out)
+            continue
+        folder, k = Path(out or "."), 1
+        while True:
+            path = folder / f"{stem}-smooth{f'-{k}' if k > 1 else ''}.mp4"
+            if str(path) not in made and (force or not path.exists()):
+                break
+            k += 1
+        made.append(str(path))
+    return made
 
-    def stop(*_: object) -> NoReturn:
-        raise KeyboardInterrupt
 
-    # Windows has no hangup.
-    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
-    before = [signal.signal(number, stop) for number in heard]
-    try:
-        yield
-    finally:
-        for number, handler in zip(heard, before):
-            signal.signal(number, handler)
+def _one(video: str, out: str, args: argparse.Namespace) -> None:
+    """One video, from file to file."""
+    began = time.monotonic()
+    with reading.opened(video, args.strict) as source:
+        for fault in source.survey.faults:
+            _warn(f"{video}: {fault}; what can be decoded is used (--strict refuses)")
+        if args.start and args.start >= source.survey.length:
+            raise InputError(
+                f"{video} has no frames from --start on: it is "
+                f"{float(source.survey.length):.2f} s long"
+            )
+        with _bar(_expected(source, args)) as bar:
+            done = run(source, out, args, bar)
+        for line in source.lost.lines(video):
+            _warn(line)
+        if done.clear:
+            _warn(
+                f"{out} has no transparency: the pictures are over white (.webm, --codec prores in "
+                "a .mov and --codec ffv1 in an .mkv keep it)"
+            )
+    print(summary(out, done, time.monotonic() - began))
+
+
+@dataclass(frozen=True)
+class Done:
+    """What came of a video; `clear` where see-through pictures were put over white."""
+
+    tally: Tally
+    layout: Layout
+    rate: Fraction
+    clear: bool
+
+
+def run(source: reading.Source, out: str, args: argparse.Namespace, bar: tqdm) -> Done:
+    """Reads, fills and writes one video."""
+    span = _span(source, args)
+    with closing(source.pictures(args.start or Fraction(0))) as given:
+        used = span.of(given)
+        if args.dedupe is not None:
+            used = without_repeats(used, making.alike(args.dedupe))
+        first = next(used, None)
+        if first is None:
+            raise InputError(f"{source.path}: there are no frames from --start to --end")
+        timing = _timing(args, first.time)
+        film = _film(source, out, args, span, timing)
+        with film.segments(_key(source, args)) as segments:
+            work = _Work(film, segments, timing, _scene(film, args, bar), bar)
+            try:
+                work.through(first, used)
+            except BaseException as error:
+                _tell_of_rest(segments, error)
+                raise
+        damaged = film.write(source, segments, work.lasts)
+    if damaged:
+        _warn(f"{out}: {damaged} damaged packets of sound or subtitles are left out")
+    rate = timing.rate(source.survey.rate / span.slower)
+    return Done(work.tally, film.encoder.layout, rate, work.clear)
+
+
+class _Work:
+    """Pictures on their way from a source into segments."""
+
+    def __init__(self, film: Any, segments: Any, timing: Any, scene: Scene, bar: tqdm):
+        self._film, self._segments, self._timing = film, segments, timing
+        self._scene, self._bar = scene, bar
+        self.tally, self.clear, self.lasts = scene.tally, False, Fraction(0)
+        if segments.note:
+            for name, value in segments.note.items():
+                setattr(self.tally, name, value)
+            print(f"mv2: {segments.done} frames are there from before", file=sys.stderr)
+
+    def through(self, first: Picture, rest: Iterator[Picture]) -> None:
+        """Everything, one gap after the other."""
+        before, passed = self._own(first), 0
+        for picture in rest:
+            after = self._own(picture)
+            moments = self._timing.between(before.time, after.time, before.repeats)
+            passed += len(moments)
+            if passed > self._segments.done:
+                for planes, moment in self._scene.gap(before, after, moments):
+                    self._segments.picture(planes, moment)
+                    self.tally.written += 1
+                self.tally.given += 1 + len(before.repeats)
+                self._segments.boundary(lambda: dataclasses.asdict(self.tally))
+            self._bar.update(1 + len(before.repeats))
+            before = after
+        # The last picture stays for as long as it did, and is encoded by itself: MP4 keeps the
+        # duration of what is decoded last alone, which would otherwise be another one.
+        moments = self._timing.after(before.time, before.lasts)
+        self.tally.given += self._segments.done < passed + len(moments)
+        for k, (moment, _) in enumerate(moments, start=1):
+            if passed + k <= self._segments.done:
+                continue
+            if k == len(moments):
+                self._segments.end(dataclasses.asdict(self.tally))
+            self.tally.written += 1
+            self._segments.picture(before.planes, moment)
+        self._segments.end(dataclasses.asdict(self.tally))
+        self._bar.update()
+        self.lasts = max(before.time + before.lasts - moments[-1][0], Fraction(0))
+
+    def _own(self, picture: Picture) -> Picture:
+        """A picture in the encoder's layout."""
+        layout = self._film.encoder.layout
+        if not layout.alpha:
+            self.clear = self.clear or pictures.clear(picture.planes, picture.layout)
+        planes = pictures.convert(picture.planes, picture.layout, layout)
+        return dataclasses.replace(picture, planes=planes, layout=layout)
+
+
+def _span(source: reading.Source, args: argparse.Namespace) -> Span:
+    # Only a start later than zero is moved to zero: what is negative is a codec's run-up.
+    origin = max(source.survey.start, Fraction(0))
+    start = None if args.start is None else source.survey.start + args.start
+    end = None if args.end is None else source.survey.start + args.end
+    return Span(origin, start, end, args.slow)
+
+
+def _timing(args: argparse.Namespace, first: Fraction) -> Multiply | Even:
+    if args.fps:
+        return Even(args.fps, first)
+    return Multiply(args.times or (2 if args.slow == 1 else -int(-args.slow // 1)))
+
+
+def _film(
+    source: reading.Source, out: str, args: argparse.Namespace, span: Span, timing: Multiply | Even
+) -> writing.Film:
+    """How the result is written; says what of the source it cannot keep."""
+    suffix = Path(out).suffix.lower()
+    encoder = codecs.encoder(
+        codecs.find(args.codec, suffix),
+        source.layout,
+        crf=args.crf,
+        preset=args.preset,
+        pixels=args.pixels,
+        rate=timing.rate(source.survey.rate / span.slower),
+        clock=timing.clock(source.base * span.slower),
+        aspect=source.aspect,
+        side=source.side,
+        location=source.location,
+    )
+    lost = layouts.losses(source.layout, encoder.layout)
+    if lost:
+        _warn(f"{out}: {lost}, the nearest that {encoder.name} has")
+    elif encoder.layout.chroma == layouts.RGB and encoder.name.startswith("libx264"):
+        _warn(f"{out} is RGB as its source, which few players show (--pixels yuv420p: all do)")
+    sound = args.sound or ("keep" if span.slower == 1 else "stretch")
+    plan = passengers.plan(out, source.container, source.stream, span, sound)
+    for line in plan.said:
+        _warn(line)
+    return writing.Film(out, encoder, plan, span)
+
+
+def _scene(film: writing.Film, args: argparse.Namespace, bar: tqdm) -> Scene:
+    rules = Rules(args.cuts, args.pause * args.slow if args.pause else None, args.dedupe)
+    layout = film.encoder.layout
+    return Scene(layout, making.filler(args.vfi, args.views, layout, bar), rules, Tally())
+
+
+def _key(source: reading.Source, args: argparse.Namespace) -> str:
+    """What this work is known by, should it be stopped and begun again."""
+    apart = ("videos", "out", "force", "strict", "sound")
+    told = {key: value for key, value in vars(args).items() if key not in apart}
+    return writing.key_of(source.path, sorted(told.items(), key=str), version())
+
+
+def _tell_of_rest(segments: Any, error: BaseException) -> None:
+    """Says what a stopped run leaves for the next one."""
+    if segments.finished and not isinstance(error, InputError):
+        _warn(
+            f"{segments.safe} finished frames are kept in {segments.folder}; the same command "
+            "goes on from there"
+        )
+
+
+def _expected(source: reading.Source, args: argparse.Namespace) -> int:
+    """How many pictures of the source will be used, about."""
+    count, rate = source.survey.count, source.survey.rate
+    end = count if args.end is None else min(count, int(args.end * rate) + 1)
+    return max(1, end - int((args.start or 0) * rate))
 
 
 def _bar(count: int) -> tqdm:
@@ -216,65 +280,17 @@ def _bar(count: int) -> tqdm:
     )
 
 
-def _summary(out: str, tally: Tally, layout: Layout, rate: Fraction, seconds: float) -> str:
+def summary(out: str, done: Done, seconds: float) -> str:
+    """The line a user reads when a video is done."""
+    tally, layout = done.tally, done.layout
     left = [f"{n} {what}" for n, what in ((tally.cuts, "cuts"), (tally.pauses, "pauses")) if n]
     kept = f", {' and '.join(left)} left as they are" if left else ""
+    held = f", {tally.held} gaps held that would have ghosted" if tally.held else ""
     return (
         f"{out}: {tally.written} frames of {layout.width}x{layout.height} from {tally.given}, "
-        f"{float(rate):.5g} a second{kept}; done after {seconds:.0f} s"
+        f"{float(done.rate):.5g} a second{kept}{held}; done after {seconds:.0f} s"
     )
 
 
 def _warn(line: str) -> None:
-    print(f"mv2: warning: {line}", file=sys.stderr)
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message} (see {self.prog} --help)")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="mv2 interpolate",
-        description="Makes a video smoother by frames between its frames. Its sound, colours and "
-        "times are kept; nothing is made across a cut or between equal frames.",
-        allow_abbrev=False,
-    )
-    add = parser.add_argument
-    add("video", metavar="VIDEO", help="a video in any usual container")
-    add("-o", "--out", metavar="FILE", help="an .mp4, .mkv or .mov (VIDEO-smooth.mp4, here)")
-    pace = parser.add_mutually_exclusive_group()
-    pace.add_argument("--times", type=_times, metavar="N", help="frames for each (2)")
-    pace.add_argument("--fps", type=_fps, metavar="X", help="frames a second: 60, 59.94 ...")
-    add("--vfi", default="rife", metavar="NAME", help=interpolators.HELP)
-    add("--views", type=_views, default=1, metavar="N", help="1 to 8: N times slower, better (1)")
-    add("--crf", type=_crf, default=16, metavar="N", help="x264's quality, 0 lossless to 51 (16)")
-    return parser
-
-
-def _whole(low: int, high: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        if not text.isdecimal() or not low <= int(text) <= high:
-            raise argparse.ArgumentTypeError(
-                f"takes a whole number from {low} to {high}, not {text!r}"
-            )
-        return int(text)
-
-    return parse
-
-
-_times, _views, _crf = _whole(1, 64), _whole(1, 8), _whole(0, 51)
-
-
-def _fps(text: str) -> Fraction:
-    try:
-        fps = Fraction(text)
-        near = Fraction(round(fps * 1001 / 1000) * 1000, 1001)
-        # 59.94 and 23.976 are how people write 60000/1001 and 24000/1001.
-        fps = near if fps.denominator > 1 and abs(fps - near) < Fraction(1, 200) else fps
-    except (ValueError, ZeroDivisionError):
-        fps = Fraction(0)
-    if not 1 <= fps <= 1000:
-        raise argparse.ArgumentTypeError(f"takes frames a second from 1 to 1000, not {text!r}")
-    return fps
+    tqdm.write(f"mv2: warning: {line}", file=sys.stderr)

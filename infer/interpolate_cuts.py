@@ -31,12 +31,13 @@ def thumbnail(luma: np.ndarray, bits: int = 8) -> np.ndarray:
     return cells.mean(axis=(1, 3), dtype=np.float32) / 2 ** (bits - 8)
 
 
-def is_cut(first: np.ndarray, second: np.ndarray) -> bool:
-    """Whether two thumbnails [h, w] of one size have a cut between them."""
+def is_cut(first: np.ndarray, second: np.ndarray, least: float = UNEXPLAINED) -> bool:
+    """Whether two thumbnails [h, w] of one size have a cut between them: more than `least` of them
+    stays unexplained."""
     if jump(first, second) > JUMP:
         return True
     # The search can only find less than staying in place leaves: most pairs need no search.
-    return all(unexplained(first, second, reach) > UNEXPLAINED for reach in (0, _REACH))
+    return all(unexplained(first, second, reach) > least for reach in (0, _REACH))
 
 
 def jump(first: np.ndarray, second: np.ndarray) -> float:

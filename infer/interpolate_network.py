@@ -14,7 +14,8 @@ from mv2_jax import params as parameters
 from mv2_jax.errors import InputError
 from mv2_jax.infer import cache, interpolators
 from mv2_jax.infer import interpolate_pictures as pictures
-from mv2_jax.infer.interpolate_pictures import Layout, Planes
+from mv2_jax.infer.interpolate_layout import Layout
+from mv2_jax.infer.interpolate_pictures import Planes
 from mv2_jax.stages import interpolators as networks
 
 # New frames of this many pixels and more are made one by one: on CPU a frame of 640 x 360 keeps
@@ -78,14 +79,28 @@ def _between(
     views: int,
     dtype: Any,
 ) -> tuple[jax.Array, ...]:
-    """Planes of two pictures and times [1, K] -> three planes [K, rows, columns].
+    """Planes of two pictures and times [1, K] -> as many planes [K, rows, columns].
 
     What the samples have beyond black and white, which networks may cut off, is blended over time.
+    Alpha passes through the network as a grey picture of its own.
     """
-    pair = [pictures.rgb(planes, layout)[None] * 2 - 1 for planes in (first, second)]
+    pair = [pictures.rgb(planes[:3], layout, jnp) * 2 - 1 for planes in (first, second)]
+    if layout.alpha:
+        top = 2.0**layout.bits - 1
+        masks = [planes[3].astype(jnp.float32) / top * 2 - 1 for planes in (first, second)]
+        masks = [jnp.broadcast_to(mask[..., None], (*mask.shape, 3)) for mask in masks]
+        pair = [jnp.stack(both) for both in zip(pair, masks)]
+        times = jnp.concatenate((times, times))
+    else:
+        pair = [x[None] for x in pair]
     known = [jnp.clip(x, -1.0, 1.0) for x in pair]
     new = networks.between(params, cfg, *known, times, views=views, dtype=dtype)
     before, after = ((x - y)[:, None] for x, y in zip(pair, known))
     part = times[..., None, None, None]
     new += (1 - part) * before + part * after
-    return jax.vmap(lambda picture: pictures.planes(picture, layout))(new[0] * 0.5 + 0.5)
+    new = new * 0.5 + 0.5
+    made = jax.vmap(lambda picture: pictures.from_rgb(picture, layout, jnp))(new[0])
+    if not layout.alpha:
+        return made
+    alpha = jnp.clip(jnp.round(new[1].mean(-1) * top), 0, top).astype(layout.dtype)
+    return (*made, alpha)

@@ -1,7 +1,8 @@
-"""The reading end of `mv2 interpolate`: any container that PyAV opens, as pictures and packets.
+"""The reading end of `mv2 interpolate`: any container that PyAV opens, as pictures.
 
-A file is passed over once for its packets alone, which is quick, finds most damage before any work
-is done and counts what is to come; then it is decoded, one picture at a time.
+A file is passed over once for its packets alone, which is quick, tells damage before any work is
+done and counts what is to come; then it is decoded, one picture at a time. What FFmpeg can decode
+is decoded, and what was lost on the way is counted, for the caller to say.
 """
 
 from __future__ import annotations
@@ -9,203 +10,228 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
 import av
+from av.filter import Graph
 
 from mv2_jax.errors import InputError
 from mv2_jax.infer import frames
+from mv2_jax.infer import interpolate_packets as packets
 from mv2_jax.infer import interpolate_pictures as pictures
-from mv2_jax.infer.interpolate_pictures import Layout, Planes
+from mv2_jax.infer.interpolate_layout import Layout, layout_of
+from mv2_jax.infer.interpolate_pictures import Planes
 
-# Text files have the names of FFmpeg's "video" of typewriters; nobody means that.
-_NOT_VIDEO = {"tty"}
-_HONEST = {"matroska,webm"}  # containers whose length is written in them, not guessed
-_SLACK = Fraction(1, 2)  # seconds that a file's own word on its length may be wrong by
+# FFmpeg's own decoders of these pass over the second stream that holds their alpha.
+_WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One upright picture, on show from `time` for `lasts` seconds (0 where nobody says)."""
+    """One upright picture in its own layout, on show from `time` for `lasts` seconds (0 where
+    nobody says). `repeats` are the times of pictures left out after it, which were the same."""
 
     planes: Planes
+    layout: Layout
     time: Fraction
     lasts: Fraction
+    repeats: tuple[Fraction, ...] = ()
 
 
-@dataclass(frozen=True)
-class Survey:
-    """What the packets say: how many pictures, the first's time in seconds, and the pace.
+@dataclass
+class Lost:
+    """What reading had to do without, or to change; see `lines`."""
 
-    `rate` is the average in pictures a second; `start` is the file's, the audio's included.
-    """
+    late: int = 0
+    damaged: int = 0
+    scaled: dict[str, int] = field(default_factory=dict)
+    deinterlaced: int = 0
 
-    count: int
-    start: Fraction
-    rate: Fraction
-    interlaced: bool
+    def lines(self, path: str) -> Iterator[str]:
+        """What a person is to know."""
+        if self.late:
+            yield f"{self.late} frames are left out: their times are no later than those before"
+        if self.damaged:
+            yield f"{path}: {self.damaged} frames are damaged; they are used as FFmpeg decodes them"
+        for what, count in self.scaled.items():
+            yield f"{count} frames {what} are scaled to the size of the first"
+        if self.deinterlaced:
+            yield f"{self.deinterlaced} interlaced frames were deinterlaced (bwdif)"
 
 
 class Source:
-    """An open video file. Make it with `opened`; read `events` once.
+    """An open video file. Make it with `opened`; read `pictures` once.
 
-    `stream` is its video (a cover picture is not one), `sounds` are its audio streams, `unheard` is
-    how many more it has, which FFmpeg has no decoder for. `layout` is known once the first picture
-    is; `lost` counts the pictures passed over so far, which are no later than those before them.
+    `stream` is its video (a cover picture is not one). `layout` is the first picture's, known once
+    that is read; `lost` counts what was passed over so far. With `strict`, what would be counted
+    there as damage or as another size is an error.
     """
 
-    def __init__(self, path: str, container: Any, survey: Survey):
-        self.path, self.survey = path, survey
+    def __init__(self, path: str, container: Any, survey: packets.Survey, strict: bool = False):
+        self.path, self.survey, self.strict = path, survey, strict
         self.container = container
-        self.stream = video_of(path, container)
+        self.stream = packets.video_of(path, container)
         self.stream.thread_type = "AUTO"
-        # PyAV cannot copy what FFmpeg has no decoder for.
-        self.sounds = [s for s in container.streams.audio if s.codec_context is not None]
-        self.unheard = len(container.streams.audio) - len(self.sounds)
+        self.base: Fraction = self.stream.time_base
+        self.aspect = Fraction(self.stream.sample_aspect_ratio or 1)
+        self.location = survey.location
         self.layout: Layout | None = None
-        self.lost = 0
-        self._size: tuple[int, int, str] | None = None
+        self.side: dict[Any, bytes] = {}  # of the first frame: HDR's numbers
+        self.lost = Lost()
+        self._size: tuple[int, int] | None = None
         self._before: Fraction | None = None
 
-    def events(self) -> Iterator[Picture | av.Packet]:
-        """Pictures in the order of their times, and packets of the audio, as they lie in the file.
+    def pictures(self, start: Fraction = Fraction(0)) -> Iterator[Picture]:
+        """Pictures in the order of their times, from the one on show `start` seconds in.
 
         Raises:
-            InputError: the file is damaged, or changes its size in the middle.
+            InputError: nothing can be decoded; or strict, and something is damaged or changes.
         """
-        with _told(self.path):
-            for packet in self.container.demux(self.stream, *self.sounds):
-                if packet.stream.index != self.stream.index:
-                    if packet.size and _stamp(packet) is not None:
-                        yield packet
+        with packets.told(self.path):
+            wanted = self.survey.start + start
+            if start:
+                self._seek(wanted)
+            held: Picture | None = None
+            for frame in self._frames():
+                picture = self._picture(frame)
+                if picture is None:
                     continue
-                for frame in packet.decode():
-                    picture = self._picture(frame)
-                    if picture is not None:
-                        yield picture
+                # The picture on show at the start may begin before it.
+                if picture.time <= wanted and start:
+                    held = picture
+                    continue
+                if held is not None:
+                    yield held
+                    held = None
+                yield picture
+            if held is not None:
+                yield held
         if self._before is None:
             raise InputError(f"cannot read {self.path}: the video has no frames")
+
+    def _seek(self, time: Fraction) -> None:
+        try:
+            self.container.seek(int(time / self.base), stream=self.stream)
+        except (av.error.FFmpegError, OverflowError):
+            self.container.seek(0)
+
+    def _frames(self) -> Iterator[av.VideoFrame]:
+        """Decoded frames, those of interlaced video deinterlaced."""
+        decode, weave = _decoder(self.stream), None
+        for packet in packets.joined(self.container):
+            if packet.stream.index != self.stream.index:
+                continue
+            try:
+                decoded = decode(packet)
+            except (av.error.InvalidDataError, av.error.PatchWelcomeError):
+                self._damaged("a packet cannot be decoded", packet.pts)
+                continue
+            for frame in decoded:
+                if self.survey.interlaced and frame.interlaced_frame and weave is None:
+                    weave = _Deinterlacer(self.stream)
+                if weave is None:
+                    yield frame
+                else:
+                    self.lost.deinterlaced += frame.interlaced_frame
+                    yield from weave(frame)
+        if weave is not None:
+            yield from weave(None)
+
+    def _damaged(self, what: str, stamp: int | None) -> None:
+        self.lost.damaged += 1
+        if self.strict:
+            at = float((stamp or 0) * self.base - self.survey.start)
+            raise InputError(f"{self.path}: at {at:.2f} s the video is damaged: {what}")
 
     def _picture(self, frame: av.VideoFrame) -> Picture | None:
         time = frames.time_of(frame, self.stream, self._before, 1 / self.survey.rate)
         time = self.survey.start if time is None else time
-        lasts = Fraction(frame.duration or 0) * (frame.time_base or self.stream.time_base)
-        where = f"{self.path}: at {float(time - self.survey.start):.2f} s"
+        lasts = Fraction(frame.duration or 0) * (frame.time_base or self.base)
         if frame.is_corrupt:
-            raise InputError(f"{where} the video is damaged")
-        size = (frame.width, frame.height, frame.format.name)
-        if self.layout is None:
-            self._size, self.layout = size, pictures.layout_of(frame)
+            self._damaged("parts of a frame are lost", frame.pts)
+        size = (frame.width, frame.height)
+        if self._size is None:
+            self._size, self.layout = size, layout_of(frame)
+            self.side = {data.type: bytes(data) for data in frame.side_data}
         elif size != self._size:
-            old, new = (f"{w}x{h} {form}" for w, h, form in (self._size, size))
-            raise InputError(f"{where} the picture changes from {old} to {new}; cut it there first")
+            frame = self._scaled(frame, time)
         # A picture that is not later than the one before it would never be on show.
         if self._before is not None and time <= self._before:
-            self.lost += 1
+            self.lost.late += 1
             return None
         self._before = time
-        return Picture(pictures.read(frame, self.layout), time, lasts)
+        layout = layout_of(frame)
+        return Picture(pictures.read(frame, layout), layout, time, lasts)
+
+    def _scaled(self, frame: av.VideoFrame, time: Fraction) -> av.VideoFrame:
+        """A frame of another size than the first's, in that size."""
+        (width, height), old = self._size, f"{frame.width}x{frame.height}"
+        if self.strict:
+            at = float(time - self.survey.start)
+            raise InputError(
+                f"{self.path}: at {at:.2f} s the picture changes from {width}x{height} to {old}"
+            )
+        self.lost.scaled[f"of {old}"] = self.lost.scaled.get(f"of {old}", 0) + 1
+        new = frame.reformat(width=width, height=height, interpolation="LANCZOS", threads=1)
+        new.pts, new.time_base = frame.pts, frame.time_base
+        return new
+
+
+def _decoder(stream: Any) -> Any:
+    """A function from packets to frames; the alpha of VP8 and VP9 among what it decodes."""
+    name = _WITH_ALPHA.get(stream.codec_context.name)
+    if stream.metadata.get("alpha_mode") != "1" or name not in av.codecs_available:
+        return lambda packet: packet.decode()
+    context = av.CodecContext.create(name, "r")
+    context.extradata = stream.codec_context.extradata
+
+    def decode(packet: av.Packet) -> list[av.VideoFrame]:
+        made = context.decode(packet if packet.size else None)
+        for frame in made:
+            frame.time_base = stream.time_base
+        return made
+
+    return decode
+
+
+class _Deinterlacer:
+    """FFmpeg's bwdif: a whole frame for every interlaced one; others pass as they are."""
+
+    def __init__(self, stream: Any):
+        self._base = stream.time_base
+        self._graph: Graph | None = None
+
+    def __call__(self, frame: av.VideoFrame | None) -> Iterator[av.VideoFrame]:
+        if self._graph is None:
+            self._graph = graph = Graph()
+            source = graph.add_buffer(
+                width=frame.width, height=frame.height, format=frame.format, time_base=self._base
+            )
+            weave = graph.add("bwdif", "mode=send_frame:deint=interlaced")
+            graph.link_nodes(source, weave, graph.add("buffersink")).configure()
+        self._graph.vpush(frame)
+        while True:
+            try:
+                made = self._graph.vpull()
+            except (av.error.BlockingIOError, av.error.EOFError):
+                return
+            yield made
 
 
 @contextmanager
-def opened(path: str | os.PathLike[str]) -> Iterator[Source]:
+def opened(path: str | os.PathLike[str], strict: bool = False) -> Iterator[Source]:
     """A `Source`, surveyed and then opened.
 
     Raises:
-        InputError: no such file, not a video, damaged, or cut short.
+        InputError: no such file, not a video; and `strict`, damaged, or cut short.
     """
     path = os.fspath(path)
-    found = survey(path)
-    with _told(path):
+    known = packets.survey(path)
+    if strict and known.faults:
+        raise InputError(f"cannot read {path}: {' and '.join(known.faults)}")
+    with packets.told(path):
         container = frames.opened(path)
     with container:
-        yield Source(path, container, found)
-
-
-def survey(path: str) -> Survey:
-    """Passes over a file's packets; memory does not grow with their number. Raises as `opened`."""
-    with _told(path), frames.opened(path) as container:
-        stream = video_of(path, container)
-        found = _packets(container, stream)
-        if found is None:
-            raise InputError(f"cannot read {path}: the video is damaged or cut short")
-        if not found.shown:
-            raise InputError(f"cannot read {path}: the video has no frames")
-        rate = stream.average_rate or stream.guessed_rate
-        if not rate or not 0 < rate <= 1000:
-            rate = (found.shown - 1) / found.span if found.span else Fraction(25)
-        # What a file says of itself is 0 or None where its format says nothing. One that an edit
-        # list shortens has fewer packets than it says, but not less time.
-        promised = Fraction(stream.duration or 0) * stream.time_base
-        short = found.all < stream.frames and found.span + 1 / Fraction(rate) + _SLACK < promised
-        if container.format.name in _HONEST:
-            short |= found.ends + _SLACK < Fraction(container.duration or 0, av.time_base)
-        if short:
-            raise InputError(f"cannot read {path}: the video is damaged or cut short")
-        start = Fraction(container.start_time or 0, av.time_base)
-        fields = getattr(stream.codec_context, "field_order", 0)
-        return Survey(found.shown, start, Fraction(rate), int(fields) > 1)
-
-
-@dataclass
-class _Packets:
-    """A stream's packets, of them those on show, seconds from its first to its last, and the
-    second at which the last packet of any stream ends."""
-
-    all: int = 0
-    shown: int = 0
-    span: Fraction = Fraction(0)
-    ends: Fraction = Fraction(0)
-
-
-def _packets(container: Any, stream: Any) -> _Packets | None:
-    """Counts; None where a packet is damaged."""
-    found, first = _Packets(), None
-    for packet in container.demux():
-        if packet.size == 0:
-            continue
-        stamp = _stamp(packet)
-        time = None if stamp is None else stamp * packet.time_base
-        if time is not None:
-            found.ends = max(found.ends, time + (packet.duration or 0) * packet.time_base)
-        if packet.stream.index != stream.index:
-            continue
-        if packet.is_corrupt:
-            return None
-        found.all += 1
-        found.shown += not packet.is_discard
-        if time is not None:
-            first = time if first is None else min(first, time)
-            found.span = max(found.span, time - first)
-    return found
-
-
-def _stamp(packet: av.Packet) -> int | None:
-    """When a packet is due, in its own ticks, as far as the file says."""
-    return packet.dts if packet.pts is None else packet.pts
-
-
-def video_of(path: str, container: Any) -> Any:
-    """The first video stream that is not a cover picture.
-
-    Raises:
-        InputError: there is none.
-    """
-    if container.format.name not in _NOT_VIDEO:
-        for stream in container.streams.video:
-            if not stream.disposition & stream.disposition.attached_pic:
-                return stream
-    raise InputError(f"cannot read {path}: there is no video in it")
-
-
-@contextmanager
-def _told(path: str) -> Iterator[None]:
-    """FFmpeg's errors as one line for a person."""
-    try:
-        yield
-    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
-        raise InputError(f"cannot read {path}: {os.strerror(error.errno).lower()}") from None
-    except (av.error.FFmpegError, OSError):
-        raise InputError(f"cannot read {path}: it is no video, or is damaged") from None
+        yield Source(path, container, known, strict)

@@ -9,9 +9,10 @@ import pytest
 from mv2_jax import cli, params
 from mv2_jax.config import EMAVFIConfig, RIFEConfig, VAEConfig, to_dict
 from mv2_jax.convert import rife as converter
+from mv2_jax.infer import interpolate_layout as layouts
 from mv2_jax.infer import interpolate_network, media
 from mv2_jax.infer import interpolate_pictures as pictures
-from mv2_jax.infer.interpolate_pictures import Layout
+from mv2_jax.infer.interpolate_layout import Layout
 from mv2_jax.stages import vfi
 
 CFG = RIFEConfig(widths=(8, 4), scales=(2, 1), pad_to=16)
@@ -30,7 +31,7 @@ def weights(tmp_path_factory):
 
 
 def test_new_pictures_are_the_networks_in_the_videos_own_samples(weights):
-    layout = pictures.Layout(20, 24, "420", 10, matrix=1, range=1)
+    layout = layouts.Layout(20, 24, "420", 10, matrix=1, range=1)
     random = np.random.default_rng(0)
     spans = (300, 700), (460, 560), (460, 560)  # colours within black and white
     pair = [
@@ -39,11 +40,11 @@ def test_new_pictures_are_the_networks_in_the_videos_own_samples(weights):
     ]
     made = interpolate_network.filler(weights, 1, layout)(*pair, [0.25, 0.5, 0.9])
     assert len(made) == 3
-    shown = [np.asarray(pictures.rgb(p, layout))[None] * 2 - 1 for p in pair]
+    shown = [np.asarray(pictures.rgb(p, layout, np))[None] * 2 - 1 for p in pair]
     times = np.float32([[0.25, 0.5, 0.9]])
     wanted = np.asarray(vfi.between(params.load(weights), CFG, *shown, times))[0] * 0.5 + 0.5
     for ours, theirs in zip(made, wanted):
-        for a, b in zip(ours, pictures.planes(theirs, layout)):
+        for a, b in zip(ours, pictures.from_rgb(theirs, layout, np)):
             assert a.dtype == np.uint16
             np.testing.assert_allclose(a.astype(int), b, atol=1)  # of 1023
 

@@ -1,0 +1,164 @@
+"""The command line of `mv2 interpolate`, as plain values."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from typing import NoReturn
+
+from mv2_jax.errors import InputError
+from mv2_jax.infer import interpolators
+from mv2_jax.infer.interpolate_cuts import UNEXPLAINED
+from mv2_jax.infer.interpolate_make import PAUSE, REPEAT
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (see {self.prog} --help)")
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The arguments' values.
+
+    Raises:
+        InputError: one of them is wrong.
+    """
+    args = _parser().parse_args(list(arguments))
+    if args.start is not None and args.end is not None and args.end <= args.start:
+        raise InputError(f"--end {float(args.end):g} is not after --start {float(args.start):g}")
+    if args.sound == "keep" and args.slow != 1:
+        raise InputError("--sound keep: with --slow the sound is stretched or dropped")
+    if args.sound == "stretch" and args.slow == 1:
+        raise InputError("--sound stretch has no effect without --slow")
+    return args
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="mv2 interpolate",
+        description="Makes a video smoother by frames between its frames. Its sound, subtitles, "
+        "colours and times are kept; nothing is made across a cut or between equal frames.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("videos", metavar="VIDEO", nargs="+", help="videos in any usual container")
+    add("-o", "--out", metavar="FILE", help="an .mp4, .mkv, .mov or .webm; a folder for several "
+        "(VIDEO-smooth.mp4, here)")  # fmt: skip
+    add("--force", action="store_true", help="replace what is there already")
+    add("--strict", action="store_true", help="refuse a damaged or changing video")
+    _add_times(parser.add_argument_group("times"))
+    _add_frames(parser.add_argument_group("new frames"))
+    _add_codec(parser.add_argument_group("the file"))
+    return parser
+
+
+def _add_times(group: argparse._ArgumentGroup) -> None:
+    pace = group.add_mutually_exclusive_group()
+    pace.add_argument("--times", type=_whole(1, 64), metavar="N", help="frames for each (2)")
+    pace.add_argument("--fps", type=_fps, metavar="X", help="frames a second: 60, 59.94 ...")
+    add = group.add_argument
+    add("--slow", type=_slow, default=Fraction(1), metavar="N", help="N times slower, 1 to 64, at "
+        "the source's pace unless --times or --fps says another")  # fmt: skip
+    add("--start", type=_seconds, metavar="TIME", help="seconds or h:m:s into the video")
+    add("--end", type=_seconds, metavar="TIME", help="where to stop, likewise")
+
+
+def _add_frames(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--vfi", default="rife", metavar="NAME", help=interpolators.HELP)
+    add("--views", type=_whole(1, 8), default=1, metavar="N",
+        help="1 to 8: N times slower, better (1)")  # fmt: skip
+    add(
+        "--cuts",
+        type=_or_off(_share),
+        default=UNEXPLAINED,
+        metavar="X",
+        help="off, or how little "
+        f"of a picture is found again at a cut, 0 to 2: less sees more cuts ({UNEXPLAINED})",
+    )
+    add(
+        "--pause",
+        type=_or_off(_seconds),
+        default=PAUSE,
+        metavar="S",
+        help=f"off, or the seconds beyond which a frame that stays is left alone ({PAUSE})",
+    )
+    add("--dedupe", type=_levels, nargs="?", const=REPEAT, metavar="X", help="for drawings on twos "
+        "and threes: frames that repeat the one before, up to X grey levels, are made anew "
+        f"({REPEAT:g})")  # fmt: skip
+
+
+def _add_codec(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--codec", metavar="NAME", help="h264, hevc, av1, vp9, prores, ffv1, or a hardware encoder "
+        "of FFmpeg's: h264_nvenc, hevc_videotoolbox ... (h264; vp9 in .webm)")  # fmt: skip
+    add("--crf", type=_whole(0, 63), metavar="N", help="quality, 0 the best (16 for h264)")
+    add("--preset", metavar="NAME", help="the encoder's own: medium, slow ...")
+    add("--pixels", metavar="FORMAT", help="FFmpeg's name of a pixel format, such as yuv420p (the "
+        "nearest to the source's)")  # fmt: skip
+    add("--sound", choices=("keep", "stretch", "drop"), help="keep as it is, stretch with --slow, "
+        "or drop")  # fmt: skip
+
+
+def _whole(low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not text.isdecimal() or not low <= int(text) <= high:
+            raise argparse.ArgumentTypeError(
+                f"takes a whole number from {low} to {high}, not {text!r}"
+            )
+        return int(text)
+
+    return parse
+
+
+def _number(text: str, low: float, high: float, what: str) -> Fraction:
+    try:
+        value = Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        value = None
+    if value is None or not low <= value <= high:
+        raise argparse.ArgumentTypeError(f"takes {what} from {low:g} to {high:g}, not {text!r}")
+    return value
+
+
+def _slow(text: str) -> Fraction:
+    return _number(text, 1, 64, "a number")
+
+
+def _share(text: str) -> float:
+    return float(_number(text, 0, 2, "a number"))
+
+
+def _levels(text: str) -> float:
+    return float(_number(text, 0, 64, "grey levels"))
+
+
+def _seconds(text: str) -> Fraction:
+    parts = text.split(":")
+    try:
+        values = [Fraction(part) for part in parts]
+        if len(parts) > 3 or any(v < 0 for v in values):
+            raise ValueError
+    except (ValueError, ZeroDivisionError):
+        raise argparse.ArgumentTypeError(
+            f"takes seconds, such as 12.5, or 1:02:12.5; not {text!r}"
+        ) from None
+    return sum(value * 60**k for k, value in enumerate(reversed(values)))
+
+
+def _or_off(parse: Callable[[str], object]) -> Callable[[str], object]:
+    return lambda text: None if text == "off" else parse(text)
+
+
+def _fps(text: str) -> Fraction:
+    try:
+        fps = Fraction(text)
+        near = Fraction(round(fps * 1001 / 1000) * 1000, 1001)
+        # 59.94 and 23.976 are how people write 60000/1001 and 24000/1001.
+        fps = near if fps.denominator > 1 and abs(fps - near) < Fraction(1, 200) else fps
+    except (ValueError, ZeroDivisionError):
+        fps = Fraction(0)
+    if not 1 <= fps <= 1000:
+        raise argparse.ArgumentTypeError(f"takes frames a second from 1 to 1000, not {text!r}")
+    return fps
