@@ -4,12 +4,13 @@ The mesh has four axes:
 
 - `data`: samples of a batch; parameters whole on each device.
 - `fsdp`: samples too, with parameters split over it and gathered where they are used.
-- `context`: frames, or tokens where a batch has too few rows to split (`nn.attention`).
+- `context`: frames of a clip, or tokens of a plane (`mv2_jax.shards`).
 - `tensor`: attention heads and the inner widths of layers.
 
-Everything here is partitioned by XLA from these annotations (automatic axes); the attention alone
-is written per device, because its kernels are opaque to XLA. A program runs under
-`with jax.set_mesh(mesh)`; with no mesh set `constrain` does nothing.
+This says where arrays lie between the networks' calls; within one, each device's program is
+written out (`mv2_jax.shards`). XLA partitions what is left, elementwise work on samples: losses,
+samplers, optimisers. A program runs under `with jax.set_mesh(mesh)`; with no mesh set `constrain`
+does nothing.
 
 One fallback, everywhere: axes whose sizes do not divide a dimension are left out, and the array
 is whole along them. It costs memory or work, never correctness.
@@ -119,6 +120,7 @@ def make_mesh(
 
 def matching(path: str) -> list[int]:
     """Indices of the rules that match a '/'-joined parameter path; one, for every known one."""
+    path = f"/{path}"  # a layer's own parameters, alone, match as they do in a network
     found = [i for i, (pattern, _) in enumerate(RULES) if re.search(pattern, path)]
     last = len(RULES) - 1
     return found if found == [last] else [i for i in found if i != last]

@@ -15,6 +15,7 @@ ORDER = (
     ("config", "tensorfile"),
     ("params", "programs"),
     ("sharding",),
+    ("shards",),
     ("nn", "diffusion", "text"),
     ("models",),
     ("toybox",),

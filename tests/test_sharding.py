@@ -11,6 +11,7 @@ from quick import quick
 
 from mv2_jax import config, params, sharding
 from mv2_jax.config import ImageProjectionConfig, MotionConfig, UNetConfig
+from mv2_jax.models.backbone import denoise
 from mv2_jax.models.clip_text import TextEncoder
 from mv2_jax.models.clip_vision import VisionEncoder
 from mv2_jax.models.controlnet import ControlNet
@@ -218,7 +219,12 @@ def tiny_unet():
 
 
 def forward(tree, inputs):
-    return UNet(TINY).apply({"params": tree}, inputs["x"], inputs["t"], inputs["context"])
+    def network(tree, x, t, told):
+        return UNet(TINY).apply({"params": tree}, x, t, Context(*told))
+
+    context = inputs["context"]
+    given = inputs["x"], inputs["t"], (context.text, context.image)
+    return denoise(network, tree, *jax.tree.map(lambda leaf: leaf[None], given))[0]
 
 
 def gradients(tree, inputs):
@@ -235,7 +241,6 @@ def unsharded(function):
     [
         (forward, (2, 2, 1, 2)),
         (forward, (1, 1, 4, 2)),
-        # Two samples on eight devices: most of it falls back.
         pytest.param(forward, (8, 1, 1, 1), marks=pytest.mark.slow),
         pytest.param(gradients, (2, 2, 1, 2), marks=pytest.mark.slow),
         pytest.param(gradients, (1, 1, 4, 2), marks=pytest.mark.slow),
@@ -250,3 +255,9 @@ def test_a_sharded_unet_equals_the_unsharded_one(function, sizes):
         got = quick(function)(placed, sharding.shard_batch(inputs, mesh))
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(unsharded(function)), strict=True):
         assert np.abs(a - b).max() <= 1e-5 * max(np.abs(b).max(), 1e-3)
+
+
+def test_a_network_outside_of_a_program_per_device_is_refused_under_a_mesh():
+    tree, inputs = tiny_unet()
+    with jax.set_mesh(mesh_of(8)), pytest.raises(ValueError, match=r"backbone\.denoise"):
+        jax.eval_shape(UNet(TINY).apply, {"params": tree}, *inputs.values())

@@ -8,8 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
+
+from mv2_jax import shards
 
 Score = Callable[[jax.Array], jax.Array]
+Judged = Callable[..., list[jax.Array]]
+"""(the critic's tree, batches of pictures) -> the logits of each batch."""
 
 _TINY = 1e-8
 _STRONGEST = 1e4
@@ -50,13 +55,23 @@ def balanced(
     return value, {"quality": good, "doubt": bad, "doubt_weight": ratio}
 
 
+def judge(critic: nn.Module, tree: Any, *images: jax.Array) -> list[jax.Array]:
+    """What a critic says to batches of equal size, all at once: the logits of each."""
+
+    def together(tree: Any, *images: jax.Array) -> list[jax.Array]:
+        both = critic.apply({"params": tree}, jnp.concatenate(images))
+        return jnp.split(both, len(images))
+
+    return shards.over_samples(together, tree, *images, gathered=False)
+
+
 def active(step: int, start: int, count: int) -> np.ndarray:
     """Of a batch's `count` samples, 1 each once the critic takes part, from `start` on, else 0."""
     return np.full((count,), step >= start, np.float32)
 
 
 def versus(
-    judged: Callable[[Any, jax.Array], jax.Array],
+    judged: Judged,
     critic: Any,
     made: jax.Array,
     real: jax.Array,
@@ -70,7 +85,7 @@ def versus(
     how a loss is scaled.
 
     Args:
-        judged: (the critic's tree, pictures) -> logits.
+        judged: see `Judged` and `judge`.
         made, real: pictures [B, H, W, 3].
         quality: what of the maker's loss does not come from the critic; see `balanced`.
         taking_part: `active` of the batch, [B]; while it is 0 the critic neither pulls nor learns.
@@ -79,7 +94,6 @@ def versus(
         A scalar, and `balanced`'s scalars with "loss_critic".
     """
     on, fixed = jnp.mean(taking_part), jax.lax.stop_gradient(critic)
-    pulled, terms = balanced(made, quality, lambda x: -jnp.mean(judged(fixed, x)), on * weight)
-    both = judged(critic, jnp.concatenate((real, jax.lax.stop_gradient(made))))
-    loss = on * hinge(*jnp.split(both, 2))
+    pulled, terms = balanced(made, quality, lambda x: -jnp.mean(judged(fixed, x)[0]), on * weight)
+    loss = on * hinge(*judged(critic, real, jax.lax.stop_gradient(made)))
     return pulled + loss, {**terms, "loss_critic": loss}

@@ -7,11 +7,13 @@ toybox's judge, which would then be asked about pictures made to please it.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from mv2_jax import shards
 from mv2_jax.config import VAEConfig
 from mv2_jax.models.vae import AutoencoderKL
 from mv2_jax.nn.resnet import ResnetBlock
@@ -41,6 +43,10 @@ def distance(params: Any, cfg: VAEConfig, made: jax.Array, real: jax.Array) -> j
 
     As in LPIPS (arXiv 1801.03924) each position's channels are brought to length one first.
     """
+    return shards.over_samples(partial(_distance, cfg), params, made, real, results="mean")
+
+
+def _distance(cfg: VAEConfig, params: Any, made: jax.Array, real: jax.Array) -> jax.Array:
     both = features(params, cfg, jnp.concatenate((made, real)))
     terms = []
     for plane in both:

@@ -14,7 +14,7 @@ from flax import linen as nn
 
 from mv2_jax.config import TextConfig
 from mv2_jax.models.clip import Encoder
-from mv2_jax.nn.layers import Dtype, LayerNorm, dense
+from mv2_jax.nn.layers import Dtype, Embed, LayerNorm, dense
 
 _LEGACY_EOS = 2
 
@@ -51,9 +51,9 @@ class TextEmbeddings(nn.Module):
                 f"prompt with max_length={cfg.max_length}"
             )
 
-        def embed(rows: int, std: float, name: str) -> nn.Embed:
+        def embed(rows: int, std: float, name: str) -> Embed:
             init = nn.initializers.normal(std)  # CLIP's own scales
-            return nn.Embed(rows, cfg.width, dtype=self.dtype, embedding_init=init, name=name)
+            return Embed(rows, cfg.width, dtype=self.dtype, embedding_init=init, name=name)
 
         tokens = embed(cfg.vocab_size, 0.02, "token_embedding")(ids)
         positions = embed(cfg.max_length, 0.01, "position_embedding")(jnp.arange(length))

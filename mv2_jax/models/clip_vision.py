@@ -15,7 +15,7 @@ from flax import linen as nn
 
 from mv2_jax.config import VisionConfig
 from mv2_jax.models.clip import Encoder
-from mv2_jax.nn.layers import Dtype, LayerNorm, dense
+from mv2_jax.nn.layers import Conv, Dtype, Embed, LayerNorm, dense
 from mv2_jax.nn.resample import apply_columns, apply_rows, cubic_matrix
 
 # Mean and deviation of CLIP's training images, per channel, for RGB in [0, 1].
@@ -53,12 +53,12 @@ class VisionEmbeddings(nn.Module):
             raise ValueError(f"a {h}x{w} image is smaller than one {patch}x{patch} patch")
         size = (patch, patch)
         # Pixels beyond the last whole patch are left out, as torch's convolution leaves them.
-        patches = nn.Conv(
+        patches = Conv(
             cfg.width, size, size, "VALID", use_bias=False, dtype=self.dtype, name="patch_embedding"
         )(pixels)
         grid = patches.shape[1:3]
         token = self.param("class_embedding", nn.initializers.normal(0.02), (cfg.width,))
-        table = nn.Embed(
+        table = Embed(
             1 + side * side,
             cfg.width,
             dtype=self.dtype,

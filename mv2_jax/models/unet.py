@@ -12,12 +12,12 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from mv2_jax import shards
 from mv2_jax.config import MotionConfig, UNetConfig
 from mv2_jax.nn.layers import Dtype, EmbeddingMLP, GroupNorm, conv, sinusoid
 from mv2_jax.nn.motion import MotionModule, frames_together
 from mv2_jax.nn.resnet import Downsample, ResnetBlock, Upsample
 from mv2_jax.nn.transformer import Context, SpatialTransformer
-from mv2_jax.sharding import FRAMES, constrain
 
 
 class Level(nn.Module):
@@ -72,7 +72,7 @@ class Level(nn.Module):
             )(x, context)
         if cfg.motion is not None:
             x = over_time(x, context, cfg.motion, self.dtype, f"motion_modules_{j}")
-        return constrain(x, FRAMES)
+        return x
 
 
 class MidBlock(nn.Module):
@@ -118,7 +118,8 @@ def normalised_together(cfg: UNetConfig, x: jax.Array, context: Context) -> int:
     """How many rows of x [B*T, ...] the resnets' norms take at once: one, or a clip's T."""
     if cfg.motion is None:
         return 1
-    return frames_together(cfg.motion.resnet_norm_scope, x.shape[0] // context.text.shape[0])
+    here = x.shape[0] // context.text.shape[0]
+    return frames_together(cfg.motion.resnet_norm_scope, shards.frames(here))
 
 
 def over_time(

@@ -13,14 +13,8 @@ Left to itself `attend` takes "xla" while the scores are small, and beyond that 
 blockwise implementation. The platform is that of the mesh set by `jax.set_mesh`, which may be of
 absent devices, and else the default backend.
 
-Under a mesh the work is split by `jax.shard_map`, the only place of the library that does: XLA
-cannot partition the kernels, and would rather gather whole tensors than split a loop over blocks.
-Rows are split over data, fsdp and context, heads over tensor. Temporal attention whose frames lay
-split over context is so laid out anew, each device getting all frames of its share of positions:
-an all-to-all of q, k, v and the result, which moves less than gathering keys and values would.
-(Where a device holds several samples, XLA cannot express the step between the two layouts that
-way, and gathers instead.)
-Where there are too few rows for context, queries are split over it and keys and values gathered.
+It works on one device's arrays: under a mesh, on the share of rows, tokens and heads that
+`mv2_jax.shards` gave it.
 """
 
 from __future__ import annotations
@@ -28,9 +22,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.sharding import PartitionSpec as P
 
-from mv2_jax import sharding
+from mv2_jax import sharding, shards
 from mv2_jax.config import nearest
 from mv2_jax.nn import flash, kernels
 
@@ -69,11 +62,12 @@ def attend(
         ValueError: shapes or types that do not fit together, an unknown `impl`, or one that
             cannot do this (cuDNN with fp32, say).
     """
+    shards.check()
     _check(q, k, v, lengths, impl)
     if lengths is None:
-        return _partitioned(q, k, v, None, causal, impl)
+        return _run(q, k, v, None, causal, impl)
     # No implementation has to face a row without keys: it attends to one, and is blanked here.
-    out = _partitioned(q, k, v, jnp.clip(lengths, 1, k.shape[1]), causal, impl)
+    out = _run(q, k, v, jnp.clip(lengths, 1, k.shape[1]), causal, impl)
     return jnp.where((lengths > 0)[:, None, None, None], out, jnp.zeros((), out.dtype))
 
 
@@ -94,30 +88,9 @@ def _check(q: Array, k: Array, v: Array, lengths: Array | None, impl: str | None
         )
 
 
-def _partitioned(q, k, v, lengths, causal, impl):
-    """`_local` on every device's share, where there are several."""
+def _run(q, k, v, lengths, causal, impl):
     platform = sharding.platform()
-
-    def local(q, k, v, *lengths):
-        chosen = impl or choose(q, k, platform)
-        return _RUN[chosen](q, k, v, lengths[0] if lengths else None, causal, platform)
-
-    args = (q, k, v) if lengths is None else (q, k, v, lengths)
-    mesh = sharding.current_mesh()
-    if mesh is None:
-        return local(*args)
-    rows = sharding.fit(sharding.FRAMES, q.shape[0], mesh)
-    heads = sharding.fit("tensor", q.shape[2], mesh)
-    # A causal row stays whole: a device with a part of it would have to know which part.
-    tokens = None
-    if not causal and "context" not in (rows or ()):
-        tokens = sharding.fit("context", q.shape[1], mesh)
-    whole = P(rows, None, heads, None)
-    split = P(rows, tokens, heads, None)
-    specs = (split, whole, whole, P(rows))[: len(args)]
-    # Kernels carry no types of what varies over which axis, so those are not checked.
-    run = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False)
-    return run(*args)
+    return _RUN[impl or choose(q, k, platform)](q, k, v, lengths, causal, platform)
 
 
 def choose(q: Array, k: Array, platform: str) -> str:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from mv2_jax import sharding
+from mv2_jax import sharding, shards
 from mv2_jax.nn.attention import attend
 
 Dtype = jnp.dtype
@@ -26,22 +26,27 @@ class Declared:
     """Mixin: a parameter that is given is compared with the shape it is declared with.
 
     Flax traces each parameter's initialiser for that comparison, at every trace of a network, which
-    has hundreds of them.
+    has hundreds of them. A device of a mesh, which holds a share of the parameter, gets it whole
+    here (`shards.parameter`).
     """
 
     def param(self, name: str, init: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if args and self.has_variable("params", name):
-            value = self.get_variable("params", name)
-            if np.shape(value) == tuple(args[0]):
+            value, shape = self.get_variable("params", name), tuple(args[0])
+            shards.check()
+            if np.shape(value) == shape:
                 return value
+            if shards.inside() and np.ndim(value) == len(shape):
+                return shards.parameter(value, "/".join((*self.path, name)), shape)
         return super().param(name, init, *args, **kwargs)  # a new one, or Flax's error
 
 
 class GroupNorm(Declared, nn.Module):
     """Group normalisation over all axes of x [B, ..., C] but the first, per channel group.
 
-    `frames` rows of B that follow each other, a clip's, are normalised together. Two-pass
-    variance in fp32, as torch computes it; the result has x's dtype.
+    A clip's `frames`, rows of B that follow each other, are normalised together, also where they
+    lie on several devices. Two-pass variance in fp32, as torch computes it; the result has x's
+    dtype.
     """
 
     groups: int = 32
@@ -55,14 +60,15 @@ class GroupNorm(Declared, nn.Module):
             raise ValueError(f"{channels} channels do not divide into {self.groups} norm groups")
         scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
-        flat = x.reshape(x.shape[0] // self.frames, -1, channels).astype(jnp.float32)
+        flat = x.reshape(x.shape[0] // shards.frames_here(self.frames), -1, channels)
+        flat = flat.astype(jnp.float32)
 
         def per_group(stat):  # [B, C] channel means -> the group's mean, on every channel of it
             grouped = stat.reshape(-1, self.groups, channels // self.groups).mean(-1)
             return jnp.repeat(grouped, channels // self.groups, axis=-1)[:, None]
 
-        centred = flat - per_group(flat.mean(1))
-        variance = per_group(jnp.square(centred).mean(1))
+        centred = flat - per_group(shards.mean_of_clip(flat, self.frames))
+        variance = per_group(shards.mean_of_clip(jnp.square(centred), self.frames))
         out = centred * (jax.lax.rsqrt(variance + self.eps) * scale.astype(jnp.float32)[None, None])
         return (out + bias.astype(jnp.float32)[None, None]).astype(x.dtype).reshape(x.shape)
 
@@ -106,6 +112,10 @@ class Conv(Declared, nn.Conv):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return super().__call__(x).astype(self.dtype)
+
+
+class Embed(Declared, nn.Embed):
+    """Flax's table of learned rows."""
 
 
 def _rounds_twice(dtype: Dtype) -> bool:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from mv2_jax import shards
 from mv2_jax.config import MotionConfig
 from mv2_jax.nn.layers import (
     Attention,
@@ -88,13 +89,16 @@ class MotionModule(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         b, t, h, w, c = x.shape
-        together = frames_together(self.cfg.norm_scope, t)
+        together = frames_together(self.cfg.norm_scope, shards.frames(t))
         y = x.reshape(b * t, h, w, c)
         y = GroupNorm(self.cfg.norm_groups, 1e-6, together, name="norm")(y)
-        y = y.reshape(b, t, h * w, c).transpose(0, 2, 1, 3).reshape(b * h * w, t, c)
+        # Attention over time sees all frames of a position.
+        y = shards.to_positions(y.reshape(b, t, h * w, c))
+        frames, positions = y.shape[1:3]
+        y = y.transpose(0, 2, 1, 3).reshape(b * positions, frames, c)
         y = dense(c, name="proj_in", dtype=self.dtype)(y)
         for k in range(self.cfg.layers):
             y = MotionLayer(self.cfg, self.dtype, name=f"transformer_blocks_{k}")(y)
         y = dense(c, name="proj_out", dtype=self.dtype, zero=True)(y)
-        y = y.reshape(b, h, w, t, c).transpose(0, 3, 1, 2, 4)
-        return x + y
+        y = y.reshape(b, positions, frames, c).transpose(0, 2, 1, 3)
+        return x + shards.to_frames(y, h * w).reshape(x.shape)

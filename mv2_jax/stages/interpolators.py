@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from mv2_jax import shards
 from mv2_jax.config import (
     EDSCConfig,
     EMAVFIConfig,
@@ -97,7 +98,11 @@ def between(
     """
     if not 1 <= views <= len(VIEWS):
         raise ValueError(f"views go from 1 to {len(VIEWS)}; got {views}")
-    make = functools.partial(kind(cfg).between, params, cfg, dtype=dtype)
+
+    def run(params: Mapping[str, Any], *pairs: Array) -> Array:
+        return kind(cfg).between(params, cfg, *pairs, dtype=dtype)
+
+    make = functools.partial(shards.over_samples, run, params, gathered=False)
     if views == 1:
         return make(first, second, times)
 
@@ -122,4 +127,8 @@ def interpolate(
     params: Mapping[str, Any], cfg: Any, frames: Array, times: int, *, dtype: Any = jnp.float32
 ) -> Array:
     """[B, T, H, W, 3] -> [B, (T - 1) * times + 1, H, W, 3], as `stages.vfi.interpolate` says."""
-    return kind(cfg).interpolate(params, cfg, frames, times, dtype=dtype)
+
+    def run(params: Mapping[str, Any], frames: Array) -> Array:
+        return kind(cfg).interpolate(params, cfg, frames, times, dtype=dtype)
+
+    return shards.over_gaps(run, params, frames, int(times))

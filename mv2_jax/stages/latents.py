@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from mv2_jax import shards
 from mv2_jax.config import VAEConfig
 from mv2_jax.models.vae import AutoencoderKL, scale_latents, unscale_latents
 
@@ -14,16 +15,23 @@ from mv2_jax.models.vae import AutoencoderKL, scale_latents, unscale_latents
 PIXELS_AT_ONCE = 2**19
 
 
-def _few_at_a_time(function: Any, x: jax.Array, pixels: int) -> jax.Array:
-    """`function` over x [B, ..., H, W, C] as frames [n, H, W, C], n bound by `pixels` a frame."""
-    lead = x.shape[:-3]
-    flat = x.reshape(-1, *x.shape[-3:])
-    out = jax.lax.map(
-        lambda one: function(one[None])[0],
-        flat,
-        batch_size=min(flat.shape[0], max(1, PIXELS_AT_ONCE // pixels)),
-    )
-    return out.reshape(*lead, *out.shape[1:])
+def _few_at_a_time(function: Any, params: Any, x: jax.Array, pixels: int) -> jax.Array:
+    """`function(params, frames)` over x [B, ..., H, W, C] as frames [n, H, W, C], n bound by
+    `pixels` a frame; on a mesh each device takes its share of them."""
+
+    def share(params: Any, x: jax.Array) -> jax.Array:
+        lead = x.shape[:-3]
+        flat = x.reshape(-1, *x.shape[-3:])
+        out = jax.lax.map(
+            lambda one: function(params, one[None])[0],
+            flat,
+            batch_size=min(flat.shape[0], max(1, PIXELS_AT_ONCE // pixels)),
+        )
+        return out.reshape(*lead, *out.shape[1:])
+
+    if x.ndim == 4:  # pictures are clips of one frame
+        return shards.over_frames(share, params, x[:, None])[:, 0]
+    return shards.over_frames(share, params, x)
 
 
 def encode(params: Any, cfg: VAEConfig, pixels: jax.Array, dtype: Any = jnp.float32) -> jax.Array:
@@ -33,21 +41,23 @@ def encode(params: Any, cfg: VAEConfig, pixels: jax.Array, dtype: Any = jnp.floa
     """
     vae = AutoencoderKL(cfg, dtype)
 
-    def one(x: jax.Array) -> jax.Array:
+    def one(params: Any, x: jax.Array) -> jax.Array:
         return scale_latents(vae.apply({"params": params}, x, method="encode")[0], cfg)
 
-    return _few_at_a_time(one, pixels, pixels.shape[-3] * pixels.shape[-2])
+    return _few_at_a_time(one, params, pixels, pixels.shape[-3] * pixels.shape[-2])
 
 
 def decode(params: Any, cfg: VAEConfig, latents: jax.Array, dtype: Any = jnp.float32) -> jax.Array:
     """Scaled latents [B, (T,) h, w, C] -> pixels [B, (T,) H, W, 3] in [-1, 1], fp32."""
     vae = AutoencoderKL(cfg, dtype)
 
-    def one(z: jax.Array) -> jax.Array:
+    def one(params: Any, z: jax.Array) -> jax.Array:
         pixels = vae.apply({"params": params}, unscale_latents(z, cfg), method="decode")
         return jnp.clip(pixels, -1.0, 1.0)
 
-    return _few_at_a_time(one, latents, latents.shape[-3] * latents.shape[-2] * cfg.factor**2)
+    return _few_at_a_time(
+        one, params, latents, latents.shape[-3] * latents.shape[-2] * cfg.factor**2
+    )
 
 
 def resize(pixels: jax.Array, size: tuple[int, int]) -> jax.Array:

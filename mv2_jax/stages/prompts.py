@@ -21,6 +21,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from mv2_jax import shards
 from mv2_jax.diffusion import keys as named
 from mv2_jax.models import clip_text
 from mv2_jax.text.emphasis import Marked
@@ -117,29 +118,33 @@ def encode(params: dict[str, Any], cfg: Any, ids: Ids) -> Prompt:
 
 def _encode_one(params: dict[str, Any], cfg: Any, ids: jax.Array) -> tuple[jax.Array, None]:
     """Token ids [B, L] -> the states [B, L, C] of the one text encoder."""
-    encoder, own = clip_text.TextEncoder(cfg.text, cfg.dtype), params["text_encoder"]
-    output = encoder.apply({"params": own}, ids)
-    return clip_text.context(own, cfg.text, output, cfg.stage.clip_skip), None
+    encoder = clip_text.TextEncoder(cfg.text, cfg.dtype)
+
+    def run(own: dict[str, Any], ids: jax.Array) -> jax.Array:
+        output = encoder.apply({"params": own}, ids)
+        return clip_text.context(own, cfg.text, output, cfg.stage.clip_skip)
+
+    return shards.over_samples(run, params["text_encoder"], ids), None
 
 
 def _encode_two(params: dict[str, Any], cfg: Any, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Token ids [B, L] -> states [B, L, C] of both text encoders, and the second's pooled text."""
-    encoder = clip_text.TextEncoder(cfg.text, cfg.dtype)
-    output = encoder.apply({"params": params["text_encoder"]}, ids)
+    encoders = {"text_encoder": cfg.text, "text_encoder_2": cfg.text_2}
     # The two tokenizers differ in padding alone: the first repeats the end, the second has zeros.
     ends = clip_text.end_positions(ids, cfg.text_2.eos_token_id)[:, None]
     second = jnp.where(jnp.arange(ids.shape[1])[None] > ends, 0, ids)
-    encoder = clip_text.TextEncoder(cfg.text_2, cfg.dtype)
-    output_2 = encoder.apply({"params": params["text_encoder_2"]}, second)
     skip = 1 + cfg.stage.clip_skip
-    both = [
-        clip_text.context(params[name], text, out, clip_skip=skip, final_norm=False)
-        for name, text, out in (
-            ("text_encoder", cfg.text, output),
-            ("text_encoder_2", cfg.text_2, output_2),
-        )
-    ]
-    return jnp.concatenate(both, axis=-1), output_2.projected
+
+    def run(own: dict[str, Any], *ids: jax.Array) -> tuple[jax.Array, jax.Array]:
+        states, output = [], None
+        for (name, text), some in zip(encoders.items(), ids):
+            output = clip_text.TextEncoder(text, cfg.dtype).apply({"params": own[name]}, some)
+            state = clip_text.context(own[name], text, output, clip_skip=skip, final_norm=False)
+            states.append(state)
+        return jnp.concatenate(states, axis=-1), output.projected
+
+    own = {name: params[name] for name in encoders}
+    return shards.over_samples(run, own, ids, second)
 
 
 def states(encode: Encode, ids: Ids) -> tuple[jax.Array, jax.Array | None]:

@@ -23,6 +23,7 @@ from mv2_jax.diffusion import noise_prior, samplers
 from mv2_jax.diffusion.guidance import Guidance
 from mv2_jax.diffusion.losses import LossConfig, diffusion_loss
 from mv2_jax.diffusion.samplers import State
+from mv2_jax.models.backbone import denoise
 from mv2_jax.models.unet import UNet
 from mv2_jax.nn.transformer import Context
 from mv2_jax.stages import chain, prompts
@@ -70,8 +71,12 @@ def init(cfg: Config, key: jax.Array) -> Params:
 def predict(params: Params, cfg: Config, x: jax.Array, t: jax.Array, prompt: Prompt) -> jax.Array:
     """The network's output at noisy latents x [B, h, w, C], timesteps t [B] and prompts."""
     unet = UNet(cfg.stage.unet, cfg.dtype, cfg.remat)
-    context = Context(prompt.text)
-    return unet.apply({"params": params["spatial"]}, x[:, None], t, context, **prompt.added)[:, 0]
+
+    def network(params: Params, x: jax.Array, t: jax.Array, prompt: Prompt) -> jax.Array:
+        return unet.apply({"params": params}, x, t, Context(prompt.text), **prompt.added)
+
+    row = jax.tree.map(lambda leaf: leaf[None], (t, prompt))
+    return denoise(network, params["spatial"], x[None, :, None], *row)[0, :, 0]
 
 
 def loss(

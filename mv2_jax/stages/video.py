@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 
 from mv2_jax import params as trees
+from mv2_jax import shards
 from mv2_jax.config import (
     ControlNetConfig,
     ImageProjectionConfig,
@@ -40,6 +41,7 @@ from mv2_jax.diffusion.guidance import Guidance
 from mv2_jax.diffusion.losses import LossConfig, diffusion_loss
 from mv2_jax.diffusion.samplers import State
 from mv2_jax.models import clip_vision, image_projection
+from mv2_jax.models.backbone import denoise
 from mv2_jax.models.controlnet import ControlNet
 from mv2_jax.models.sparse_control import SparseControlNet, given_frames
 from mv2_jax.models.unet import UNet
@@ -171,42 +173,53 @@ def copy_body(control: Params, spatial: Params) -> Params:
 def encode_image(params: Params, cfg: Config, image: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Pictures [B, H, W, 3] in [-1, 1] -> tokens [B, Li, C], and those of no picture [1, Li, C]."""
     vision = clip_vision.VisionEncoder(cfg.vision, cfg.dtype)
+    project = image_projection.ImageProjection(cfg.projection, cfg.dtype)
     kind = cfg.projection.kind
 
-    def encode(pixels: jax.Array) -> clip_vision.VisionOutput:
-        return vision.apply({"params": params["image_encoder"]}, pixels)
+    def tokens(params: Params, image: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def encode(pixels: jax.Array) -> clip_vision.VisionOutput:
+            return vision.apply({"params": params["image_encoder"]}, pixels)
 
-    pixels = clip_vision.preprocess(image, cfg.vision.image_size)
-    features = image_projection.features(kind, encode(pixels))
-    none = image_projection.null_features(kind, encode, pixels)
-    project = image_projection.ImageProjection(cfg.projection, cfg.dtype)
-    tokens = project.apply(
-        {"params": params["image_attn"]["projection"]}, jnp.concatenate([features, none])
-    )
-    return tokens[:-1], tokens[-1:]
+        pixels = clip_vision.preprocess(image, cfg.vision.image_size)
+        features = image_projection.features(kind, encode(pixels))
+        none = image_projection.null_features(kind, encode, pixels)
+        tokens = project.apply({"params": params["projection"]}, jnp.concatenate([features, none]))
+        return tokens[:-1], tokens[-1:]
+
+    networks = {
+        "image_encoder": params["image_encoder"],
+        "projection": params["image_attn"]["projection"],
+    }
+    return shards.over_samples(tokens, networks, image, results=("rows", "same"))
 
 
 def predict(
     params: Params, cfg: Config, x: jax.Array, t: jax.Array, condition: Condition
 ) -> jax.Array:
     """The network's output at noisy latents x [B, T, h, w, C] and timesteps t [B]."""
-    given = condition
     unet = trees.merge(params["spatial"], params["motion"], params["image_attn"]["unet"])
-    residuals = _residuals(params, cfg, x, t, given)
-    context = Context(given.text, given.tokens, given.image_scale)
-    network = UNet(cfg.stage.unet, cfg.dtype, cfg.remat)
-    return network.apply({"params": unet}, x, t, context, residuals=residuals, **given.added)
+    networks = {"unet": unet, "control": params["control"]}
+
+    def network(networks: Params, x: jax.Array, t: jax.Array, given: Condition) -> jax.Array:
+        residuals = _residuals(networks, cfg, x, t, given)
+        context = Context(given.text, given.tokens, given.image_scale)
+        unet, own = UNet(cfg.stage.unet, cfg.dtype, cfg.remat), {"params": networks["unet"]}
+        return unet.apply(own, x, t, context, residuals=residuals, **given.added)
+
+    row = jax.tree.map(lambda leaf: leaf[None], (x, t, condition))
+    return denoise(network, networks, *row)[0]
 
 
 def _residuals(
     params: Params, cfg: Config, x: jax.Array, t: jax.Array, given: Condition
 ) -> tuple[tuple[jax.Array, ...], jax.Array]:
-    """What the ControlNet, or the SparseCtrl, adds to the UNet's states."""
+    """What the ControlNet, or the SparseCtrl, adds to the UNet's states; on a device's share."""
     own, text = {"params": params["control"]}, Context(given.text)
     if not cfg.sparse:
         network = ControlNet(cfg.control, cfg.dtype, cfg.remat)
         return network.apply(own, x, t, text, given.pixels, given.control_scale, **given.added)
-    latents, mask = given_frames(given.pixels[:, None], (0,), x.shape[1])
+    whole = given_frames(given.pixels[:, None], (0,), shards.frames(x.shape[1]))
+    latents, mask = (shards.own(part) for part in whole)
     sparse = SparseControlNet(cfg.control, cfg.dtype, cfg.remat)
     return sparse.apply(own, latents, mask, t, text, given.control_scale)
 

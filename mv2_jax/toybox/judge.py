@@ -8,12 +8,14 @@ model made, so that it can measure models.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mv2_jax import shards
 from mv2_jax.config import JudgeConfig
 from mv2_jax.toybox.world import SIZES
 
@@ -106,6 +108,10 @@ def half(name: str) -> str:
     return "motion" if name.startswith("motion_") else "frames"
 
 
+def _apply(model, method, params, x):
+    return model.apply({"params": params}, x, method=method)
+
+
 def judge_loss(params, batch, key, cfg: JudgeConfig):
     """Cross-entropy of the classifiers on a batch of `judge_data.judge_batch`.
 
@@ -113,11 +119,11 @@ def judge_loss(params, batch, key, cfg: JudgeConfig):
         (loss, metrics): metrics hold the share of right answers by kind, among those that count.
     """
     del key
-    model, logits = Judge(cfg), {}
-    if "frames" in batch:
-        logits |= model.apply({"params": params}, batch["frames"], method="frames")
-    if "clips" in batch:
-        logits |= model.apply({"params": params}, batch["clips"], method="clips")
+    logits = {}
+    for method in ("frames", "clips"):
+        if method in batch:
+            apply = partial(_apply, Judge(cfg), method)
+            logits |= shards.over_samples(apply, params, batch[method], gathered=False)
     total, metrics = jnp.zeros(()), {}
     for kind in logits:
         i = KINDS.index(kind)

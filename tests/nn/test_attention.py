@@ -195,56 +195,10 @@ def test_the_tpu_kernel_in_interpretation_with_its_padding(shape, masked):
     np.testing.assert_allclose(out, exact(q, k, v, lengths), atol=2e-6)
 
 
-@pytest.mark.parametrize(
-    "sizes, shape",
-    [
-        ((1, 1, 8, 1), (1, 24, 13, 2, 8)),  # one row: queries over context, keys gathered
-        ((1, 1, 8, 1), (16, 8, 8, 2, 8)),  # many rows: rows over context
-        ((2, 1, 2, 2), (2, 12, 12, 4, 8)),  # all at once
-        ((1, 2, 2, 2), (3, 7, 5, 3, 8)),  # nothing divides: every device does it all
-    ],
-)
-@pytest.mark.parametrize("masked", [False, True])
-def test_sharded_equals_unsharded_with_gradients(sizes, shape, masked):
-    q, k, v, g = make(*shape)
-    lengths = np.arange(1, shape[0] + 1, dtype=np.int32) % (shape[2] + 1) if masked else None
-
-    def loss(q, k, v, impl):
-        out = attend(q, k, v, lengths=lengths, impl=impl)
-        return jnp.sum(out * g), out
-
-    def run(impl):
-        return jax.jit(jax.grad(functools.partial(loss, impl=impl), (0, 1, 2), has_aux=True))(
-            q, k, v
-        )
-
-    want = run("xla")
-    with jax.set_mesh(sharding.make_mesh(*sizes)):
-        got = run("chunked")
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want)):
-        np.testing.assert_allclose(a, b, atol=5e-6)
-
-
-def test_causal_rows_stay_whole_under_a_mesh():
-    q, k, v, _ = make(1, 16, 16, 2, 8)
-    with jax.set_mesh(sharding.make_mesh(context=8)):
-        out = jax.jit(functools.partial(attend, causal=True))(q, k, v)
-    np.testing.assert_allclose(out, exact(q, k, v, causal=True), atol=2e-6)
-
-
-def test_frames_split_over_context_move_by_all_to_all_and_are_not_gathered():
-    frames, positions = 8, 16
-    x = jax.ShapeDtypeStruct((1, frames, positions, 2, 8), jnp.float32)
-
-    def temporal(x):
-        x = sharding.constrain(x, None, "context")
-        rows = x.transpose(0, 2, 1, 3, 4).reshape(positions, frames, 2, 8)
-        out = attend(rows, rows, rows).reshape(1, positions, frames, 2, 8)
-        return sharding.constrain(out.transpose(0, 2, 1, 3, 4), None, "context")
-
-    with jax.set_mesh(sharding.make_mesh(context=8)):
-        text = jax.jit(temporal).lower(x).compile().as_text()
-    assert "all-to-all" in text and "all-gather" not in text
+def test_under_a_mesh_it_wants_a_program_per_device():
+    q, k, v, _ = make(1, 4, 4, 2, 8)
+    with jax.set_mesh(sharding.make_mesh(8)), pytest.raises(ValueError, match="per_device"):
+        attend(q, k, v)
 
 
 def test_what_does_not_fit_is_refused():

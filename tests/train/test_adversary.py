@@ -35,8 +35,8 @@ def test_the_maker_is_pulled_towards_what_the_critic_calls_real_and_the_critic_l
     made, real = (jnp.asarray(rng.normal(size=(2, 4, 4, 3)), jnp.float32) for _ in range(2))
     taste = jnp.asarray(rng.normal(size=(4, 4, 3)), jnp.float32)
 
-    def judged(tree, x):
-        return 0.01 * jnp.sum(tree[None] * x, axis=(1, 2, 3))
+    def judged(tree, *batches):
+        return [0.01 * jnp.sum(tree[None] * x, axis=(1, 2, 3)) for x in batches]
 
     def quality(x):
         return jnp.mean(jnp.square(x - real))
@@ -51,7 +51,7 @@ def test_the_maker_is_pulled_towards_what_the_critic_calls_real_and_the_critic_l
     assert not idle.any()
     # A step down raises the critic's score, by half as strong a pull as quality's.
     pull = moved - alone
-    assert float(judged(taste, made - pull).sum()) > float(judged(taste, made).sum())
+    assert float(judged(taste, made - pull)[0].sum()) > float(judged(taste, made)[0].sum())
     np.testing.assert_allclose(jnp.linalg.norm(pull), 0.5 * jnp.linalg.norm(alone), rtol=1e-4)
     # Within the hinge, its own step parts the real from the made, and nothing else moves it.
     np.testing.assert_allclose(learnt, 0.005 * (made - real).mean(0), atol=1e-7)

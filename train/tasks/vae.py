@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mv2_jax import config
+from mv2_jax import config, shards
 from mv2_jax import params as trees
 from mv2_jax.config import nearest
 from mv2_jax.errors import InputError
@@ -77,13 +78,22 @@ def psnr(x: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.mean(10.0 * jnp.log10(4.0 / jnp.maximum(mse, 1e-10)))
 
 
+def run(model: AutoencoderKL, method: str, params: Params, x: jax.Array) -> Any:
+    """A method of the model, over the mesh's devices where there are several."""
+
+    def one(params: Params, x: jax.Array) -> Any:
+        return model.apply({"params": params}, x, method=method)
+
+    return shards.over_samples(one, params, x)
+
+
 def measure(model: AutoencoderKL, params: Params, images: Iterator[jax.Array]) -> Any:
     """The model's config with `shift_factor` and `scaling_factor` measured on `images`.
 
     They make the latents of these images zero in mean and one in variance, over all channels.
     """
-    encode = jax.jit(lambda p, x: model.apply({"params": p}, x, method="encode")[0])
-    values = np.concatenate([np.asarray(encode(params, x)).ravel() for x in images])
+    encode = jax.jit(partial(run, model, "encode"))
+    values = np.concatenate([np.asarray(encode(params, x)[0]).ravel() for x in images])
     return dataclasses.replace(
         model.cfg,
         shift_factor=float(values.mean()),
@@ -150,7 +160,7 @@ class VAETask:
         self.kept = {name: own for name, own in tree.items() if half(name) not in self.halves}
         dtype = self.model.dtype
         self.critic = PatchCritic(**cfg.critic, dtype=dtype) if CRITIC in cfg else None
-        self.through = jax.jit(lambda params, x: self.model.apply({"params": params}, x))
+        self.through = jax.jit(partial(run, self.model, "__call__"))
 
     def init(self, key: jax.Array) -> Params:
         """The trained halves, as training begins with them, and the critic."""
@@ -169,9 +179,9 @@ class VAETask:
     def loss(self, params: Params, frozen: Params, batch: Batch, key: jax.Array):
         params, x = {**frozen, **params}, batch["image"]
         judge = params.pop(CRITIC, None)
-        mean, logvar = self.model.apply({"params": params}, x, method="encode")
+        mean, logvar = run(self.model, "encode", params, x)
         z = mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
-        y = self.model.apply({"params": params}, z, method="decode")
+        y = run(self.model, "decode", params, z)
         apart, metrics = distances(y, x, self.weights)
         metrics |= {
             "kl": kl_mean(mean, logvar),
@@ -179,13 +189,11 @@ class VAETask:
             "latent_std": jnp.std(mean),
         }
         if self.critic:
-            sides = (self._judged, judge, y, x, lambda made: distances(made, x, self.weights)[0])
+            judged = partial(adversary.judge, self.critic)
+            sides = (judged, judge, y, x, lambda made: distances(made, x, self.weights)[0])
             apart, terms = adversary.versus(*sides, self.weights["critic"], batch[CRITIC])
             metrics |= terms
         return apart + self.weights["kl"] * metrics["kl"], metrics
-
-    def _judged(self, tree: Params, images: jax.Array) -> jax.Array:
-        return self.critic.apply({"params": tree}, images)
 
     def batches(self, seed: int, start: int) -> Iterator[Batch]:
         """Pictures of one view a step, the views in turn."""

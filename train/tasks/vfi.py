@@ -11,6 +11,7 @@ Two frames, the one between them and the light model's guess make a sample; see 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mv2_jax import config
+from mv2_jax import config, shards
 from mv2_jax import params as trees
 from mv2_jax.diffusion import keys as named
 from mv2_jax.errors import InputError
 from mv2_jax.models.discriminator import PatchCritic
 from mv2_jax.models.gan_vfi import GANVFI
-from mv2_jax.models.vq import perplexity
+from mv2_jax.models.vq import Quantised, perplexity
 from mv2_jax.stages import vfi
 from mv2_jax.train import adversary, features, triplets, videos
 from mv2_jax.train.latents import Shards, position
@@ -93,8 +94,13 @@ class VFITask:
         """(first, second, target, guess, made, codes) of a batch; frames fp32 in [-1, 1]."""
         frames = [batch[name].astype(jnp.float32) / 127.5 - 1 for name in triplets.IMAGES]
         first, second, target, guess = frames
-        variables = {"params": params}
-        made, codes = self.model.apply(variables, first, second, guess, batch["time"])
+        results = ("rows", Quantised("rows", "mean", "mean", "rows"))
+        given = (first, second, guess, batch["time"])
+
+        def run(params: Params, *given: jax.Array) -> Any:
+            return self.model.apply({"params": params}, *given)
+
+        made, codes = shards.over_samples(run, params, *given, results=results, gathered=False)
         return first, second, target, guess, made, codes
 
     def loss(self, params: Params, frozen: Params, batch: Batch, key: jax.Array):
@@ -102,8 +108,7 @@ class VFITask:
         weights = self.cfg.loss
         _, _, target, guess, made, codes = self.generate(params["gan"], batch)
 
-        def judged(tree: Params, images: jax.Array) -> jax.Array:
-            return self.critic.apply({"params": tree}, images)
+        judged = partial(adversary.judge, self.critic)
 
         def quality(x: jax.Array) -> jax.Array:
             far = features.distance(frozen["vae"], self.vae.config, x, target)

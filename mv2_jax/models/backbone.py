@@ -1,0 +1,72 @@
+"""What a backbone is, the network that denoises, and how its work lies on a mesh.
+
+A backbone is called on latents `[R, B, T, H, W, C]`: R rows of guidance, B samples, T frames (of a
+picture 1). Behind `denoise` each device of a mesh runs the network on its own samples and frames,
+with all rows of guidance, which no axis of the mesh has to divide (see `mv2_jax.shards`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import AbstractMesh
+from jax.sharding import PartitionSpec as P
+
+from mv2_jax import sharding, shards
+
+Network = Callable[[Any, jax.Array, jax.Array, Any], jax.Array]
+"""network(params, x [N, T, H, W, C], t [N], condition with leading axis N) -> like x."""
+
+
+def denoise(
+    network: Network,
+    params: Any,
+    x: jax.Array,
+    t: jax.Array,
+    condition: Any,
+    *,
+    shared: bool = True,
+) -> jax.Array:
+    """The network's output for every row and sample; the same on any mesh within float error.
+
+    Args:
+        network: a function of one device's share, with rows and samples merged to one axis N. It
+            may call several modules (a ControlNet, then the UNet).
+        params: a tree whose paths match `sharding.RULES`.
+        x: `[R, B, T, H, W, C]` latents.
+        t: `[R, B]` timesteps, float32.
+        condition: a tree of arrays `[R, B, ...]`. What is told to each frame goes in with all the
+            clip's frames, and the network takes its own by `shards.own`.
+        shared: whether the network is made of layers that know of shards, as this package's are:
+            they gather their parameters where they use them, and meet the other frames of a clip
+            where they need them (`shards.frames` says how many there are). Any other network gets
+            whole parameters and whole clips: samples alone are split then.
+
+    Returns:
+        Like x. Under a mesh samples are split over data and fsdp, and the rest is whole: latents
+        are small beside what the network makes of them.
+    """
+    rows, samples = x.shape[:2]
+
+    def merge(leaf: jax.Array) -> jax.Array:
+        return leaf.reshape(-1, *leaf.shape[2:])
+
+    def local(params: Any, x: jax.Array, t: jax.Array, condition: Any) -> jax.Array:
+        given = shards.own(merge(x))
+        out = network(params, given, merge(t), jax.tree.map(merge, condition))
+        out = shards.joined(out)
+        return out.reshape(rows, -1, *out.shape[1:])
+
+    mesh = sharding.current_mesh()
+    if mesh is None:
+        return local(params, x, t, condition)
+    split, layout = shards.lay_out(samples, x.shape[2], mesh)
+
+    def specs(mesh: AbstractMesh) -> tuple[Any, Any]:
+        spec = P(None, split)
+        return (shards.params_specs(params, mesh, shared), spec, spec, spec), spec
+
+    layout = layout if shared else shards.Layout()
+    return shards.per_device(local, (params, x, t, condition), specs, layout)

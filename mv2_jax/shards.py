@@ -1,0 +1,328 @@
+"""A network's program, written for one device of a mesh: what each holds, and what they exchange.
+
+XLA's partitioner is not asked how to split a network: it gets some sums wrong (see
+tests/test_partitioner.py), and moves whole activations where little would do. `per_device` runs a
+function once on every device of the mesh, on that device's share of the arguments, and every
+exchange between devices is written out, in the functions below or by their callers. Without a mesh
+it calls the function, and nothing else here does anything.
+
+What lies where, within such a program:
+
+- samples: split over those of data and fsdp that divide them;
+- a clip's frames: split over context, and over what of data and fsdp the samples left. Where they
+  do not divide, clips are filled up to a multiple at their end (`Layout.frames` of them are true);
+- tokens of a plane: split over the axes that are left then, within the spatial attention alone;
+- parameters: as `sharding.RULES` says. A layer gathers its own where it uses it (`parameter`), so
+  that weights travel unit by unit and activations never travel for their sake;
+- what no axis divides is whole on each of its devices: repeated work, the same result.
+
+Gradients go through the exchanges backwards (a gathered weight's is summed and split again), and
+are exact: each device answers for its part of an output that several hold.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import AbstractMesh
+from jax.sharding import PartitionSpec as P
+
+from mv2_jax import sharding
+
+Axes = tuple[str, ...]
+
+
+class Layout(NamedTuple):
+    """How a program's activations lie, beside its samples.
+
+    frames: how many a clip has in all, where they are split over the axes `over`; else 0.
+    tokens: the axes that a plane's tokens are split over in spatial attention.
+    """
+
+    frames: int = 0
+    over: Axes = ()
+    tokens: Axes = ()
+
+
+_WHOLE = Layout()
+# Part of every cache key of `jax.jit`, as the mesh is.
+_layout = jax.make_user_context(_WHOLE)
+
+
+def layout() -> Layout:
+    """That of the program being traced; nothing is split outside of `per_device`."""
+    return _layout.value
+
+
+def count(axes: str | Sequence[str]) -> int:
+    """How many devices these axes have, within `per_device`; 1 outside of it."""
+    mesh = jax.sharding.get_abstract_mesh()
+    names = (axes,) if isinstance(axes, str) else axes
+    return math.prod(mesh.shape[name] for name in names if name in mesh.manual_axes)
+
+
+def inside() -> bool:
+    """Whether the program being traced is one device's, of a mesh of `sharding.make_mesh`."""
+    return any(name in sharding.AXES for name in jax.sharding.get_abstract_mesh().manual_axes)
+
+
+def check() -> None:
+    """Refuses a layer whose program XLA would partition.
+
+    Raises:
+        ValueError: a mesh is set, and the layer is called outside of `per_device`.
+    """
+    if sharding.current_mesh() is not None:
+        raise ValueError(
+            "a network is called under a mesh, but not per device: call it through "
+            "mv2_jax.models.backbone.denoise, or mv2_jax.shards.per_device"
+        )
+
+
+def lay_out(samples: int, frames: int, mesh: AbstractMesh) -> tuple[sharding.Axes, Layout]:
+    """The axes that split `samples`, and the layout of clips of so many `frames`."""
+    split = sharding.fit(sharding.SAMPLES, samples, mesh)
+    taken = (split,) if isinstance(split, str) else split or ()
+    free = [name for name in ("context", "fsdp", "data") if mesh.shape.get(name, 1) > 1]
+    free = [name for name in free if name not in taken]
+    over: Axes = ()
+    parts = 1
+    for name in free:
+        more = parts * mesh.shape[name]
+        if -(-frames // more) < -(-frames // parts):
+            over, parts = (*over, name), more
+    tokens = tuple(name for name in free if name not in over)
+    return split, Layout(frames if over else 0, over, tokens)
+
+
+def per_device(
+    function: Callable[..., Any],
+    args: Sequence[Any],
+    specs: Callable[[AbstractMesh], tuple[Any, Any]],
+    layout: Layout = _WHOLE,
+) -> Any:
+    """`function(*args)`, run by each device on its share.
+
+    Args:
+        function: traced once, with the shares' shapes.
+        specs: (mesh) -> (specs of the arguments, specs of the results), as `jax.shard_map` takes
+            them; called under a mesh alone. Splits must divide.
+        layout: what `layout()` is within.
+    """
+    mesh = sharding.current_mesh()
+    if mesh is None:
+        return function(*args)
+
+    def local(*args: Any) -> Any:
+        with _layout(layout):
+            return function(*args)
+
+    given, made = specs(mesh)
+    # Kernels carry no types of what varies over which axis, so those are not checked.
+    run = jax.shard_map(local, mesh=mesh, in_specs=given, out_specs=made, check_vma=False)
+    return run(*args)
+
+
+def params_specs(tree: Any, mesh: AbstractMesh, gathered: bool = True) -> Any:
+    """The specs of a tree of parameters: `sharding.RULES`' for layers that gather their own, else
+    whole ones."""
+
+    def spec(path: tuple[Any, ...], leaf: Any) -> P:
+        name = "/".join(str(part.key) for part in path)
+        return sharding.spec_for(name, leaf.shape, mesh) if gathered else P()
+
+    return jax.tree_util.tree_map_with_path(spec, tree)
+
+
+def over_samples(
+    function: Callable[..., Any],
+    params: Any,
+    *arrays: Any,
+    results: Any = "rows",
+    gathered: bool = True,
+) -> Any:
+    """`function(params, *arrays)`, rows of the arrays split over all axes that divide them.
+
+    Args:
+        arrays: trees of arrays, all with the same leading axis.
+        results: of each result (or of a branch of their tree) "rows", it has one for each row of
+            the arrays; "same", it is the same for any rows; or "mean", it is their mean.
+        gathered: whether the layers gather their own parameters; else they are given whole.
+    """
+
+    mesh = sharding.current_mesh()
+    if mesh is None:
+        return function(params, *arrays)
+    split = sharding.fit(sharding.FRAMES, jax.tree.leaves(arrays)[0].shape[0], mesh)
+
+    def local(params: Any, *arrays: Any) -> Any:
+        def finish(kind: str, branch: Any) -> Any:
+            return lax.pmean(branch, split) if kind == "mean" and split else branch
+
+        return jax.tree.map(finish, results, function(params, *arrays))
+
+    def specs(mesh: AbstractMesh) -> tuple[Any, Any]:
+        made = jax.tree.map(lambda kind: P(split) if kind == "rows" else P(), results)
+        return (params_specs(params, mesh, gathered), *([P(split)] * len(arrays))), made
+
+    return per_device(local, (params, *arrays), specs)
+
+
+def over_frames(
+    function: Callable[[Any, jax.Array], jax.Array], params: Any, x: jax.Array
+) -> jax.Array:
+    """`function(params, x)` for x [B, T, ...] whose frames know nothing of each other -> the same.
+
+    Where frames do not divide, all devices get all of the result, and else their part of it.
+    """
+    mesh = sharding.current_mesh()
+    if mesh is None:
+        return function(params, x)
+    samples, split = lay_out(*x.shape[:2], mesh)
+    even = x.shape[1] % math.prod(mesh.shape[name] for name in split.over) == 0
+
+    def local(params: Any, x: jax.Array) -> jax.Array:
+        return function(params, x) if even else joined(function(params, own(x)))
+
+    spec = P(samples, (split.over or None) if even else None)
+    return per_device(local, (params, x), lambda m: ((params_specs(params, m), spec), spec), split)
+
+
+def over_gaps(
+    function: Callable[[Any, jax.Array], jax.Array], params: Any, clips: jax.Array, times: int
+) -> jax.Array:
+    """`function(params, clips)`, which puts frames between those of clips [B, T, ...]: `times` for
+    each. The gaps are split over the mesh, the parameters whole, and so is the result.
+    """
+    mesh = sharding.current_mesh()
+    gaps = clips.shape[1] - 1 if clips.ndim > 1 else 0
+    if mesh is None or gaps < 1:
+        return function(params, clips)
+    samples, layout = lay_out(clips.shape[0], gaps, mesh)
+
+    def local(params: Any, clips: jax.Array) -> jax.Array:
+        parts = count(layout.over)
+        if parts == 1:
+            return function(params, clips)
+        here = -(-gaps // parts)
+        # The last frame again fills up the clip: what comes between is dropped.
+        fill = jnp.repeat(clips[:, -1:], here * parts - gaps, axis=1)
+        start = lax.axis_index(layout.over) * here
+        own = lax.dynamic_slice_in_dim(jnp.concatenate((clips, fill), 1), start, here + 1, 1)
+        made = join(function(params, own)[:, :-1], layout.over, 1, gaps * times)
+        return jnp.concatenate((made, clips[:, -1:]), 1)
+
+    spec = P(samples)
+    return per_device(
+        local, (params, clips), lambda m: ((params_specs(params, m, False), spec), spec), layout
+    )
+
+
+def share(x: jax.Array, axes: Axes, dim: int) -> jax.Array:
+    """This device's part of an array that is whole, along `dim`, filled up with zeros."""
+    parts = count(axes)
+    if parts == 1:
+        return x
+    size = -(-x.shape[dim] // parts)
+    pad = [(0, 0)] * x.ndim
+    pad[dim] = (0, size * parts - x.shape[dim])
+    return lax.dynamic_slice_in_dim(jnp.pad(x, pad), lax.axis_index(axes) * size, size, dim)
+
+
+def join(x: jax.Array, axes: Axes, dim: int, size: int) -> jax.Array:
+    """The inverse of `share`: the whole array, `size` along `dim`."""
+    if count(axes) == 1:
+        return x
+    x = lax.all_gather(x, axes, axis=dim, tiled=True)
+    return lax.slice_in_dim(x, 0, size, axis=dim)
+
+
+def frames(here: int) -> int:
+    """How many frames a clip has in all, of which `here` are on this device."""
+    return layout().frames or here
+
+
+def own(clip: jax.Array) -> jax.Array:
+    """This device's frames of whole clips [B, T, ...]."""
+    return share(clip, layout().over, 1) if layout().frames else clip
+
+
+def joined(clip: jax.Array) -> jax.Array:
+    """Whole clips [B, T, ...] from each device's frames."""
+    split = layout()
+    return join(clip, split.over, 1, split.frames) if split.frames else clip
+
+
+def frames_here(frames: int) -> int:
+    """How many of a clip's `frames` a device holds, those that fill it up included."""
+    return -(-frames // count(layout().over)) if frames > 1 else frames
+
+
+def mean_of_clip(x: jax.Array, frames: int) -> jax.Array:
+    """The mean [B, C] of x [B, t * L, C] over L and all `frames` of a clip, of which t are here."""
+    here = frames_here(frames)
+    if here == frames:
+        return x.mean(1)
+    axes = layout().over
+    means = x.reshape(x.shape[0], here, -1, x.shape[-1]).mean(2)
+    true = (lax.axis_index(axes) * here + jnp.arange(here) < frames).astype(x.dtype)
+    return lax.psum((means * true[None, :, None]).sum(1), axes) / frames
+
+
+def to_positions(x: jax.Array) -> jax.Array:
+    """x [B, t, L, C], all positions of this device's frames -> [B, T, l, C], all frames of its
+    share of positions."""
+    split = layout()
+    if not split.frames:
+        return x
+    pad = -x.shape[2] % count(split.over)
+    x = jnp.pad(x, ((0, 0), (0, 0), (0, pad), (0, 0)))
+    x = lax.all_to_all(x, split.over, split_axis=2, concat_axis=1, tiled=True)
+    return x[:, : split.frames]
+
+
+def to_frames(x: jax.Array, positions: int) -> jax.Array:
+    """The inverse of `to_positions`, for L `positions` in all."""
+    split = layout()
+    if not split.frames:
+        return x
+    pad = -split.frames % count(split.over)
+    x = jnp.pad(x, ((0, 0), (0, pad), (0, 0), (0, 0)))
+    x = lax.all_to_all(x, split.over, split_axis=1, concat_axis=2, tiled=True)
+    return x[:, :, :positions]
+
+
+def parameter(value: jax.Array, path: str, shape: Sequence[int]) -> jax.Array:
+    """A parameter as its layer declares it, from this device's share of it.
+
+    Dimensions that the layer wants larger are gathered over the axis that their rule names; those
+    that it wants smaller, a part of the heads or of an inner width, are cut over `tensor`.
+
+    Args:
+        path: '/'-joined.
+        shape: as declared.
+
+    Raises:
+        ValueError: no such axis makes the one of the other.
+    """
+    found = sharding.matching(path)
+    axes = sharding.RULES[found[0]][1] if found else ()
+    for dim, (size, wanted) in enumerate(zip(value.shape, shape)):
+        axis = axes[dim] if axes else None
+        if size == wanted:
+            continue
+        if size > wanted and size == wanted * count("tensor"):
+            value = share(value, ("tensor",), dim)
+        elif isinstance(axis, str) and size * count(axis) == wanted:
+            value = join(value, (axis,), dim, wanted)
+        else:
+            raise ValueError(
+                f"parameter {path!r} is {tuple(value.shape)} on a device, and its layer wants "
+                f"{tuple(shape)}: no axis of the mesh makes the one of the other"
+            )
+    return value
