@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,9 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from mv2_jax.errors import InputError
 from mv2_jax.infer import interpolate_cuts as cuts
+from mv2_jax.infer import interpolate_packets as packets
 from mv2_jax.infer import interpolate_pictures as pictures
 from mv2_jax.infer import interpolate_read as reading
 from mv2_jax.infer import interpolators, metrics
@@ -59,16 +62,39 @@ def command(args: argparse.Namespace) -> None:
     for times in args.times:
         scores = {name: Score() for name in ready}
         found = toybox(times, args.gaps) if args.clip == TOYBOX else None
-        for k, clip in enumerate(found or gaps(args.clip, times, args.gaps)):
-            if k == 0:
-                height, width = clip[0].shape[:2]
-            for name, predict in ready.items():
-                measure(scores[name], predict, clip)
+        with _bar(args, times) as bar:
+            for k, clip in enumerate(found or gaps(args.clip, times, args.gaps)):
+                if k == 0:
+                    height, width = clip[0].shape[:2]
+                for name, predict in ready.items():
+                    bar.set_postfix_str(name)
+                    measure(scores[name], predict, clip)
+                bar.update()
         count = len(next(iter(scores.values())).psnr)
         if not count:
             raise InputError(f"{args.clip} has no gap of {times} frames without a cut")
         print(f"\n{args.clip}, {width}x{height}, x{times}: {count} frames predicted")
         print("\n".join(table(scores)), flush=True)
+
+
+def _bar(args: argparse.Namespace, times: int) -> tqdm:
+    """Progress, gap by gap; gaps with a cut are among those that are to come, but left out."""
+    if args.clip == TOYBOX:
+        count = args.gaps or KEYFRAME_GAPS**2
+    else:
+        count = (packets.survey(args.clip).count - 1) // times
+        count = min(count, args.gaps) if args.gaps else count
+        if not count:
+            raise InputError(f"{args.clip} has no gap of {times} frames")
+    return tqdm(
+        desc=f"{args.clip} x{times}",
+        total=count,
+        file=sys.stderr,
+        bar_format="{desc} {percentage:3.0f}%|{bar}| gap {n_fmt}/{total_fmt} {elapsed}, "
+        "{remaining} left{postfix}",
+        dynamic_ncols=True,
+        mininterval=0.5 if sys.stderr.isatty() else 10.0,
+    )
 
 
 def _check(path: str) -> None:

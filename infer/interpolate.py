@@ -242,7 +242,9 @@ def _film(
 def _scene(film: writing.Film, args: argparse.Namespace, bar: tqdm) -> Scene:
     rules = Rules(args.cuts, args.pause * args.slow if args.pause else None, args.dedupe)
     layout = film.encoder.layout
-    return Scene(layout, making.filler(args.vfi, args.views, layout, bar), rules, Tally())
+    return Scene(
+        layout, making.filler(args.vfi, args.views, args.scale, layout, bar), rules, Tally()
+    )
 
 
 def _key(source: reading.Source, args: argparse.Namespace) -> str:

@@ -70,6 +70,14 @@ def _add_frames(group: argparse._ArgumentGroup) -> None:
     add("--views", type=_whole(1, 8), default=1, metavar="N",
         help="1 to 8: N times slower, better (1)")  # fmt: skip
     add(
+        "--scale",
+        type=_scale,
+        default=Fraction(1),
+        metavar="X",
+        help="of the plane that motion is "
+        "looked for on: 1, 0.5, 0.25 or 0.125; 0.5 is for 4K, and takes less memory (1)",
+    )
+    add(
         "--cuts",
         type=_or_off(_share),
         default=UNEXPLAINED,
@@ -124,6 +132,13 @@ def _number(text: str, low: float, high: float, what: str) -> Fraction:
 
 def _slow(text: str) -> Fraction:
     return _number(text, 1, 64, "a number")
+
+
+def _scale(text: str) -> Fraction:
+    known = {str(1 / x): Fraction(1, x) for x in (1, 2, 4, 8)} | {"1": Fraction(1)}
+    if text not in known:
+        raise argparse.ArgumentTypeError(f"takes 1, 0.5, 0.25 or 0.125, not {text!r}")
+    return known[text]
 
 
 def _share(text: str) -> float:

@@ -116,7 +116,7 @@ def alike(levels: float) -> Callable[[Picture, Picture], bool]:
     return same
 
 
-def filler(name: str, views: int, layout: Layout, bar: tqdm) -> Fill:
+def filler(name: str, views: int, scale: Fraction, layout: Layout, bar: tqdm) -> Fill:
     """The network, loaded once the first gap wants it."""
     made: list[Fill] = []
 
@@ -126,7 +126,7 @@ def filler(name: str, views: int, layout: Layout, bar: tqdm) -> Fill:
         bar.set_description_str("compiling")
         from mv2_jax.infer import interpolate_network
 
-        made.append(interpolate_network.filler(name, views, layout))
+        made.append(interpolate_network.filler(name, views, layout, scale))
         done = made[0](first, second, parts)
         bar.set_description_str("mv2 interpolate")
         return done

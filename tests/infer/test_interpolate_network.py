@@ -1,5 +1,7 @@
 """The network inside `mv2 interpolate`, by weights in a file: it makes what it makes elsewhere."""
 
+from fractions import Fraction
+
 import av
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,7 @@ import pytest
 from mv2_jax import cli, params
 from mv2_jax.config import EMAVFIConfig, RIFEConfig, VAEConfig, to_dict
 from mv2_jax.convert import rife as converter
+from mv2_jax.errors import InputError
 from mv2_jax.infer import interpolate_layout as layouts
 from mv2_jax.infer import interpolate_network, media
 from mv2_jax.infer import interpolate_pictures as pictures
@@ -105,3 +108,21 @@ def test_networks_that_share_work_are_asked_for_all_times_of_a_gap(tmp_path, mon
     assert len(fill(planes, planes, np.arange(1, 12) / 16)) == 11
     # What is over fills up a second call of the same length, so that no program is new.
     assert [len(times[0]) for times in asked[1:]] == [8, 8]
+
+
+def test_motion_is_looked_for_on_a_smaller_plane(weights, capsys):
+    """--scale 0.5 is RIFE's own: every block at twice its step, the frames as fine as ever."""
+    half = interpolate_network.coarser(CFG, Fraction(1, 2), "small")
+    assert half == RIFEConfig(widths=(8, 4), scales=(4, 2), pad_to=32)
+    layout = Layout(36, 40, "444", 8, matrix=1, range=2)
+    random = np.random.default_rng(0)
+    pair = [tuple(random.integers(0, 255, s).astype(np.uint8) for s in layout.shapes) for _ in "ab"]
+    made = interpolate_network.filler(weights, 1, layout, Fraction(1, 2))(*pair, [0.5])
+    shown = [np.clip(np.asarray(pictures.rgb(p, layout, np))[None] * 2 - 1, -1, 1) for p in pair]
+    wanted = np.asarray(vfi.between(params.load(weights), half, *shown, np.float32([[0.5]])))[0, 0]
+    beyond = [pictures.rgb(p, layout, np) - (x[0] + 1) / 2 for p, x in zip(pair, shown)]
+    beyond = (beyond[0] + beyond[1]) / 2
+    for ours, theirs in zip(made[0], pictures.from_rgb(wanted * 0.5 + 0.5 + beyond, layout, np)):
+        np.testing.assert_allclose(ours.astype(int), theirs, atol=1)
+    with pytest.raises(InputError, match="looks for motion on one plane alone"):
+        interpolate_network.coarser(EMAVFIConfig(), Fraction(1, 2), "ema")

@@ -191,3 +191,21 @@ def test_ten_bits_give_the_same_thumbnail():
     luma = _texture(90, 160, seed=1)
     deep = cuts.thumbnail(luma.astype(np.uint16) * 4, bits=10)
     np.testing.assert_allclose(cuts.thumbnail(luma), deep, atol=1e-3)
+
+
+def test_fades_and_fast_pans_are_no_cuts():
+    wide = _texture(180, 700, seed=0)
+    first = wide[:, :320].astype(np.float32)
+    black = np.full_like(first, 16)
+
+    def dimmed(share, picture=first):
+        return cuts.thumbnail((16 + (picture - 16) * share).astype(np.uint8))
+
+    for before, after in ((0.0, 0.05), (0.0, 0.15), (0.05, 0.15), (0.1, 0.3), (0.5, 1), (0.15, 0)):
+        assert not cuts.is_cut(dimmed(before), dimmed(after))
+    assert cuts.is_cut(cuts.thumbnail(black.astype(np.uint8)), dimmed(1))
+    for moved in (40, 80, 120, 180):
+        assert not cuts.is_cut(dimmed(1), dimmed(1, wide[:, moved : moved + 320]))
+    assert cuts.is_cut(dimmed(1), dimmed(1, wide[:, 320:640]))
+    for other in range(1, 5):
+        assert cuts.is_cut(dimmed(1), dimmed(0.5, _texture(180, 320, seed=other)))
