@@ -90,13 +90,15 @@ class Wanted:
 class Built:
     """A cascade whose parts are known to fit, and none of whose numbers has been read yet.
 
-    `still` is how T2I is sampled, and who says so.
+    `still` is how T2I is sampled, and who says so. `asked` is what the user said that no source
+    does, for `mv2 verify`.
     """
 
     pieces: dict[str, Piece]
     stages: dict[str, StageConfig]
     defaults: dict[str, dict[str, float]]
     still: schedules.Program
+    asked: dict[str, Any]
 
     @property
     def missing(self) -> list[str]:
@@ -172,7 +174,7 @@ def assemble(wanted: Wanted) -> Built:
         still = schedules.still(picture, built["t2i_unet"].config, wanted.t2i_sampled, own)
     moving = schedules.video(program.schedule, unet)
     stages = _stages(built, wanted, few, still, moving)
-    return Built(built, stages, _defaults(few, still), still)
+    return Built(built, stages, _defaults(few, still), still, _asked(wanted))
 
 
 def write(
@@ -192,6 +194,8 @@ def write(
             parts[id(piece)] = bundle.Part(piece.pending(dtype), piece.config, licence, title)
     sums = functools.cache(files.sha256)
     origins = {name: _origin(piece, sums) for name, piece in built.pieces.items()}
+    if built.asked:
+        origins["asked"] = built.asked
     text = built.pieces.get("text_encoder")
     return bundle.write(
         folder,
@@ -354,6 +358,19 @@ def _defaults(
         if program:
             defaults[stage]["guidance"] = few_steps.FEW_STEPS[program].guidance
     return defaults
+
+
+def _asked(wanted: Wanted) -> dict[str, Any]:
+    """What the user said that no source does."""
+    said = {
+        "norm_scope": wanted.norm_scope,
+        "few_steps": wanted.few_steps,
+        "t2i_few_steps": wanted.t2i_few_steps,
+        "t2i": wanted.t2i is not None,
+        "sampled": {k: v for k, v in dataclasses.asdict(wanted.sampled).items() if v},
+        "t2i_sampled": {k: v for k, v in dataclasses.asdict(wanted.t2i_sampled).items() if v},
+    }
+    return {key: value for key, value in said.items() if value}
 
 
 def _origin(piece: Piece, sums: Callable[[Path], str]) -> dict[str, Any]:

@@ -1,7 +1,10 @@
 """The networks of PyTorch's libraries, filled from the very sources a cascade was converted from.
 
-Single files go through diffusers' own converters and not through this package's, so that a name
-misread here is not misread there too. (It has none for OpenCLIP's vision transformer.)
+Nothing that was read for the conversion is believed here, so that what was misread there is not
+misread here too. A folder's config.json is read by the library that wrote it; single files go
+through diffusers' own converters (it has none for OpenCLIP's vision transformer), and what they do
+not say is stated anew (`_UNSAID`), from the publishers' own configs; LoRAs are merged by
+`reference_lora`.
 """
 
 from __future__ import annotations
@@ -16,15 +19,12 @@ import transformers
 from diffusers.loaders import single_file_utils as single
 
 from mv2_jax.config import ImageProjectionConfig, UNetConfig
-from mv2_jax.convert import published
+from mv2_jax.convert import published, reference_lora
 from mv2_jax.convert.checkpoint import Found
-from mv2_jax.convert.engine import exported
 from mv2_jax.convert.pieces import Piece
 from mv2_jax.convert.recognise import Part
-from mv2_jax.convert.tables import clip, motion
-from mv2_jax.convert.tables import unet as unet_table
+from mv2_jax.convert.tables import motion
 from mv2_jax.errors import InputError
-from mv2_jax.params import flatten
 
 State = dict[str, torch.Tensor]
 
@@ -154,30 +154,19 @@ _CONVERTERS = {
 
 
 def module(piece: Piece, dtype: torch.dtype, unet: UNetConfig) -> torch.nn.Module:
-    """The network of a piece in PyTorch, computing in fp32.
+    """The network of a piece in PyTorch, LoRAs and all, computing in fp32.
 
     Args:
-        piece: any but an IP-Adapter, see `with_adapter`.
+        piece: any but an IP-Adapter, see `with_adapter`. Of its config only what shapes force
+            counts; the rest is read anew.
         dtype: the type that the weights are stored in here; they are rounded to it.
         unet: the UNet that motion modules stand in.
 
     Raises:
         InputError: the source is gone, or lacks tensors of that network.
     """
-    kind, cfg = piece.found.part.kind, piece.config
-    if kind == "motion":
-        name, settings = published.motion(cfg, unet)
-    else:
-        name, settings = _PUBLISHED[kind](cfg)
-    if kind in ("text_encoder", "image_encoder"):
-        config = (
-            transformers.CLIPTextConfig if kind == "text_encoder" else transformers.CLIPVisionConfig
-        )(**settings)
-        made = getattr(transformers, name)(config)
-    else:
-        made = getattr(diffusers, name)(**settings)
+    made = _empty(piece, unet)
     weights = {_bare(name): value for name, value in state(piece.found).items()}
-    _merge(weights, piece)
     own = made.state_dict()
     for name, value in own.items():
         if name.endswith("pos_embed.pe"):  # a plain sinusoid where the file has none
@@ -185,13 +174,51 @@ def module(piece: Piece, dtype: torch.dtype, unet: UNetConfig) -> torch.nn.Modul
     absent = [name for name in own if _bare(name) not in weights]
     if absent:
         raise InputError(f"{piece.found.path}: PyTorch's network also wants {absent[0]}")
-    made.load_state_dict(
-        {
-            name: weights[_bare(name)].to(dtype).float().reshape(value.shape)
-            for name, value in own.items()
-        }
-    )
+    whole = {name: weights[_bare(name)].float().reshape(own[name].shape) for name in own}
+    for path, weight in piece.loras:
+        reference_lora.merge(whole, path, weight, _PREFIXES[piece.found.part.kind](piece))
+    made.load_state_dict({name: value.to(dtype).float() for name, value in whole.items()})
     return made.eval()
+
+
+def _empty(piece: Piece, unet: UNetConfig) -> torch.nn.Module:
+    """The network with the settings that the source's own library reads, or its publisher's."""
+    found, cfg = piece.found, piece.config
+    kind = found.part.kind
+    name, settings = published.motion(cfg, unet) if kind == "motion" else _PUBLISHED[kind](cfg)
+    own = dict(found.settings)
+    if kind in ("text_encoder", "image_encoder"):
+        config = transformers.CLIPTextConfig
+        if kind == "image_encoder":
+            config = transformers.CLIPVisionConfig
+        inner = own.get("text_config" if kind == "text_encoder" else "vision_config", {})
+        told = config(**{**own, **inner}) if own else config(**{**settings, **_unsaid(kind, cfg)})
+        return getattr(transformers, name)(told)
+    cls = getattr(diffusers, name)
+    if own:
+        return cls.from_config({k: v for k, v in own.items() if not k.startswith("_")})
+    return cls(**{**settings, **_unsaid(kind, cfg)})
+
+
+def _unsaid(kind: str, cfg: Any) -> dict[str, Any]:
+    """What no tensor's shape says, as the publishers' own configs have it."""
+    if kind in ("unet", "controlnet", "sparse_control"):
+        body = cfg if kind == "unet" else cfg.unet
+        # CompVis' v1-inference.yaml has 8 heads; sd_xl_base.yaml has heads of 64 channels.
+        wide = [width // 64 or 1 for width in body.channels]
+        return {"attention_head_dim": wide if body.linear_projection else 8, "norm_num_groups": 32}
+    if kind == "text_encoder":
+        # OpenAI's ViT-L/14, the one of this width, and OpenCLIP's larger ones.
+        act = "quick_gelu" if cfg.width == 768 else "gelu"
+        common = {"num_attention_heads": cfg.width // 64 or 1, "eos_token_id": cfg.vocab_size - 1}
+        return {**common, "hidden_act": act, "layer_norm_eps": 1e-5}
+    if kind == "image_encoder":
+        heads = {768: 12, 1024: 16, 1280: 16, 1664: 16}.get(cfg.width, cfg.heads)
+        act = "quick_gelu" if cfg.width <= 1024 else "gelu"
+        return {"num_attention_heads": heads, "hidden_act": act, "layer_norm_eps": 1e-5}
+    if kind == "vae":
+        return {"norm_num_groups": 32}
+    return {"motion_num_attention_heads": 8, "motion_norm_num_groups": 32}
 
 
 def with_adapter(unet: torch.nn.Module, piece: Piece, dtype: torch.dtype) -> None:
@@ -210,23 +237,6 @@ def with_adapter(unet: torch.nn.Module, piece: Piece, dtype: torch.dtype) -> Non
     unet.eval()
 
 
-def _merge(weights: State, piece: Piece) -> None:
-    """Adds what LoRAs add, in PyTorch's own layout."""
-    if not piece.changes:
-        return
-    kind = piece.found.part.kind
-    table = {
-        "unet": lambda: unet_table.rules(piece.config),
-        "text_encoder": lambda: clip.transformers_text(""),
-        "motion": motion.diffusers,
-    }[kind]()
-    for key, (_, leaves) in exported(flatten(piece.target), table).items():
-        for change in piece.changes.get(leaves[0], ()):
-            old = weights[key]
-            added = change.weight * torch.from_numpy(change.product.change())
-            weights[key] = old.float() + added.reshape(old.shape)
-
-
 def _bare(name: str) -> str:
     """A name without what stands before a CLIP tower's own names."""
     return re.sub(r"^.*\b(text_model|vision_model)\.", "", name)
@@ -240,6 +250,33 @@ _PUBLISHED = {
     "controlnet": published.controlnet,
     "sparse_control": published.sparse_control,
 }
+
+
+# What LoRAs put before the names of a network's modules, kohya's first.
+_PREFIXES = {
+    "unet": lambda piece: ("lora_unet_", "unet."),
+    "text_encoder": lambda piece: (
+        ("lora_te2_", "text_encoder_2.")
+        if piece.config.projection
+        else ("lora_te_", "lora_te1_", "text_encoder.")
+    ),
+    "motion": lambda piece: ("unet.",),
+}
+
+
+def norm_scopes(piece: Piece) -> tuple[str, str]:
+    """Over what AnimateDiff's own code normalises: in its modules, and in the UNet's resnets.
+
+    Its code for SDXL (three levels) takes whole clips in the modules; its v1 (24 positions) took
+    them in the resnets (`use_inflated_groupnorm` came with v2).
+    """
+    own = state(piece.found)
+    levels = {name.split(".")[1] for name in own if name.startswith("down_blocks.")}
+    lengths = {value.shape[-2] for name, value in own.items() if name.endswith(".pe")}
+    return (
+        "clip" if len(levels) == 3 else "frame",
+        "clip" if len(levels) == 4 and lengths == {24} else "frame",
+    )
 
 
 class EachFrame(torch.nn.Module):

@@ -2,7 +2,8 @@
 
 Every component's source is loaded into the network that diffusers or transformers has for it, and
 both sides get the same random inputs in fp32, from the weights as they are stored here. One side is
-in memory at a time.
+in memory at a time. Their numbers are compared too, tensor by tensor, and the stages' schedules
+with diffusers' schedulers.
 """
 
 from __future__ import annotations
@@ -25,17 +26,21 @@ BOUND = 1e-4  # of the largest difference, as a share of the largest magnitude; 
 
 @dataclass(frozen=True)
 class Verdict:
-    """How far two networks are apart: as shares of the reference's largest magnitude."""
+    """How far two networks are apart: as shares of the reference's largest magnitude.
+
+    `notes` are differences that such outputs do not show.
+    """
 
     component: str
     against: str
     largest: float
     mean: float
+    notes: tuple[str, ...] = ()
 
     @property
     def same(self) -> bool:
         """Whether that is rounding. NaN is not."""
-        return self.largest <= BOUND
+        return self.largest <= BOUND and not self.notes
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -46,13 +51,13 @@ def main(arguments: Sequence[str]) -> int:
     """
     args = _parser().parse_args(list(arguments))
     bundle = bundles.read(args.folder)
-    origins = read_origins(bundle)
+    origins, asked = read_origins(bundle)
     names = args.component or list(bundle.components)
     for name in names:
         bundle.config(name)  # says what is there, for a name that is not
     bundle.verify(names)
     with cli.needs("torch", "diffusers", "transformers"):
-        from mv2_jax.convert import compare
+        from mv2_jax.convert import compare, compare_stages
     _unchanged(origins)
     built = compare.rebuild(bundle, origins)
     print(f"{'component':<18} {'largest':>9} {'mean':>9}  verdict (bound {BOUND:g})")
@@ -61,26 +66,39 @@ def main(arguments: Sequence[str]) -> int:
         if name not in origins:
             print(f"{name:<18} {'':>9} {'':>9}  has no source to compare with")
             continue
-        verdict = compare.component(bundle, built, name)
-        word = "the same as" if verdict.same else "DIFFERENT from"
-        print(
-            f"{name:<18} {verdict.largest:9.1e} {verdict.mean:9.1e}  {word} {verdict.against}",
-            flush=True,
-        )
-        worst |= not verdict.same
+        worst |= _say(compare.component(bundle, built, name, asked.get("norm_scope")))
+    for name in () if args.component else bundle.stages:
+        worst |= _say(compare_stages.stage(bundle, built, asked, name))
     return worst
 
 
-def read_origins(bundle: bundles.Bundle) -> dict[str, Any]:
-    """Where each component came from. Raises InputError where nothing says so."""
+def _say(verdict: Verdict) -> bool:
+    """Prints a line, and three at most on what no output shows; whether they differ."""
+    word = "the same as" if verdict.same else "DIFFERENT from"
+    numbers = f"{verdict.largest:9.1e} {verdict.mean:9.1e}"
+    print(f"{verdict.component:<18} {numbers}  {word} {verdict.against}", flush=True)
+    for note in verdict.notes[:3]:
+        print(f"{'':<18} {note}")
+    if len(verdict.notes) > 3:
+        print(f"{'':<18} ... and {len(verdict.notes) - 3} more like that")
+    return not verdict.same
+
+
+def read_origins(bundle: bundles.Bundle) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Where each component came from, and what the user said at conversion.
+
+    Raises:
+        InputError: nothing says so.
+    """
     path = bundle.folder / "sources.json"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        origins = json.loads(path.read_text(encoding="utf-8"))
+        return origins, origins.pop("asked", {})
     except FileNotFoundError:
         raise InputError(
             f"{bundle.folder} was not made by mv2 convert: there is no {path.name} in it"
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, AttributeError) as error:
         raise InputError(f"{path} is damaged ({error})") from None
 
 

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from torch_weights import randomise
 
-WIDTHS, CONTEXT, IMAGE_WIDTH, FRAMES = (32, 64), 32, 48, 8
+# Several channels in each of 32 norm groups: alone in its group, a channel loses what the embedding
+# of time adds to it.
+WIDTHS, CONTEXT, IMAGE_WIDTH, FRAMES = (64, 128), 32, 48, 8
 
 
 def unet(seed=1, widths=WIDTHS, context=CONTEXT):
@@ -28,7 +30,7 @@ def vae(seed=2, levels=2):
     import diffusers
 
     module = diffusers.AutoencoderKL(
-        block_out_channels=(32,) * levels,
+        block_out_channels=(64,) * levels,
         down_block_types=("DownEncoderBlock2D",) * levels,
         up_block_types=("UpDecoderBlock2D",) * levels,
         layers_per_block=1,
@@ -114,7 +116,7 @@ def sparse(seed=9):
     return randomise(module, seed)
 
 
-def adapter(seed=7, context=CONTEXT, widths=(32, 32, 32, 64)):
+def adapter(seed=7, context=CONTEXT, widths=(64, 64, 64, 128)):
     """An IP-Adapter-Plus in the names of its own files (diffusers reads these alone).
 
     widths: of the UNet's cross-attentions, in the order down, up, mid.
@@ -256,7 +258,7 @@ def as_open_clip(state):
 SDXL = {
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
     "transformer_layers_per_block": [1, 2],
-    "attention_head_dim": (1, 1),  # a single file does not say: heads of 64
+    "attention_head_dim": (1, 2),  # a single file does not say: heads of 64
     "cross_attention_dim": 96,
     "use_linear_projection": True,
     "addition_embed_type": "text_time",
@@ -290,7 +292,7 @@ def sdxl_controlnet(seed=12):
 
 def sdxl_adapter(seed=13):
     """An IP-Adapter-Plus for that SDXL: two attentions a transformer, all of the inner width."""
-    return adapter(seed, 96, (64,) * 8)
+    return adapter(seed, 96, (128,) * 8)
 
 
 def sdxl_file(parts, as_ldm, modules):

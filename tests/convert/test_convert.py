@@ -79,7 +79,7 @@ def test_loras_are_merged_with_their_weights(sources, tmp_path, capsys):
     expected = weights[f"{Q}.weight"].astype(np.float64)
     flags = []
     for name, weight in (("a", 0.5), ("b", -2.0)):
-        down, up = rng.normal(size=(2, 3, 32)).astype(np.float32)
+        down, up = rng.normal(size=(2, 3, 64)).astype(np.float32)
         stem = f"lora_unet_{Q.replace('.', '_')}"
         up = np.ascontiguousarray(up.T)
         file = {f"{stem}.lora_down.weight": down, f"{stem}.lora_up.weight": up}
@@ -101,8 +101,9 @@ def style(tmp_path_factory):
     """A LoRA of a layer of the UNet and one of the text encoder; what it adds to the first."""
     rng = np.random.default_rng(5)
     file, path = {}, tmp_path_factory.mktemp("lora") / "style.safetensors"
-    for stem in (f"unet.{Q}", "text_encoder.text_model.encoder.layers.0.self_attn.q_proj"):
-        down, up = rng.normal(size=(2, 4, 32)).astype(np.float32)
+    words = "text_encoder.text_model.encoder.layers.0.self_attn.q_proj"
+    for stem, width in ((f"unet.{Q}", 64), (words, 32)):
+        down, up = rng.normal(size=(2, 4, width)).astype(np.float32)
         file[f"{stem}.lora_A.weight"] = down
         file[f"{stem}.lora_B.weight"] = np.ascontiguousarray(up.T)
     save_file(file, path)
@@ -192,14 +193,14 @@ def test_damaged_and_hostile_sources_leave_no_folder(sources, tmp_path, capsys):
     (tmp_path / "cut.safetensors").write_bytes(good.read_bytes()[:-9])
     assert "is damaged" in refused(capsys, "--unet", tmp_path / "cut.safetensors", "-o", out)
     assert "there is no" in refused(capsys, "--unet", tmp_path / "gone.safetensors", "-o", out)
-    bad = {f"{Q}.weight": np.full((32, 32), np.nan, np.float32)}
+    bad = {f"{Q}.weight": np.full((64, 64), np.nan, np.float32)}
     assert "not finite (NaN" in give("nan.safetensors", bad)
-    large = {f"{Q}.weight": np.full((32, 32), 1e6, np.float32)}
+    large = {f"{Q}.weight": np.full((64, 64), 1e6, np.float32)}
     assert "float16 cannot hold; convert with --dtype bfloat16" in give("l.safetensors", large)
     assert "1 missing from the source" in give("m.safetensors", {f"{Q}.weight": None})
     strange = {"mystery.weight": np.ones(3, np.float32)}
     assert "1 tensors of unknown use: mystery.weight" in give("s.safetensors", strange)
-    wide = {"conv_in.weight": np.ones((32, 9, 3, 3), np.float32)}
+    wide = {"conv_in.weight": np.ones((64, 9, 3, 3), np.float32)}
     assert "takes 9 channels (inpainting, say)" in give("w.safetensors", wide)
     torch.save({"x": Hostile()}, tmp_path / "hostile.ckpt")
     line = refused(capsys, "--unet", tmp_path / "hostile.ckpt", "-o", out)
@@ -223,10 +224,10 @@ def test_what_does_not_fit_is_said_in_words(sources, small, tmp_path, capsys):
     small.text(width=64).save_pretrained(tmp_path / "text")
     line = refused(capsys, *unet, "--text-encoder", tmp_path / "text", *out)
     assert "does not fit the UNet: wide 64, not 32" in line
-    deep = small.motion(widths=(32, 64, 64))  # as SDXL's modules have other levels than SD1.5
+    deep = small.motion(widths=(64, 128, 128))  # as SDXL's modules have other levels than SD1.5
     deep.save_pretrained(tmp_path / "deep")
     line = refused(capsys, *unet, "--motion", tmp_path / "deep", *out)
-    assert "does not fit the UNet: widths by level (32, 64, 64), not (32, 64)" in line
+    assert "does not fit the UNet: widths by level (64, 128, 128), not (64, 128)" in line
     line = refused(capsys, *unet, "--motion", sources / "motion", *out, "--few-steps", "lcn")
     assert "invalid choice: 'lcn'" in line
     line = refused(capsys, *unet, *out, "--motoin", "x")
@@ -266,7 +267,7 @@ def test_sdxl_makes_the_pictures(sources, small, tmp_path, capsys):
     import diffusers
 
     unet = diffusers.UNet2DConditionModel(
-        block_out_channels=(32, 64),
+        block_out_channels=(64, 128),
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         layers_per_block=1,
@@ -338,7 +339,7 @@ def test_a_lora_over_coarse_weights_is_not_rounded_away(sources, tmp_path, dtype
     coarse = {k: torch.from_numpy(v).to(getattr(torch, dtype)) for k, v in good.items()}
     save_tensors(coarse, tmp_path / "unet.safetensors")
     rng = np.random.default_rng(0)
-    down, up = (1e-2 * rng.normal(size=shape) for shape in ((2, 32), (32, 2)))
+    down, up = (1e-2 * rng.normal(size=shape) for shape in ((2, 64), (64, 2)))
     stem = f"lora_unet_{Q.replace('.', '_')}"
     halves = {f"{stem}.lora_down.weight": down, f"{stem}.lora_up.weight": up}
     halves = {name: half.astype(np.float32) for name, half in halves.items()}

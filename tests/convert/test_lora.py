@@ -211,3 +211,50 @@ def test_what_has_no_place_is_refused_whole():
     (change,) = merge.fit(lora.products(bad, {}), layers)["unet"][leaf(Q)]
     with pytest.raises(InputError, match="not finite"):
         change.value()
+
+
+@pytest.mark.parametrize("alpha", [None, ALPHA])
+@pytest.mark.parametrize("spelling", ["kohya", "peft", "processor"])
+def test_what_verify_merges_is_what_peft_merges(spelling, alpha, tmp_path):
+    """`mv2 verify`'s own arithmetic beside diffusers' reading of a file and PEFT's merging."""
+    pytest.importorskip("peft"), pytest.importorskip("diffusers")
+    import torch
+    from diffusers import UNet2DConditionModel
+    from diffusers.loaders import StableDiffusionLoraLoaderMixin
+    from safetensors.torch import save_file
+
+    from mv2_jax.convert import reference_lora
+
+    made = UNet2DConditionModel(
+        block_out_channels=(32, 64),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        layers_per_block=1,
+        cross_attention_dim=32,
+    )
+    before = {name: value.clone() for name, value in made.state_dict().items()}
+    source = {k: torch.from_numpy(np.array(v)) for k, v in spellings()[spelling][0].items()}
+    if spelling == "kohya" and alpha is None:
+        source = {k: v for k, v in source.items() if not k.endswith("alpha")}
+    told = None
+    if spelling == "peft" and alpha:
+        settings = {"r": RANK, "lora_alpha": ALPHA, "target_modules": [Q, OUT]}
+        settings = {f"unet.{key}": value for key, value in settings.items()}
+        told = {"lora_adapter_metadata": json.dumps(settings), "format": "pt"}
+    path = tmp_path / "lora.safetensors"
+    save_file({k: v.contiguous() for k, v in source.items()}, path, told)
+    read = StableDiffusionLoraLoaderMixin.lora_state_dict
+    state, alphas, metadata = read(str(path), return_lora_metadata=True)
+    prefixed = {k if k.startswith("unet.") else f"unet.{k}": v for k, v in state.items()}
+    how = {"network_alphas": alphas, "metadata": metadata}
+    made.load_lora_adapter(prefixed, prefix="unet", adapter_name="a", **how)
+    made.set_adapters("a", WEIGHT)
+    made.fuse_lora()
+    made.unload_lora()
+    ours = dict(before)
+    reference_lora.merge(ours, str(path), WEIGHT, ("lora_unet_", "unet."))
+    changed = 0
+    for name, value in made.state_dict().items():
+        torch.testing.assert_close(ours[name], value, rtol=0, atol=2e-5)
+        changed += not torch.equal(value, before[name])
+    assert changed == 2

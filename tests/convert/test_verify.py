@@ -27,7 +27,8 @@ def test_verdicts():
 @pytest.fixture(scope="module")
 def whole(sources, tmp_path_factory):
     root = tmp_path_factory.mktemp("verified")
-    down, up = np.random.default_rng(0).normal(size=(2, 4, 32)).astype(np.float32)
+    rng = np.random.default_rng(0)
+    down, up = (rng.normal(size=(4, width)).astype(np.float32) for width in (32, 64))
     stem = "unet.up_blocks.1.attentions.0.transformer_blocks.0.attn2.to_v"
     lora = {f"{stem}.lora_A.weight": down, f"{stem}.lora_B.weight": np.ascontiguousarray(up.T)}
     save_file(lora, root / "style.safetensors")
@@ -44,7 +45,7 @@ def whole(sources, tmp_path_factory):
 def test_every_component_is_the_same(whole, capsys):
     assert cli.main(["verify", str(whole)]) == 0
     lines = capsys.readouterr().out.splitlines()[1:]
-    assert len(lines) == 8 and all("the same as" in line for line in lines)
+    assert len(lines) == 8 + 3 and all("the same as" in line for line in lines)
     for line in lines:
         assert float(line.split()[1]) < 5e-6, line
 

@@ -1,0 +1,159 @@
+"""How a cascade's stages are sampled, beside the schedulers of diffusers that say it.
+
+A pipeline's scheduler is loaded by diffusers itself; a single file's marks and metadata are read
+anew, by safetensors. What the user said at conversion (`asked`) counts before both.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+from safetensors import safe_open
+
+from mv2_jax.bundle import Bundle
+from mv2_jax.config import StageConfig
+from mv2_jax.convert.pieces import Piece
+from mv2_jax.convert.verify import Verdict, apart
+from mv2_jax.diffusion import schedules
+
+_PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0", "v": "v"}
+# As StableDiffusionPipeline and AnimateDiffPipeline are published.
+_SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+_SD |= {"steps_offset": 1, "set_alpha_to_one": False, "clip_sample": False}
+
+
+def stage(
+    bundle: Bundle, built: Mapping[str, Piece], asked: Mapping[str, Any], name: str
+) -> Verdict:
+    """Compares the schedule and the network of a stage with what its sources say.
+
+    Args:
+        asked: what the user said at conversion, as sources.json keeps it.
+    """
+    mine: StageConfig = bundle.stages[name]
+    theirs = _scheduler(built, asked, name)
+    squared = np.array(theirs.alphas_cumprod, np.float64)
+    ours = schedules.alphas_cumprod(mine.schedule).astype(np.float64)
+    if ours.shape != squared.shape:
+        verdict = Verdict(name, "", float("nan"), float("nan"))
+    else:
+        # Where no signal is left, diffusers puts the smallest that it can divide by.
+        verdict = apart(name, "", [(np.sqrt(ours), np.sqrt(np.where(squared < 1e-7, 0, squared)))])
+    notes = [*_settings(mine, theirs, built, asked, name), *_networks(bundle, mine, name)]
+    against = f"diffusers' {type(theirs).__name__}"
+    return dataclasses.replace(verdict, component=name, against=against, notes=tuple(notes))
+
+
+def _settings(
+    mine: StageConfig,
+    theirs: Any,
+    built: Mapping[str, Piece],
+    asked: Mapping[str, Any],
+    name: str,
+) -> Iterator[str]:
+    schedule, config = mine.schedule, theirs.config
+    expected: dict[str, Any] = {
+        "prediction": _PREDICTIONS[config.prediction_type],
+        "spacing": getattr(config, "timestep_spacing", "linspace"),
+    }
+    few = asked.get("few_steps") if name != "t2i" else asked.get("t2i_few_steps")
+    if few not in (None, "none"):
+        expected.pop("spacing")  # the distillation's
+    elif schedule.spacing == "leading":
+        # StableDiffusionPipeline sets it, whatever its scheduler says; SDXL's does not.
+        plain = built["spatial" if name != "t2i" else _picture(built)].config.pooled_width is None
+        expected["steps_offset"] = 1 if plain else config.steps_offset
+    if name == "t2i" and hasattr(config, "set_alpha_to_one"):
+        expected["final_alpha_one"] = config.set_alpha_to_one
+    for field, value in expected.items():
+        if getattr(schedule, field) != value:
+            yield f"{field} is {getattr(schedule, field)!r}, not {value!r}"
+
+
+def _networks(bundle: Bundle, mine: StageConfig, name: str) -> Iterator[str]:
+    """Whether the stage runs the very networks that the folder's components are."""
+    held = "t2i_unet" if name == "t2i" and "t2i_unet" in bundle.components else "spatial"
+    unet = bundle.config(held)
+    if name != "t2i":
+        motion = bundle.config(f"motion_{name}")
+        unet = dataclasses.replace(unet, motion=motion, image_tokens=True)
+    if mine.unet != unet:
+        yield "its UNet is not that of the component's config"
+
+
+def _picture(built: Mapping[str, Piece]) -> str:
+    return "t2i_unet" if "t2i_unet" in built else "spatial"
+
+
+def _scheduler(built: Mapping[str, Piece], asked: Mapping[str, Any], name: str) -> Any:
+    """The scheduler of diffusers that a stage is published with."""
+    own = name == "t2i" and "t2i_unet" in built and asked.get("t2i")
+    said = asked.get("t2i_sampled" if own else "sampled") or {}
+    still = _still(built[_picture(built) if name == "t2i" else "spatial"], said)
+    if name == "t2i":
+        return still
+    end = 0.012
+    kind = "linear"
+    if built["spatial"].config.pooled_width is not None:
+        kind, end = "scaled_linear", 0.02
+    changes = {"beta_schedule": kind, "beta_end": end}
+    prediction = still.config.prediction_type
+    return diffusers.DDIMScheduler(**{**_SD, **changes}, prediction_type=prediction)
+
+
+def _still(piece: Piece, said: Mapping[str, Any]) -> Any:
+    """A checkpoint's own."""
+    path = piece.found.path
+    folder = path.parent / "scheduler"
+    changes: dict[str, Any] = {}
+    if said.get("schedule"):
+        scheduler = diffusers.DDIMScheduler(**_SD)
+        if said["schedule"] == "ztsnr":
+            changes = _ztsnr()
+    elif path.is_dir() and folder.is_dir():
+        scheduler = _load(folder)
+    else:
+        scheduler = diffusers.DDIMScheduler(**_SD)
+        changes = _marked(path)
+    if said.get("prediction"):
+        kinds = {ours: theirs for theirs, ours in _PREDICTIONS.items() if theirs != "v"}
+        changes["prediction_type"] = kinds[said["prediction"]]
+    return type(scheduler).from_config(scheduler.config, **changes)
+
+
+def _load(folder: Path) -> Any:
+    index, text = folder.parent / "model_index.json", "{}"
+    if index.is_file():
+        text = index.read_text(encoding="utf-8")
+    settings = json.loads((folder / "scheduler_config.json").read_text(encoding="utf-8"))
+    listed = json.loads(text).get("scheduler")
+    name = listed[-1] if listed else settings.get("_class_name")
+    if name is None:  # made by hand: Stable Diffusion's own, but for what it says
+        return diffusers.DDIMScheduler(**{**_SD, **settings})
+    return getattr(diffusers, name).from_pretrained(folder)
+
+
+def _ztsnr() -> dict[str, Any]:
+    return {
+        "rescale_betas_zero_snr": True,
+        "timestep_spacing": "trailing",
+        "prediction_type": "v_prediction",
+    }
+
+
+def _marked(path: Path) -> dict[str, Any]:
+    """What a single file's marks and metadata change."""
+    if path.suffix != ".safetensors":
+        return {}
+    with safe_open(path, framework="np") as file:
+        names, told = set(file.keys()), file.metadata() or {}
+    words = [told.get(f"modelspec.{key}") for key in ("prediction_type", "predict_key")]
+    v = "v_pred" in names or "v" in words or told.get("ss_v_parameterization") == "True"
+    changes = _ztsnr() if "ztsnr" in names else {}
+    return {**changes, "prediction_type": "v_prediction" if v else "epsilon"}
