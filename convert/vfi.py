@@ -35,52 +35,90 @@ from mv2_jax.convert import sources
 from mv2_jax.convert.engine import ConversionError, Table, convert, shorten, under
 from mv2_jax.convert.tables import edsc, ema_vfi, ldmvfi, rife, rife_refined
 from mv2_jax.diffusion import keys as named
-from mv2_jax.models.edsc import EDSC, PAD_TO
-from mv2_jax.models.ema_vfi import EMAVFI
-from mv2_jax.models.gan_vfi import GANVFI
-from mv2_jax.models.rife import RIFE
-from mv2_jax.models.rife_refined import RefinedRIFE
+from mv2_jax.models.edsc import PAD_TO
+from mv2_jax.stages import vfi_table
 
 Config = EMAVFIConfig | EDSCConfig | GANVFIConfig | RIFEConfig | RefinedRIFEConfig
 
 
 def load(
-    path: str | os.PathLike[str], *, any_time: bool = False, dtype: Any = None
+    path: str | os.PathLike[str],
+    *,
+    any_time: bool = False,
+    dtype: Any = None,
+    own: str | None = None,
 ) -> tuple[params.Tree, Config]:
     """The tree and config of a public file, in `dtype` or as stored.
+
+    `own` is an interpolator from outside the package, `module:NAME`, whose file it is.
 
     Raises:
         FileNotFoundError, ValueError: no such file, a damaged one, or none of the networks here.
     """
     source = sources.load(path)
-    table, cfg = recognise(source, any_time=any_time)
+    table, cfg = recognise(source, any_time=any_time, own=own)
     return convert(source, table, target(cfg), dtype=dtype), cfg
 
 
-def recognise(source: Mapping[str, Any], *, any_time: bool = False) -> tuple[Table, Config]:
-    """The table and config for tensors of these names and shapes.
+def recognise(
+    source: Mapping[str, Any], *, any_time: bool = False, own: str | None = None
+) -> tuple[Table, Config]:
+    """The table and config for tensors of these names and shapes, by `stages.vfi_table`.
 
     Raises:
         ConversionError: no network that is known here.
     """
-    for prefix in ("module.", ""):
-        if f"{prefix}feature_bone.block1.conv.0.weight" in source:
-            return ema_vfi.rules(prefix), _ema(source, prefix, any_time)
-    for prefix in ("", "first_stage_model."):
-        if f"{prefix}decoder.moduleAlpha1.0.weight" in source:
-            return ldmvfi.rules(prefix), _ldmvfi(source, prefix)
-    for prefix in ("", "model_state."):
-        if f"{prefix}moduleConv1.0.weight" in source:
-            return edsc.rules(prefix), _edsc(source, prefix)
-    for prefix in ("", "module."):
-        if f"{prefix}contextnet.conv1.conv1.0.weight" in source:
-            return rife_refined.rules(prefix), RefinedRIFEConfig()
-        if f"{prefix}encode.cnn0.weight" in source:
-            return under(rife.rules(), prefix), RIFEConfig()
+    kinds = [*vfi_table.TABLE.values()] if own is None else [vfi_table.named(own)]
+    for kind in kinds:
+        how = kind.part("recognise")
+        found = how(source, any_time) if how else None
+        if found:
+            return found
+    if own is not None:
+        raise ConversionError(
+            f"no weights of {own}; it holds {', '.join(shorten(source, limit=4))}"
+        )
     raise ConversionError(
         "neither EMA-VFI nor EDSC nor LDMVFI's VQ-FIGAN nor RIFE 4.0, 4.25 or 4.26; it holds "
         + ", ".join(shorten(source, limit=4))
     )
+
+
+def _begun(source: Mapping[str, Any], first: str, *prefixes: str) -> str | None:
+    """The prefix with which a tensor `first` is there; None where there is none."""
+    return next((prefix for prefix in prefixes if prefix + first in source), None)
+
+
+def recognise_ema(source: Mapping[str, Any], any_time: bool) -> tuple[Table, Config] | None:
+    """EMA-VFI's tensors."""
+    prefix = _begun(source, "feature_bone.block1.conv.0.weight", "module.", "")
+    if prefix is not None:
+        return ema_vfi.rules(prefix), _ema(source, prefix, any_time)
+    return None
+
+
+def recognise_ldmvfi(source: Mapping[str, Any], any_time: bool) -> tuple[Table, Config] | None:
+    """Those of LDMVFI's VQ-FIGAN."""
+    prefix = _begun(source, "decoder.moduleAlpha1.0.weight", "", "first_stage_model.")
+    return None if prefix is None else (ldmvfi.rules(prefix), _ldmvfi(source, prefix))
+
+
+def recognise_edsc(source: Mapping[str, Any], any_time: bool) -> tuple[Table, Config] | None:
+    """EDSC's."""
+    prefix = _begun(source, "moduleConv1.0.weight", "", "model_state.")
+    return None if prefix is None else (edsc.rules(prefix), _edsc(source, prefix))
+
+
+def recognise_refined(source: Mapping[str, Any], any_time: bool) -> tuple[Table, Config] | None:
+    """RIFE 4.0's, with its refinement networks."""
+    prefix = _begun(source, "contextnet.conv1.conv1.0.weight", "", "module.")
+    return None if prefix is None else (rife_refined.rules(prefix), RefinedRIFEConfig())
+
+
+def recognise_rife(source: Mapping[str, Any], any_time: bool) -> tuple[Table, Config] | None:
+    """RIFE 4.25's or 4.26's."""
+    prefix = _begun(source, "encode.cnn0.weight", "", "module.")
+    return None if prefix is None else (under(rife.rules(), prefix), RIFEConfig())
 
 
 def target(cfg: Config) -> params.Tree:
@@ -88,17 +126,10 @@ def target(cfg: Config) -> params.Tree:
     side = PAD_TO if isinstance(cfg, EDSCConfig) else cfg.pad_to
     frame = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
     if isinstance(cfg, GANVFIConfig):
-        time = jax.ShapeDtypeStruct((1,), jnp.float32)
-        model, given = GANVFI(cfg), (frame, frame, frame, time)
+        given = (frame, frame, frame, jax.ShapeDtypeStruct((1,), jnp.float32))
     else:
-        networks = {
-            EMAVFIConfig: EMAVFI,
-            EDSCConfig: EDSC,
-            RIFEConfig: RIFE,
-            RefinedRIFEConfig: RefinedRIFE,
-        }
-        model = networks[type(cfg)](cfg)
         given = (frame, frame, jax.ShapeDtypeStruct((1, 1), jnp.float32))
+    model = vfi_table.of(cfg).part("network")(cfg)
     return jax.eval_shape(model.init, named.seed(0), *given)["params"]
 
 
@@ -151,9 +182,11 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("source", help="the public file: .pkl, .ckpt, .pth or .safetensors")
     parser.add_argument("out", help="the safetensors file to write")
     parser.add_argument("--any-time", action="store_true", help="EMA-VFI's `_t` variants")
+    parser.add_argument("--interpolator", metavar="module:NAME", help="one from elsewhere")
     asked = parser.parse_args(arguments)
+    own = {"any_time": asked.any_time, "own": asked.interpolator}
     try:
-        tree, cfg = load(asked.source, any_time=asked.any_time, dtype=np.float16)
+        tree, cfg = load(asked.source, dtype=np.float16, **own)
         metadata = {"config": to_dict(cfg), "source_sha256": files.sha256(asked.source)}
         params.save(asked.out, tree, metadata)
     except (OSError, ValueError) as error:

@@ -274,13 +274,14 @@ def network(params: Any, cfg: Any, views: int) -> Predict:
     from mv2_jax import params as parameters
     from mv2_jax.infer import cache
     from mv2_jax.stages import interpolators as networks
+    from mv2_jax.stages import vfi_table
 
     cache.enable()
     tree = jax.device_put(parameters.cast(params, np.float32))
 
     def predict(first: np.ndarray, second: np.ndarray, times: Sequence[float]) -> list[np.ndarray]:
         pair = [x[None].astype(np.float32) / 127.5 - 1 for x in (first, second)]
-        each = [list(times)] if networks.shares(cfg) else [[t] for t in times]
+        each = [list(times)] if vfi_table.shares(cfg) else [[t] for t in times]
         made = []
         for some in each:
             new = networks.between(tree, cfg, *pair, np.float32([some]), views=views)

@@ -19,6 +19,7 @@ from mv2_jax.infer import interpolate_pictures as pictures
 from mv2_jax.infer.interpolate_layout import Layout
 from mv2_jax.infer.interpolate_pictures import Planes
 from mv2_jax.stages import interpolators as networks
+from mv2_jax.stages import vfi_table
 
 # New frames of this many pixels and more are made one by one: on CPU a frame of 640 x 360 keeps
 # two cores busy by itself, and each costs up to 600 bytes a pixel while it is made.
@@ -48,9 +49,9 @@ def filler(
     dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     params = jax.device_put(parameters.cast(stored, dtype))
     together = 1 if layout.height * layout.width >= ALONE else 2
-    if networks.shares(cfg):
+    if vfi_table.shares(cfg):
         together = AT_ONCE
-    middle_alone = not getattr(cfg, "any_time", True)
+    middle_alone = not vfi_table.any_time(cfg)
 
     def fill(first: Planes, second: Planes, parts: Sequence[float]) -> list[Planes]:
         if middle_alone and any(part != 0.5 for part in parts):

@@ -1,7 +1,8 @@
 """The frame interpolators that a person can name: `--vfi rife`, or a file of converted weights.
 
-Several names joined by "+" are all of them at once, the mean of what they make. `mv2 --help` reads
-this, so NumPy is not imported before a name is looked up, nor JAX before `load`.
+What there is stands in `stages.vfi_table`; `module:NAME` is an interpolator from anywhere. Several
+names joined by "+" are all of them at once, the mean of what they make. `mv2 --help` reads this, so
+NumPy is not imported before a name is looked up, nor JAX before `load`.
 """
 
 from __future__ import annotations
@@ -12,21 +13,18 @@ from typing import TYPE_CHECKING, Any
 from mv2_jax.config import RIFEConfig, from_dict, nearest
 from mv2_jax.config_vfi import MeanVFIConfig
 from mv2_jax.errors import InputError
+from mv2_jax.stages import vfi_table
 
 if TYPE_CHECKING:
     from mv2_jax.bundle import Bundle
 
-NAMES = ("rife", "ema", "gan", "none")
-HELP = "rife, ema, gan, none, or a .safetensors file of weights; A+B is the mean of both"
+NAMES = (*vfi_table.HELD, "none")
+HELP = (
+    f"{', '.join(NAMES)}, a .safetensors file of weights, or module:NAME; A+B is the mean of both"
+)
 PUBLIC = (".pkl", ".pth", ".pt", ".ckpt")
-# Names of what a cascade folder may hold, and how one comes by weights where it does not.
-_HELD = {"ema": "vfi_ema", "gan": "vfi_gan"}
-_HOW = {
-    "ema": "`python -m mv2_jax.convert.vfi ours_t.pkl ema.safetensors --any-time` converts the "
-    "public ones, which their authors share",
-    "gan": "`mv2 train toybox/vfi`, or `mv2 train vfi --set data.root=FOLDER` on your own videos, "
-    "leaves a file of them",
-}
+# Names of what must be in a cascade folder, for it does not come with the package.
+_HELD = {name: held for name, held in vfi_table.HELD.items() if not vfi_table.TABLE[name].weights}
 
 
 def check(name: str, bundle: Bundle | None = None) -> str:
@@ -44,11 +42,14 @@ def check(name: str, bundle: Bundle | None = None) -> str:
             folder = bundle or _shipped()
             if _HELD[part] not in folder.components:
                 raise InputError(
-                    f"--vfi {part}: {folder.folder} holds no such weights; {_HOW[part]}, and --vfi "
-                    "takes the file"
+                    f"--vfi {part}: {folder.folder} holds no such weights; "
+                    f"{vfi_table.TABLE[part].how}, and --vfi takes the file"
                 )
         elif part == "none" and len(names) > 1:
             raise InputError(f"--vfi {name}: none is no network and joins no other")
+        elif not is_file(part) and _is_outside(part):
+            if vfi_table.named(part).weights is None:
+                raise InputError(f"--vfi {part} has no weights of its own; name a file of them")
         elif part not in NAMES and not Path(part).is_file():
             if Path(part).suffix:
                 raise InputError(f"cannot read {part}: no such file")
@@ -69,6 +70,8 @@ def described(name: str, bundle: Bundle | None = None) -> Any:
         return MeanVFIConfig(tuple(described(part, bundle) for part in names))
     if name in _HELD:
         return (bundle or _shipped()).config(_HELD[name])
+    if not is_file(name) and _is_outside(name):
+        return _own(name)[1]
     if name == "rife":
         held = bundle is not None and "rife" in bundle.components
         return bundle.config("rife") if held else RIFEConfig()
@@ -94,7 +97,7 @@ def fits(name: str, times: int, flag: str, bundle: Bundle | None = None) -> None
         InputError: it knows the middle between two frames alone, and `times` is no power of two;
             `flag` says by which number of what flag it could.
     """
-    if times & (times - 1) and not getattr(described(name, bundle), "any_time", True):
+    if times & (times - 1) and not vfi_table.any_time(described(name, bundle)):
         raise InputError(f"{name} knows the middle between two frames alone; use {flag}")
 
 
@@ -105,23 +108,24 @@ def load(name: str, bundle: Bundle | None = None) -> tuple[dict[str, Any], Any]:
         InputError: the file is damaged, or holds no interpolator.
     """
     from mv2_jax import params
-    from mv2_jax.stages import interpolators, vfi, vfi_gan
 
     names = parts(name)
     if len(names) > 1:
         trees, members = zip(*(load(part, bundle) for part in names))
         return {str(k): tree for k, tree in enumerate(trees)}, MeanVFIConfig(members)
+    if not is_file(name) and _is_outside(name):
+        return _own(name)
     cfg = described(name, bundle)
     component = _HELD.get(name, name)
     try:
         if bundle is None and name in _HELD:
             bundle = _shipped()
         if bundle is not None and component in bundle.components:
-            return vfi_gan.complete(bundle.load(component), cfg)
-        if name == "rife":
-            return vfi.shipped()
-        interpolators.kind(cfg)
-        return vfi_gan.complete(params.load(name), cfg)
+            return vfi_table.complete(bundle.load(component), cfg)
+        if name in NAMES:
+            return vfi_table.TABLE[name].part("weights")()
+        vfi_table.of(cfg)  # before what may be a large file is read
+        return vfi_table.complete(params.load(name), cfg)
     except (OSError, ValueError) as error:
         if isinstance(error, InputError):
             raise
@@ -132,6 +136,28 @@ def _shipped() -> Bundle:
     from mv2_jax import bundle
 
     return bundle.read()
+
+
+def _own(name: str) -> tuple[Any, Any]:
+    """The parameters and config that come with an interpolator from outside."""
+    made = vfi_table.named(name)
+    tree, cfg = made.part("weights")()
+    if not isinstance(cfg, made.config):
+        raise InputError(
+            f"--vfi {name}: its weights have a {type(cfg).__name__}, not a {made.config.__name__}"
+        )
+    return vfi_table.complete(tree, cfg)
+
+
+def is_file(part: str) -> bool:
+    """Whether a name is a file's, also where the file is gone."""
+    return Path(part).is_file() or bool(Path(part).suffix and not _is_outside(part))
+
+
+def _is_outside(part: str) -> bool:
+    """Whether a name has the form `module:NAME`."""
+    module, colon, name = part.partition(":")
+    return bool(colon) and all(word.isidentifier() for word in (*module.split("."), name))
 
 
 def parts(name: str) -> list[str]:

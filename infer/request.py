@@ -173,7 +173,7 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
 def interpolators_of(request: Request) -> dict[str, str]:
     """The files among the interpolators that were chosen, each with its SHA-256."""
     parts = interpolators.parts(request.choices.get("vfi", {}).get("network") or "")
-    return {part: Source.of(part).sha256 for part in parts if Path(part).suffix}
+    return {part: Source.of(part).sha256 for part in parts if interpolators.is_file(part)}
 
 
 def sidecar(

@@ -29,13 +29,11 @@ import numpy as np
 
 from mv2_jax import config, files, params
 from mv2_jax.errors import InputError
+from mv2_jax.stages import vfi_table
 
 SCHEMA = 1
 INDEX = "cascade.json"
 SHIPPED = Path(__file__).parent / "weights" / "toybox"
-# What makes frames between frames; the first that a folder holds is what its cascade takes. Where
-# it holds none, the RIFE serves that ships with the package.
-INTERPOLATORS = ("vfi_gan", "vfi_ema", "rife")
 # What T2I calls its networks -> the component that holds its own, where a folder has one.
 PICTURE = {
     "text_encoder": "t2i_text_encoder",
@@ -44,7 +42,7 @@ PICTURE = {
     "vae": "t2i_vae",
 }
 # What a folder may lack: those two, and SDXL's second text encoder.
-OPTIONAL = (*INTERPOLATORS, "text_encoder_2", *PICTURE.values())
+OPTIONAL = (*vfi_table.COMPONENTS, "text_encoder_2", *PICTURE.values())
 COMPONENTS = (
     "text_encoder",
     "vae",
@@ -195,7 +193,7 @@ def write(
         OSError: the folder cannot be written.
     """
     folder = Path(folder)
-    _known(components, COMPONENTS, "component")
+    _known_components(components)
     occupied = folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))
     if occupied and not (replace and (folder / INDEX).is_file()):
         raise InputError(f"{folder} already exists; choose another folder or remove it")
@@ -246,7 +244,7 @@ def read(folder: str | os.PathLike[str] | None = None) -> Bundle:
         components = {
             name: _read_component(folder, name, data) for name, data in index["components"].items()
         }
-        _known(components, COMPONENTS, "component")
+        _known_components(components)
         stages = {name: _from_json(data) for name, data in index["stages"].items()}
         _known(stages, STAGES, "stage")
         _known(index["defaults"], STAGES, "stage under defaults:")
@@ -348,6 +346,11 @@ def _known(names: Iterable[str], known: tuple[str, ...], what: str) -> None:
     for name in names:
         if name not in known:
             raise InputError(f"unknown {what} {name!r}{config.nearest(name, known)}")
+
+
+def _known_components(names: Iterable[str]) -> None:
+    """Refuses what no cascade folder holds; interpolators from outside have names of their own."""
+    _known((name for name in names if not vfi_table.is_component(name)), COMPONENTS, "component")
 
 
 def _exactly(data: Mapping[str, Any], keys: tuple[str, ...], what: str) -> None:

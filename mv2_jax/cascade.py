@@ -25,12 +25,12 @@ import numpy as np
 
 from mv2_jax import params as trees
 from mv2_jax import text as tokenizers
-from mv2_jax.bundle import INTERPOLATORS, PICTURE, Bundle
+from mv2_jax.bundle import PICTURE, Bundle
 from mv2_jax.config import VAEConfig, nearest
 from mv2_jax.diffusion import guidance as guides
 from mv2_jax.diffusion.samplers import State
 from mv2_jax.programs import Programs, Progress, silent
-from mv2_jax.stages import chain, i2v, interpolators, latents, t2i, v2v, vfi, vfi_gan, video
+from mv2_jax.stages import chain, i2v, interpolators, latents, t2i, v2v, vfi, vfi_table, video
 from mv2_jax.stages.prompts import Ids
 from mv2_jax.text import Tokenizer, emphasis
 from mv2_jax.text.emphasis import Marked
@@ -315,10 +315,10 @@ def _interpolate(params: Any, frames: jax.Array, *, cfg: Any, times: int, dtype:
 
 def _interpolator(bundle: Bundle) -> tuple[Any, Any]:
     """The tree and config of what a folder puts between frames."""
-    own = next((name for name in INTERPOLATORS if name in bundle.components), None)
+    own = vfi_table.chosen(bundle.components)
     if own is None:
         return vfi.shipped()
-    return vfi_gan.complete(bundle.load(own), bundle.config(own))
+    return vfi_table.complete(bundle.load(own), bundle.config(own))
 
 
 def _one_each(**given: Any) -> None:
@@ -346,7 +346,7 @@ def load(
     held: dict[str, Any] = {}  # by checksum: one file may serve two stages
     params = {}
     for name, component in bundle.components.items():
-        if name in INTERPOLATORS:
+        if vfi_table.is_component(name):
             continue
         if component.sha256 not in held:
             held[component.sha256] = jax.device_put(trees.cast(bundle.load(name), dtype))

@@ -1,6 +1,7 @@
 """Set before JAX starts: CPU only, eight devices for the sharding tests, strict ranks."""
 
 import os
+from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 _FLAG = "--xla_force_host_platform_device_count"
@@ -17,6 +18,55 @@ import pytest  # noqa: E402
 from mv2_jax import bundle  # noqa: E402
 from mv2_jax.config import ScheduleConfig, StageConfig, UNetConfig, VAEConfig  # noqa: E402
 from mv2_jax.text import WordTokenizer  # noqa: E402
+
+FOLDER = Path(__file__).parent
+
+
+# What `pytest -m quick` runs: a minute's worth on two cores that sees most ways to break things.
+# Of other files it reads nothing.
+QUICK = {
+    "test_bundle.py", "test_checkout.py", "test_cli.py", "test_layout.py", "test_lookup.py",
+    "test_params.py", "test_programs.py", "test_tensorfile.py",
+    "convert/test_engine.py", "convert/test_hub.py", "convert/test_ldm.py",
+    "convert/test_sources.py",
+    "diffusion/test_keys.py", "diffusion/test_prediction.py", "diffusion/test_schedules.py",
+    "infer/test_choices.py", "infer/test_frames.py", "infer/test_measured.py",
+    "infer/test_metrics.py",
+    "nn/test_layers.py", "nn/test_resample.py",
+    "text/test_bpe.py", "text/test_emphasis.py", "text/test_words.py",
+    "toybox/test_captions.py", "toybox/test_intervals.py",
+    "train/test_optim.py", "train/test_overrides.py", "train/test_state.py",
+}  # fmt: skip
+# Programs of these folders' tests run once, on next to nothing: to optimise them costs half of the
+# time. What is compared there holds for any order of rounding.
+UNOPTIMISED = {"diffusion", "nn", "examples"}
+
+
+def _inside(path):
+    """A test file's path as `QUICK` has it."""
+    return path.relative_to(FOLDER).as_posix()
+
+
+def pytest_ignore_collect(collection_path, config):
+    wanted = config.option.markexpr == "quick" and collection_path.name.startswith("test_")
+    return True if wanted and _inside(collection_path) not in QUICK else None
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        heavy = item.get_closest_marker("slow") or item.get_closest_marker("long")
+        if _inside(item.path) in QUICK and not heavy:
+            item.add_marker("quick")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def optimised(request):
+    """Compiles a module's programs as they are, or quickly where its folder is `UNOPTIMISED`."""
+    before = jax.config.values["jax_disable_most_optimizations"]
+    quickly = before or request.path.parent.name in UNOPTIMISED
+    jax.config.update("jax_disable_most_optimizations", quickly)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 class FakeCascade:

@@ -25,36 +25,14 @@ def keep_stills(first: Array, second: Array, new: Array) -> Array:
     return jnp.where(still, jnp.broadcast_to(first[:, None], new.shape), new)
 
 
-def interpolate(
-    between: Callable[..., Array],
-    params: Any,
-    cfg: Any,
-    frames: Array,
-    times: int,
-    **options: Any,
+@functools.partial(jax.jit, static_argnames=("between", "cfg", "times", "dtype"))
+def filled(
+    between: Callable[..., Array], params: Any, cfg: Any, frames: Array, times: int, *, dtype: Any
 ) -> Array:
-    """`times` frames for every one, by a stage's own `between`, which takes the options.
+    """`fill` by an interpolator's own `between`, which takes parameters and config as well."""
 
-    Raises:
-        ValueError: another shape than [B, T, H, W, 3], integer frames, or `times` below 1.
-    """
-    frames = checked(frames, times)
-    if times == 1 or frames.shape[1] == 1:
-        return frames
-    return _filled(between, params, cfg, frames, int(times), tuple(sorted(options.items())))
-
-
-@functools.partial(jax.jit, static_argnames=("between", "cfg", "times", "options"))
-def _filled(
-    between: Callable[..., Array],
-    params: Any,
-    cfg: Any,
-    frames: Array,
-    times: int,
-    options: tuple[tuple[str, Any], ...],
-) -> Array:
     def one(first: Array, second: Array, clock: Array) -> Array:
-        return between(params, cfg, first, second, clock, **dict(options))
+        return between(params, cfg, first, second, clock, dtype=dtype)
 
     return fill(one, frames, times)
 

@@ -1,15 +1,13 @@
 """Every frame interpolator behind one function, chosen by the class of its config.
 
-An interpolator is a module of functions over parameters and config, as `stages.vfi` is: `between`
-for chosen times between two frames, and `interpolate` for a whole clip. Whatever makes frames
-between videos or stages asks here, so that a new network is one line in `KINDS`.
+`between` makes frames at chosen times between two, `interpolate` fills a whole clip. Which network
+a config is for, and what else there is to know of it, stands in `stages.vfi_table`.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from types import ModuleType
 from typing import Any
 
 import jax
@@ -17,24 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from mv2_jax import shards
-from mv2_jax.config import (
-    EDSCConfig,
-    EMAVFIConfig,
-    GANVFIConfig,
-    RefinedRIFEConfig,
-    RIFEConfig,
-)
-from mv2_jax.config_vfi import MeanVFIConfig
-from mv2_jax.stages import vfi, vfi_edsc, vfi_ema, vfi_gan, vfi_mean, vfi_refined
-
-KINDS: dict[type, ModuleType] = {
-    RIFEConfig: vfi,
-    RefinedRIFEConfig: vfi_refined,
-    EMAVFIConfig: vfi_ema,
-    GANVFIConfig: vfi_gan,
-    EDSCConfig: vfi_edsc,
-    MeanVFIConfig: vfi_mean,
-}
+from mv2_jax.stages import gaps, vfi_table
 
 # How a pair may be shown to a network: (mirrored, upside down, backwards in time). Each view alone
 # is as good as any other; their errors differ, and the mean of the answers has less of them. The
@@ -50,30 +31,6 @@ VIEWS = (
     (True, False, True),
     (False, True, True),
 )
-
-
-def kind(cfg: Any) -> ModuleType:
-    """The functions of the interpolator that a config describes.
-
-    Raises:
-        ValueError: no interpolator has such a config.
-    """
-    if type(cfg) not in KINDS:
-        known = ", ".join(each.__name__ for each in KINDS)
-        raise ValueError(f"no interpolator has a {type(cfg).__name__}; there are {known}")
-    return KINDS[type(cfg)]
-
-
-def shares(cfg: Any) -> bool:
-    """Whether to ask for all the times between two frames at once.
-
-    Such a network finds once what a pair has whatever the time, and makes one frame after the
-    other, so that memory does not grow with their number. RIFE has little to share, and makes them
-    all at a time.
-    """
-    if isinstance(cfg, MeanVFIConfig):
-        return all(shares(member) for member in cfg.members)
-    return not isinstance(cfg, RIFEConfig)
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "views", "dtype"))
@@ -100,7 +57,7 @@ def between(
         raise ValueError(f"views go from 1 to {len(VIEWS)}; got {views}")
 
     def run(params: Mapping[str, Any], *pairs: Array) -> Array:
-        return kind(cfg).between(params, cfg, *pairs, dtype=dtype)
+        return vfi_table.of(cfg).part("between")(params, cfg, *pairs, dtype=dtype)
 
     make = functools.partial(shards.over_samples, run, params, gathered=False)
     if views == 1:
@@ -126,9 +83,40 @@ def between(
 def interpolate(
     params: Mapping[str, Any], cfg: Any, frames: Array, times: int, *, dtype: Any = jnp.float32
 ) -> Array:
-    """[B, T, H, W, 3] -> [B, (T - 1) * times + 1, H, W, 3], as `stages.vfi.interpolate` says."""
+    """`times` frames for every one: `times - 1` new ones, evenly spaced, in every gap.
+
+    The given frames come out as they went in, and between two identical ones come copies of them.
+    Gaps pass one after the other, unless the interpolator has a way of its own.
+
+    Args:
+        params: the interpolator's tree, in any floating-point type.
+        cfg: its config, which says which interpolator it is.
+        frames: [B, T, H, W, 3] in [-1, 1], any H, W and T >= 1.
+        times: 1 changes nothing; 3 is the paper's (32 frames become 94); a power of two where
+            the weights know the middle alone, which then double again and again.
+        dtype: the type of convolutions and attention.
+
+    Returns:
+        [B, (T - 1) * times + 1, H, W, 3] in [-1, 1], of the frames' type.
+
+    Raises:
+        ValueError: another shape, integer frames, an unknown config, or a `times` that these
+            weights cannot do.
+    """
+    kind = vfi_table.of(cfg)
+    own = kind.part("fill")
+
+    def fill(params: Mapping[str, Any], frames: Array, times: int) -> Array:
+        frames = gaps.checked(frames, times)
+        if times == 1 or frames.shape[1] == 1:
+            return frames
+        if own:
+            return own(params, cfg, frames, int(times), dtype=dtype)
+        return gaps.filled(kind.part("between"), params, cfg, frames, int(times), dtype=dtype)
 
     def run(params: Mapping[str, Any], frames: Array) -> Array:
-        return kind(cfg).interpolate(params, cfg, frames, times, dtype=dtype)
+        return gaps.any_or_doubled(
+            functools.partial(fill, params), frames, times, vfi_table.any_time(cfg)
+        )
 
-    return shards.over_gaps(run, params, frames, int(times))
+    return shards.over_gaps(run, params, gaps.checked(frames, times), int(times))

@@ -37,38 +37,6 @@ def shipped() -> tuple[dict[str, Any], RIFEConfig]:
     return parameters.load(SHIPPED), RIFEConfig()
 
 
-def interpolate(
-    params: Mapping[str, Any],
-    cfg: RIFEConfig,
-    frames: Array,
-    times: int,
-    *,
-    dtype: Any = jnp.float32,
-) -> Array:
-    """`times` frames for every one: `times - 1` new ones, evenly spaced, in every gap.
-
-    The given frames come out as they went in, and between two identical ones come copies of them.
-    Clips of a batch pass one after the other, and a clip's gaps a few at a time, so memory grows
-    by the result alone.
-
-    Args:
-        params: RIFE's tree, in any floating-point type.
-        frames: [B, T, H, W, 3] in [-1, 1], any H, W and T >= 1.
-        times: 1 changes nothing; 3 is the paper's (32 frames become 94).
-        dtype: the convolutions' type.
-
-    Returns:
-        [B, (T - 1) * times + 1, H, W, 3] in [-1, 1], of the frames' type.
-
-    Raises:
-        ValueError: another shape, integer frames, or `times` below 1.
-    """
-    frames = gaps.checked(frames, times)
-    if times == 1 or frames.shape[1] == 1:
-        return frames
-    return _interpolate(params, cfg, frames, int(times), dtype)
-
-
 @functools.partial(jax.jit, static_argnames=("cfg", "dtype"))
 def between(
     params: Mapping[str, Any],
@@ -89,7 +57,14 @@ def between(
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "times", "dtype"))
-def _interpolate(params: Any, cfg: RIFEConfig, frames: Array, times: int, dtype: Any) -> Array:
+def fill(
+    params: Any, cfg: RIFEConfig, frames: Array, times: int, *, dtype: Any = jnp.float32
+) -> Array:
+    """A clip's gaps filled as `stages.interpolators.interpolate` says; T and times at least 2.
+
+    Clips of a batch pass one after the other, and a clip's gaps a few at a time, so memory grows
+    by the result alone. A frame's features are made once.
+    """
     model = RIFE(cfg, dtype)
     variables = {"params": parameters.cast(params, dtype)}
     clock = jnp.arange(1, times, dtype=jnp.float32)[None] / times

@@ -40,31 +40,3 @@ def between(
     pair = gaps.unit(first), gaps.unit(second)
     new = gaps.each_time(lambda time: model.apply(variables, *pair, time[:, None])[:, 0], times)
     return gaps.keep_stills(first, second, jnp.clip(new, 0, 1))
-
-
-def interpolate(
-    params: Mapping[str, Any],
-    cfg: EDSCConfig,
-    frames: Array,
-    times: int,
-    *,
-    dtype: Any = jnp.float32,
-) -> Array:
-    """`times` frames for every one: `times - 1` new ones, evenly spaced, in every gap.
-
-    The given frames come out as they went in. Gaps pass one after the other.
-
-    Args:
-        params: EDSC's tree, in any floating-point type.
-        frames: [B, T, H, W, 3] in [-1, 1], any H, W and T >= 1.
-        times: 1 changes nothing; a power of two where `cfg` knows the middle alone.
-        dtype: the convolutions' type.
-
-    Returns:
-        [B, (T - 1) * times + 1, H, W, 3] in [-1, 1], of the frames' type.
-
-    Raises:
-        ValueError: another shape, integer frames, or a `times` that these weights cannot do.
-    """
-    fill = functools.partial(gaps.interpolate, between, params, cfg, dtype=dtype)
-    return gaps.any_or_doubled(fill, frames, times, cfg.any_time)

@@ -52,32 +52,3 @@ def between(
         turned = run(*(jnp.flip(x, (1, 2)) for x in pair))
         new = (new + jnp.flip(turned, (2, 3))) / 2
     return gaps.keep_stills(first, second, new)
-
-
-def interpolate(
-    params: Mapping[str, Any],
-    cfg: EMAVFIConfig,
-    frames: Array,
-    times: int,
-    *,
-    tta: bool = False,
-    dtype: Any = jnp.float32,
-) -> Array:
-    """`times` frames for every one: `times - 1` new ones, evenly spaced, in every gap.
-
-    The given frames come out as they went in. Gaps pass one after the other.
-
-    Args:
-        params: EMA-VFI's tree, in any floating-point type.
-        frames: [B, T, H, W, 3] in [-1, 1], any H, W and T >= 1.
-        times: 1 changes nothing; a power of two where `cfg` knows the middle alone.
-        tta, dtype: as in `between`.
-
-    Returns:
-        [B, (T - 1) * times + 1, H, W, 3] in [-1, 1], of the frames' type.
-
-    Raises:
-        ValueError: another shape, integer frames, or a `times` that these weights cannot do.
-    """
-    fill = functools.partial(gaps.interpolate, between, params, cfg, tta=tta, dtype=dtype)
-    return gaps.any_or_doubled(fill, frames, times, cfg.any_time)

@@ -8,39 +8,21 @@ first; the network of `models.gan_vfi` encodes and corrects it. The functions an
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 from jax import Array
 
 from mv2_jax import params as parameters
-from mv2_jax.config import EMAVFIConfig, GANVFIConfig, RefinedRIFEConfig, RIFEConfig
-from mv2_jax.models.ema_vfi import EMAVFI
+from mv2_jax.config import GANVFIConfig
 from mv2_jax.models.gan_vfi import GANVFI
-from mv2_jax.models.rife import RIFE
-from mv2_jax.models.rife_refined import RefinedRIFE
-from mv2_jax.stages import gaps, vfi, vfi_ema, vfi_refined
+from mv2_jax.stages import gaps, vfi, vfi_table
 
 
-class Light(NamedTuple):
-    """A light model: its network's class, and its `between`."""
-
-    network: type[nn.Module]
-    between: Callable[..., Array]
-
-
-LIGHT = {
-    RIFEConfig: Light(RIFE, vfi.between),
-    RefinedRIFEConfig: Light(RefinedRIFE, vfi_refined.between),
-    EMAVFIConfig: Light(EMAVFI, vfi_ema.between),
-}
-
-
-def complete(tree: Mapping[str, Any], cfg: Any) -> tuple[Any, Any]:
-    """An interpolator's tree and config; a GAN interpolator without its light model gets RIFE.
+def complete(tree: Mapping[str, Any], cfg: GANVFIConfig) -> tuple[Any, Any]:
+    """Tree and config; where the light model is missing, RIFE is it.
 
     Files of the GAN's own parameters (as converted from LDMVFI's) and cascade folders, beside
     which RIFE ships anyway, hold no light model.
@@ -48,7 +30,7 @@ def complete(tree: Mapping[str, Any], cfg: Any) -> tuple[Any, Any]:
     Raises:
         ValueError: the GAN wants another light model than the RIFE that ships.
     """
-    if not isinstance(cfg, GANVFIConfig) or "light" in tree:
+    if "light" in tree:
         return tree, cfg
     light, light_cfg = vfi.shipped()
     if cfg.light != light_cfg:
@@ -72,9 +54,8 @@ def between(
     plane; time 0 is the first's, 1 the second's. The neighbours are encoded once for all times.
     Identical pairs give copies.
     """
-    guesses = LIGHT[type(cfg.light)].between(
-        params["light"], cfg.light, first, second, times, dtype=dtype
-    )
+    light = vfi_table.of(cfg.light).part("between")
+    guesses = light(params["light"], cfg.light, first, second, times, dtype=dtype)
     model = GANVFI(cfg, dtype)
     variables = {"params": parameters.cast(params["gan"], dtype)}
     height, width = first.shape[1:3]
@@ -88,30 +69,3 @@ def between(
     new = jax.lax.map(make, (jnp.moveaxis(guesses, 1, 0), times.T))
     new = gaps.unit(jnp.clip(jnp.moveaxis(new, 0, 1), -1, 1))
     return gaps.keep_stills(first, second, new)
-
-
-def interpolate(
-    params: Mapping[str, Any],
-    cfg: GANVFIConfig,
-    frames: Array,
-    times: int,
-    *,
-    dtype: Any = jnp.float32,
-) -> Array:
-    """`times` frames for every one: `times - 1` new ones, evenly spaced, in every gap.
-
-    The given frames come out as they went in. Gaps pass one after the other.
-
-    Args:
-        params: {"light", "gan"}, as for `between`, in any floating-point type.
-        frames: [B, T, H, W, 3] in [-1, 1], any H, W and T >= 1.
-        times: 1 changes nothing; 3 is the paper's (32 frames become 94).
-        dtype: the type of convolutions and attention.
-
-    Returns:
-        [B, (T - 1) * times + 1, H, W, 3] in [-1, 1], of the frames' type.
-
-    Raises:
-        ValueError: another shape, integer frames, or `times` below 1.
-    """
-    return gaps.interpolate(between, params, cfg, frames, times, dtype=dtype)

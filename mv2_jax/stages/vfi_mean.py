@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from mv2_jax.config_vfi import MeanVFIConfig
-from mv2_jax.stages import gaps
+from mv2_jax.stages import gaps, vfi_table
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "dtype"))
@@ -33,27 +33,9 @@ def between(
     `params` is {"0": the first member's tree, "1": the second's ...}. Frames are in [-1, 1].
     Identical pairs give copies.
     """
-    from mv2_jax.stages.interpolators import kind  # which imports this module
-
     total = jnp.zeros((*times.shape, *first.shape[1:]), jnp.float32)
     for k, member in enumerate(cfg.members):
-        made = kind(member).between(params[str(k)], member, first, second, times, dtype=dtype)
+        each = vfi_table.of(member).part("between")
+        made = each(params[str(k)], member, first, second, times, dtype=dtype)
         total = total + made.astype(jnp.float32)
     return gaps.keep_stills(first, second, gaps.unit(total / len(cfg.members)))
-
-
-def interpolate(
-    params: Mapping[str, Any],
-    cfg: MeanVFIConfig,
-    frames: Array,
-    times: int,
-    *,
-    dtype: Any = jnp.float32,
-) -> Array:
-    """`times` frames for every one, as `stages.vfi.interpolate` says.
-
-    Raises:
-        ValueError: another shape, integer frames, or a `times` that some member cannot do.
-    """
-    fill = functools.partial(gaps.interpolate, between, params, cfg, dtype=dtype)
-    return gaps.any_or_doubled(fill, frames, times, cfg.any_time)

@@ -41,30 +41,3 @@ def between(
     pair = model.apply(variables, gaps.unit(first), gaps.unit(second), method="features")
     new = gaps.each_time(lambda time: model.apply(variables, pair, time, method="at"), times)
     return gaps.keep_stills(first, second, new[:, :, :height, :width])
-
-
-def interpolate(
-    params: Mapping[str, Any],
-    cfg: RefinedRIFEConfig,
-    frames: Array,
-    times: int,
-    *,
-    dtype: Any = jnp.float32,
-) -> Array:
-    """`times` frames for every one: `times - 1` new ones, evenly spaced, in every gap.
-
-    The given frames come out as they went in. Gaps pass one after the other.
-
-    Args:
-        params: RIFE 4.0's tree, in any floating-point type.
-        frames: [B, T, H, W, 3] in [-1, 1], any H, W and T >= 1.
-        times: 1 changes nothing.
-        dtype: the convolutions' type.
-
-    Returns:
-        [B, (T - 1) * times + 1, H, W, 3] in [-1, 1], of the frames' type.
-
-    Raises:
-        ValueError: another shape, integer frames, or `times` below 1.
-    """
-    return gaps.interpolate(between, params, cfg, frames, times, dtype=dtype)

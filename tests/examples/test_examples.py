@@ -3,21 +3,12 @@
 import importlib.util
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 import tiny
 
 FOLDER = Path(__file__).parents[2] / "examples"
 SCRIPTS = sorted(FOLDER.glob("*.py"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    """Programs that run once are not worth optimising."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")

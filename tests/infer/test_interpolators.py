@@ -13,8 +13,7 @@ from mv2_jax.config_vfi import MeanVFIConfig
 from mv2_jax.errors import InputError
 from mv2_jax.infer import choices, interpolators
 from mv2_jax.programs import Programs
-from mv2_jax.stages import interpolators as networks
-from mv2_jax.stages import vfi, vfi_gan
+from mv2_jax.stages import vfi, vfi_gan, vfi_table
 
 EMA = EMAVFIConfig(width=4, depths=(1, 1, 1, 1, 1), any_time=False)
 GAN = GANVFIConfig(
@@ -57,7 +56,8 @@ def test_the_cascade_fills_gaps_with_whatever_it_is_given(monkeypatch):
     def repeat(params, cfg, frames, times, dtype):
         return frames.repeat(times, axis=1)[:, times - 1 :] * params["w"]
 
-    monkeypatch.setitem(networks.KINDS, EDSCConfig, SimpleNamespace(interpolate=repeat))
+    own = vfi_table.Interpolator(EDSCConfig, "unused:between", fill=repeat)
+    monkeypatch.setitem(vfi_table.TABLE, "edsc", own)
     four = SimpleNamespace(
         params={"interpolator": {"w": np.float32(2)}},
         interpolator=EDSCConfig(),

@@ -172,6 +172,7 @@ def test_a_second_process_takes_them_and_a_program_of_jaxs_cache_is_not_kept(tmp
 
     def run():
         environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+        environment.pop("JAX_COMPILATION_CACHE_DIR", None)
         told = subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, env=environment
         )

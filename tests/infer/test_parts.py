@@ -144,6 +144,7 @@ def test_a_second_process_takes_programs_from_the_cache_and_says_nothing(tmp_pat
         "print(sorted(file.name for file in path.iterdir() if 'lambda' in file.name))"
     )
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
     runs = [
         subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, env=environment

@@ -15,7 +15,7 @@ from mv2_jax.convert import schedules
 from mv2_jax.diffusion import guidance, keys, samplers
 from mv2_jax.errors import InputError
 from mv2_jax.infer import rehearse
-from mv2_jax.stages import i2v, latents, t2i, v2v, vfi, video
+from mv2_jax.stages import i2v, interpolators, latents, t2i, v2v, video
 
 
 def end_to_end(preset, steps=3):
@@ -59,7 +59,9 @@ def end_to_end(preset, steps=3):
         z1, keyframes = moving(params["i2v"], key, image, first, four.keyframes, image)
         z2, refined = moving(params["v2v"], key, image, second, four.refined, keyframes)
         between = int(preset.DEFAULTS["vfi"]["between"])
-        frames = vfi.interpolate(params["vfi"]["interpolator"], preset.RIFE, refined, between + 1)
+        frames = interpolators.interpolate(
+            params["vfi"]["interpolator"], preset.RIFE, refined, between + 1
+        )
         return {"latents": (z0, z1, z2), "pixels": (image, keyframes, refined, frames)}
 
     made = jax.eval_shape(whole, params, keys.seeds([0]))

@@ -22,7 +22,7 @@ from mv2_jax.convert.engine import ConversionError, convert, export
 from mv2_jax.convert.tables import ema_vfi as table
 from mv2_jax.models.ema_features import InterFrameAttention, InterFrameBlock, window_mask
 from mv2_jax.models.ema_vfi import EMAVFI, unpad
-from mv2_jax.stages import vfi_ema
+from mv2_jax.stages import interpolators, vfi_ema
 
 TINY = EMAVFIConfig(width=4, depths=(1, 1, 1, 1, 2))
 SMALL = EMAVFIConfig(width=16, depths=(2, 2, 2, 2, 2))
@@ -222,13 +222,13 @@ def test_the_stage_rotates_pads_and_keeps_stills():
     # Weights that know the middle alone: four frames for one are two doublings.
     middle = replace(TINY, any_time=False)
     clip = jnp.concatenate((first, second, second))[None]
-    filled = vfi_ema.interpolate(tree, middle, clip, 2)
+    filled = interpolators.interpolate(tree, middle, clip, 2)
     assert filled.shape == (1, 5, 30, 41, 3)
     np.testing.assert_array_equal(filled[0, ::2], clip[0])
     np.testing.assert_array_equal(filled[0, 3], clip[0, 1])
     np.testing.assert_allclose(filled[0, 1], plain[0, 0], atol=2e-5)
     with pytest.raises(ValueError, match="power of two, not 3"):
-        vfi_ema.interpolate(tree, middle, clip, 3)
+        interpolators.interpolate(tree, middle, clip, 3)
 
 
 @pytest.mark.parametrize(

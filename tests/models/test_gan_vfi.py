@@ -27,7 +27,7 @@ from mv2_jax.models.gan_vfi import GANVFI
 from mv2_jax.models.vq import Quantiser, perplexity
 from mv2_jax.nn.maxvit import MaxAttention
 from mv2_jax.nn.windows import blocks, grids, unblocks, ungrids
-from mv2_jax.stages import vfi_gan
+from mv2_jax.stages import interpolators, vfi_gan, vfi_table
 
 SIZES = dict(
     width=32, multipliers=(1, 2), codes=16, norm_groups=8, window=4, head_widths=(8, 6), taps=3
@@ -112,9 +112,9 @@ def test_pairs_do_not_meet_and_times_matter():
 
 @pytest.mark.slow
 def test_the_stage_follows_the_light_model_and_keeps_stills():
-    light = vfi_gan.LIGHT[RIFEConfig]
+    light = vfi_table.of(TINY.light)
     rife = jax.eval_shape(
-        light.network(TINY.light).init, jax.random.key(0), *[jnp.zeros((1, 4, 4, 3))] * 2,
+        light.part("network")(TINY.light).init, jax.random.key(0), *[jnp.zeros((1, 4, 4, 3))] * 2,
         jnp.zeros((1, 1)),
     )["params"]  # fmt: skip
     random = np.random.default_rng(0)
@@ -122,11 +122,11 @@ def test_the_stage_follows_the_light_model_and_keeps_stills():
     tree = {"light": rife, "gan": weights(TINY, fresh_heads=True)}
     first, second = np.clip(frames(1, 12, 17, many=2), -0.99, 0.99)
     times = jnp.array([[0.25, 0.5, 0.75]])
-    steady = light.between(rife, TINY.light, first, second, times)
+    steady = light.part("between")(rife, TINY.light, first, second, times)
     out = vfi_gan.between(tree, TINY, first, second, times)
     np.testing.assert_allclose(out, steady, atol=1e-5)
     clip = jnp.concatenate((first, first, second))[None]
-    filled = vfi_gan.interpolate(tree, TINY, clip, 4)
+    filled = interpolators.interpolate(tree, TINY, clip, 4)
     assert filled.shape == (1, 9, 12, 17, 3)
     np.testing.assert_array_equal(filled[0, ::4], clip[0])
     np.testing.assert_array_equal(filled[0, 1:4], np.repeat(first, 3, axis=0))

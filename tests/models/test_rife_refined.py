@@ -22,7 +22,7 @@ from mv2_jax.convert import sources
 from mv2_jax.convert.engine import convert, export
 from mv2_jax.convert.tables import rife_refined as table
 from mv2_jax.models.rife_refined import RefinedRIFE
-from mv2_jax.stages import vfi_refined
+from mv2_jax.stages import interpolators
 
 TINY = RefinedRIFEConfig(widths=(8, 6), scales=(2, 1), refine_width=4, pad_to=16)
 PUBLIC = os.environ.get("MV2_RIFE40", "")
@@ -78,7 +78,7 @@ def test_the_stage_fills_gaps_and_keeps_stills():
     first, second = frames(1, 12, 21) * 2 - 1
     flat = trees.flatten(shapes(TINY))
     tree = trees.unflatten({k: np.zeros(v.shape, np.float32) for k, v in flat.items()})
-    filled = vfi_refined.interpolate(tree, TINY, np.stack((first, second, second), 1), 2)
+    filled = interpolators.interpolate(tree, TINY, np.stack((first, second, second), 1), 2)
     assert filled.shape == (1, 5, 12, 21, 3)
     np.testing.assert_array_equal(filled[:, ::2], np.stack((first, second, second), 1))
     np.testing.assert_allclose(filled[:, 1], (first + second) / 2, atol=1e-6)

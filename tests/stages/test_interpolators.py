@@ -1,7 +1,5 @@
 """Every interpolator behind one function; more views of a pair, and the same promises."""
 
-from types import SimpleNamespace
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +8,8 @@ import pytest
 from mv2_jax.config import EDSCConfig, RIFEConfig, VAEConfig
 from mv2_jax.config_vfi import MeanVFIConfig
 from mv2_jax.models.rife import RIFE
-from mv2_jax.stages import interpolators, vfi
+from mv2_jax.stages import interpolators, vfi, vfi_table
+from mv2_jax.stages.vfi_table import Interpolator
 
 CFG = RIFEConfig(widths=(8, 4), scales=(2, 1), pad_to=8)
 TIMES = jnp.array([[0.25, 0.7]])
@@ -50,7 +49,7 @@ def test_stills_stay_exact_in_every_view(small):
 
 def test_what_is_unknown_is_named(small):
     with pytest.raises(ValueError, match="no interpolator has a VAEConfig; there are RIFEConfig"):
-        interpolators.kind(VAEConfig())
+        vfi_table.of(VAEConfig())
     with pytest.raises(ValueError, match="from 1 to 8; got 9"):
         interpolators.between(small, CFG, *_pair(), TIMES, views=9)
 
@@ -59,14 +58,14 @@ def test_several_networks_at_once_are_their_mean(monkeypatch):
     def constant(params, cfg, first, second, times, dtype):
         return jnp.full((*times.shape, *first.shape[1:]), params["level"], dtype)
 
-    monkeypatch.setitem(interpolators.KINDS, EDSCConfig, SimpleNamespace(between=constant))
+    monkeypatch.setitem(vfi_table.TABLE, "edsc", Interpolator(EDSCConfig, constant))
     cfg = MeanVFIConfig((EDSCConfig(), EDSCConfig(any_time=False)))
     params = {str(k): {"level": np.float32(level)} for k, level in enumerate((-0.5, 0.75))}
     first, second = _pair()
     made = interpolators.between(params, cfg, first, second, TIMES)
     np.testing.assert_allclose(made, np.full((1, 2, 11, 13, 3), 0.125), atol=1e-6)
-    assert not cfg.any_time and interpolators.shares(cfg)
-    assert not interpolators.shares(MeanVFIConfig((EDSCConfig(), CFG)))
+    assert not cfg.any_time and vfi_table.shares(cfg)
+    assert not vfi_table.shares(MeanVFIConfig((EDSCConfig(), CFG)))
     with pytest.raises(ValueError, match="power of two, not 3"):
         interpolators.interpolate(params, cfg, jnp.zeros((1, 2, 4, 4, 3)), 3)
     four = interpolators.interpolate(params, cfg, jnp.stack([first, second], axis=1), 4)

@@ -7,7 +7,7 @@ import pytest
 
 from mv2_jax.config import RIFEConfig
 from mv2_jax.models.rife import RIFE
-from mv2_jax.stages import vfi
+from mv2_jax.stages import interpolators, vfi
 
 CFG = RIFEConfig(widths=(8, 8, 4), scales=(4, 2, 1), pad_to=16)
 
@@ -26,7 +26,7 @@ def _noise(*shape, seed=0):
 
 def test_given_frames_come_out_as_they_went_in(small):
     frames = _noise(2, 3, 13, 19)
-    out = np.asarray(vfi.interpolate(small, CFG, frames, 3))
+    out = np.asarray(interpolators.interpolate(small, CFG, frames, 3))
     assert out.shape == (2, 7, 13, 19, 3)
     np.testing.assert_array_equal(out[:, ::3], frames)
     assert np.abs(out).max() <= 1
@@ -36,9 +36,9 @@ def test_given_frames_come_out_as_they_went_in(small):
 
 def test_a_clip_in_a_batch_equals_the_clip_alone(small):
     frames = _noise(2, 3, 13, 19)
-    both = np.asarray(vfi.interpolate(small, CFG, frames, 3))
+    both = np.asarray(interpolators.interpolate(small, CFG, frames, 3))
     for i in range(2):
-        alone = vfi.interpolate(small, CFG, frames[i : i + 1], 3)
+        alone = interpolators.interpolate(small, CFG, frames[i : i + 1], 3)
         np.testing.assert_allclose(both[i], alone[0], atol=1e-6)
 
 
@@ -46,9 +46,9 @@ def test_the_size_of_a_step_changes_nothing(small, monkeypatch):
     """Five gaps two by two, the last step short of one, equal each pair by itself."""
     frames = _noise(1, 6, 16, 16, seed=3)
     monkeypatch.setitem(vfi.PIXELS_AT_ONCE, "cpu", 2 * 16 * 16 * 2)
-    vfi._interpolate.clear_cache()
-    out = vfi.interpolate(small, CFG, frames, 3)
-    vfi._interpolate.clear_cache()
+    vfi.fill.clear_cache()
+    out = interpolators.interpolate(small, CFG, frames, 3)
+    vfi.fill.clear_cache()
     times = jnp.broadcast_to(jnp.array([[1 / 3, 2 / 3]]), (5, 2))
     pairs = vfi.between(small, CFG, frames[0, :-1], frames[0, 1:], times)
     np.testing.assert_allclose(np.asarray(out)[0, 1::3], pairs[:, 0], atol=1e-5)
@@ -58,7 +58,7 @@ def test_the_size_of_a_step_changes_nothing(small, monkeypatch):
 def test_stills_stay_exact_in_the_middle_of_motion(small):
     frames = _noise(1, 3, 13, 19)
     frames[:, 1] = frames[:, 0]
-    out = np.asarray(vfi.interpolate(small, CFG, frames, 3))
+    out = np.asarray(interpolators.interpolate(small, CFG, frames, 3))
     for copy in (1, 2):
         np.testing.assert_array_equal(out[:, copy], frames[:, 0])
     assert np.abs(out[:, 4] - frames[:, 1]).mean() > 0.01
@@ -66,18 +66,20 @@ def test_stills_stay_exact_in_the_middle_of_motion(small):
 
 def test_nothing_to_do_does_nothing(small):
     frames = _noise(1, 2, 8, 8)
-    np.testing.assert_array_equal(vfi.interpolate(small, CFG, frames, 1), frames)
-    np.testing.assert_array_equal(vfi.interpolate(small, CFG, frames[:, :1], 3), frames[:, :1])
+    np.testing.assert_array_equal(interpolators.interpolate(small, CFG, frames, 1), frames)
+    np.testing.assert_array_equal(
+        interpolators.interpolate(small, CFG, frames[:, :1], 3), frames[:, :1]
+    )
 
 
 def test_bad_arguments_say_what_is_wanted(small):
     with pytest.raises(ValueError, match=r"\[B, T, H, W, 3\]"):
-        vfi.interpolate(small, CFG, _noise(3, 8, 8), 3)
+        interpolators.interpolate(small, CFG, _noise(3, 8, 8), 3)
     with pytest.raises(ValueError, match="floating point; got uint8"):
-        vfi.interpolate(small, CFG, np.zeros((1, 2, 8, 8, 3), np.uint8), 3)
+        interpolators.interpolate(small, CFG, np.zeros((1, 2, 8, 8, 3), np.uint8), 3)
     for times in (0, 2.5):
         with pytest.raises(ValueError, match="at least 1"):
-            vfi.interpolate(small, CFG, _noise(1, 2, 8, 8), times)
+            interpolators.interpolate(small, CFG, _noise(1, 2, 8, 8), times)
 
 
 def _moving(count: int, height: int, width: int) -> np.ndarray:
@@ -101,6 +103,6 @@ def test_shipped_weights_follow_motion_far_better_than_blending():
     """Measured: 27.0 dB, where the mean of the two neighbours has 15.8."""
     truth = _moving(3, 64, 96)
     params, cfg = vfi.shipped()
-    made = vfi.interpolate(params, cfg, truth[:, ::2], 2)[:, 1]
+    made = interpolators.interpolate(params, cfg, truth[:, ::2], 2)[:, 1]
     blend = _psnr((truth[:, 0] + truth[:, 2]) / 2, truth[:, 1])
     assert _psnr(made, truth[:, 1]) > blend + 8
