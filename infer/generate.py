@@ -98,7 +98,15 @@ def make(
     return Made(*(media.to_uint8(x) for x in (image, keyframes, refined, frames)))
 
 
-def command(request: Request, out: str | Path, stages: bool = False, batch: int = 1) -> None:
+def command(
+    request: Request,
+    out: str | Path,
+    stages: bool = False,
+    batch: int = 1,
+    *,
+    force: bool = True,
+    metadata: bool = True,
+) -> None:
     """Makes and writes the videos of a request.
 
     Everything that can be wrong is found before the first stage runs.
@@ -108,13 +116,15 @@ def command(request: Request, out: str | Path, stages: bool = False, batch: int 
         stages: keep what every stage made.
         batch: prompts made at a time. At 1 each video is bit for bit the one made alone; with
             more, equal but for rounding, and faster on an accelerator.
+        force: replace files that are there already.
+        metadata: let the files say that they are generated, by what, from which prompt and seed.
 
     Raises:
         InputError: anything wrong with the request, the files it names, or the weights.
         OSError: the disk failed while writing.
     """
     inputs = [source.path for source in (request.image, request.video) if source]
-    planned = outputs.plan(out, len(request.prompts), stages, inputs)
+    planned = outputs.plan(out, len(request.prompts), stages, inputs, force)
     preset = request.choices.get("all", {}).get("preset")
     bundle = presets.complete(bundles.read(request.weights), preset)
     sized = choices.apply(with_size(bundle, request.size), request.choices)
@@ -159,7 +169,8 @@ def command(request: Request, out: str | Path, stages: bool = False, batch: int 
                     "refined": one.refined,
                 }
                 pace = fps / (int(used["vfi"]["between"]) + 1)
-                outputs.write(planned[index], one.frames, fps, side, parts, pace)
+                about = outputs.provenance(side) if metadata else None
+                outputs.write(planned[index], one.frames, fps, side, parts, pace, about)
                 seconds = time.monotonic() - started
                 print(summary(planned[index].video, one.frames, fps, seconds))
                 if request.before is not None:

@@ -38,7 +38,6 @@ from mv2_jax.infer.interpolate_make import Rules, Scene, Tally
 from mv2_jax.infer.interpolate_read import Picture
 from mv2_jax.infer.interpolate_timeline import Even, Multiply, Span, without_repeats
 from mv2_jax.infer.request import version
-from mv2_jax.infer.signals import stopped_in_order
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -55,9 +54,8 @@ def main(arguments: Sequence[str]) -> int:
         writing.check(out, video, args.force)
         codec = codecs.find(args.codec, Path(out).suffix.lower())
         codecs.check(codec, args.crf, args.preset, args.pixels)
-    with stopped_in_order():
-        for video, out in jobs:
-            _one(video, out, args)
+    for video, out in jobs:
+        _one(video, out, args)
     return 0
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -16,6 +16,7 @@ import av
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace, Interpolation
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
 
 from mv2_jax import files
 from mv2_jax.errors import InputError
@@ -127,7 +128,12 @@ def read_video(
     return np.stack(taken)
 
 
-def write_video(path: str | os.PathLike[str], frames: np.ndarray, fps: float) -> None:
+def write_video(
+    path: str | os.PathLike[str],
+    frames: np.ndarray,
+    fps: float,
+    about: Mapping[str, str] | None = None,
+) -> None:
     """Writes an H.264 MP4 that browsers play: yuv420p, BT.709 and tagged so, index in front.
 
     4:2:0 needs even sides, so an odd one is lengthened by repeating its last row or column.
@@ -135,6 +141,7 @@ def write_video(path: str | os.PathLike[str], frames: np.ndarray, fps: float) ->
     Args:
         frames: [T, H, W, 3] uint8.
         fps: frames a second.
+        about: metadata of the file, by key.
 
     Raises:
         OSError: the file cannot be written.
@@ -142,9 +149,11 @@ def write_video(path: str | os.PathLike[str], frames: np.ndarray, fps: float) ->
     height, width = frames.shape[1:3]
     frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
     with files.whole(path) as scratch:
-        options = {"movflags": "+faststart"}
+        # MP4 has no place of its own for keys that it does not know.
+        options = {"movflags": "+faststart" + "+use_metadata_tags" * bool(about)}
         address = video_frames.address(scratch)
         with av.open(address, "w", format="mp4", options=options) as container:
+            container.metadata.update(about or {})
             stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
             stream.width, stream.height = frames.shape[2], frames.shape[1]
             stream.pix_fmt = "yuv420p"
@@ -158,10 +167,16 @@ def write_video(path: str | os.PathLike[str], frames: np.ndarray, fps: float) ->
             container.mux(stream.encode())
 
 
-def write_image(path: str | os.PathLike[str], image: np.ndarray) -> None:
-    """Writes [H, W, 3] uint8 as PNG. Raises OSError where the file cannot be written."""
+def write_image(
+    path: str | os.PathLike[str], image: np.ndarray, about: Mapping[str, str] | None = None
+) -> None:
+    """Writes [H, W, 3] uint8 as PNG, with `about` as its texts. Raises OSError where the file
+    cannot be written."""
+    texts = PngInfo()
+    for key, value in (about or {}).items():
+        texts.add_itxt(key, value)
     with files.whole(path) as scratch:
-        Image.fromarray(image).save(scratch, format="PNG")
+        Image.fromarray(image).save(scratch, format="PNG", pnginfo=texts)
 
 
 def contact_sheet(frames: np.ndarray, most: int = 24, side: int = 256) -> np.ndarray:

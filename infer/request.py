@@ -6,7 +6,6 @@ command line first. Nothing here imports JAX: whatever is wrong is said at once.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -206,11 +205,11 @@ def sidecar(
 def read_sidecar(path: str | Path) -> dict[str, Any]:
     """A sidecar's content. Raises InputError where it cannot be read or is no sidecar."""
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        data = files.read_json(path)
     except OSError as error:
         raise InputError(f"cannot read {path}: {(error.strerror or 'error').lower()}") from None
-    except ValueError:
-        raise InputError(f"cannot read {path}: it is not a JSON file") from None
+    except ValueError as error:
+        raise InputError(f"cannot read {path}: it is not a JSON file ({error})") from None
     if not isinstance(data, dict) or data.get("schema") != SCHEMA:
         raise InputError(f"{path} was not written by mv2 generate, or by another version of it")
     data.setdefault("choices", {})  # sidecars of version 0.1.0 have none

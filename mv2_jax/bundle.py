@@ -160,7 +160,7 @@ class Bundle:
         try:
             actual = files.sha256(path)
         except OSError as error:
-            raise InputError(f"cannot read weights {path}: {error.strerror}") from None
+            raise InputError(f"cannot read weights {path}: {_reason(error)}") from None
         if actual != component.sha256:
             raise InputError(
                 f"{path} is damaged: its checksum is not the one in {INDEX}; install or pack it "
@@ -272,11 +272,11 @@ def read(folder: str | os.PathLike[str] | None = None) -> Bundle:
 def _read_index(folder: Path) -> dict[str, Any]:
     path = folder / INDEX
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
+        index = files.read_json(path)
     except FileNotFoundError:
         raise InputError(f"no weights at {folder}: there is no {INDEX} in it") from None
     except OSError as error:
-        raise InputError(f"cannot read weights {path}: {error.strerror}") from None
+        raise InputError(f"cannot read weights {path}: {_reason(error)}") from None
     except ValueError as error:
         raise InputError(f"{path} is damaged: it is not JSON ({error})") from None
     if not isinstance(index, dict):
@@ -290,6 +290,10 @@ def _read_index(folder: Path) -> dict[str, Any]:
     except ValueError as error:
         raise InputError(f"{path}: {error}") from None
     return index
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or "error").lower()
 
 
 def _read_component(folder: Path, name: str, data: dict[str, Any]) -> Component:

@@ -1,19 +1,22 @@
 """The `mv2` command. Light by design: JAX is loaded only where a network is about to run.
 
 Exit codes: 0 done; 1 the disk failed; 2 bad input, with one line that says what and where;
-130 interrupted.
+130 interrupted; 141 nobody reads the output any more.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import NoReturn
 
 from mv2_jax.config import nearest
 from mv2_jax.errors import InputError
+from mv2_jax.signals import stopped, stopped_in_order
 
 # Commands with a parser of their own: the module whose main(arguments) runs each, and its help.
 APART = {
@@ -44,18 +47,54 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code."""
     try:
-        arguments = list(sys.argv[1:] if argv is None else argv)
-        if arguments and arguments[0] in APART:
-            return importlib.import_module(APART[arguments[0]][0]).main(arguments[1:])
-        args = _parse(arguments)
-        return args.run(args) or 0
+        with stopped_in_order():
+            code = _run(list(sys.argv[1:] if argv is None else argv))
+            sys.stdout.flush()
+            return code
     except InputError as error:
         return _fail(error, 2)
+    except BrokenPipeError:
+        return _unread()
     except OSError as error:
-        # Input files raise InputError, so what is left is the disk, or a pipe that was closed.
-        return _fail(error, 1)
+        # Input files raise InputError, so what is left is the disk.
+        return _fail(_of_disk(error), 1)
     except KeyboardInterrupt:
         return _fail("stopped", 130)
+    except Exception:
+        if stopped():
+            return _fail("stopped", 130)
+        raise
+
+
+def _run(arguments: list[str]) -> int:
+    _refuse_empty(arguments)
+    if arguments and arguments[0] in APART:
+        return importlib.import_module(APART[arguments[0]][0]).main(arguments[1:])
+    args = _parse(arguments)
+    return args.run(args) or 0
+
+
+def _refuse_empty(arguments: list[str]) -> None:
+    """An empty value is a shell variable that is not set, not what somebody wants."""
+    for before, word in zip(["", *arguments], arguments):
+        flag, equals, value = word.partition("=")
+        if flag.startswith("--") and equals and not value.strip():
+            raise InputError(f"{flag} has an empty value; is a variable unset?")
+        if before.startswith("-") and not word.strip():
+            raise InputError(f"{before.partition('=')[0]} has an empty value; is a variable unset?")
+
+
+def _of_disk(error: OSError) -> str:
+    """What the system says of a file, as a line: its name first, without the error's number."""
+    reason = (error.strerror or str(error) or "the disk failed").lower()
+    return f"{error.filename}: {reason}" if error.filename else reason
+
+
+def _unread() -> int:
+    """Whoever read the output has gone, as `head` does: there is nothing to say, nor to whom."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 141
 
 
 def _fail(error: object, code: int) -> int:
@@ -111,7 +150,20 @@ def _generate_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentP
     )
     add = parser.add_argument
     add("prompt", nargs="*", metavar="PROMPT", help="what the video is to show, in words")
-    add("-o", "--out", metavar="FILE", help="the video's name (out.mp4); out-1.mp4 ... for several")
+    add(
+        "-o",
+        "--out",
+        metavar="FILE",
+        help="the video's name (out.mp4, numbered where there is one "
+        "already); out-1.mp4 ... for several",
+    )
+    add("--force", action="store_true", help="replace what is there already")
+    add(
+        "--no-metadata",
+        action="store_true",
+        help="leave out of the video and its pictures that "
+        "they are generated, by what and from which prompt and seed",
+    )
     add("--seed", metavar="N", help="another seed, another video (0)")
     add("--negative", metavar="TEXT", help="what to steer away from")
     add("--image", metavar="FILE", help="start at I2V, from your own picture")
@@ -187,12 +239,15 @@ def _positive(text: str) -> int:
 def _generate(args: argparse.Namespace) -> None:
     from pathlib import Path
 
-    from mv2_jax.infer import generate, request
+    from mv2_jax.infer import generate, outputs, request
 
     # Without -o, a video made again does not replace the one it repeats.
-    again = f"{Path(args.from_).stem}-again.mp4" if args.from_ else None
+    usual = f"{Path(args.from_).stem}-again.mp4" if args.from_ else "out.mp4"
     asked = request.from_args(args)
-    generate.command(asked, args.out or again or "out.mp4", stages=args.stages, batch=args.batch)
+    out = args.out or outputs.free(usual, len(asked.prompts), args.stages, args.force)
+    generate.command(
+        asked, out, args.stages, args.batch, force=args.force, metadata=not args.no_metadata
+    )
 
 
 def _train(args: argparse.Namespace) -> int:

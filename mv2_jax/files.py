@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -51,8 +54,35 @@ def check(path: str | os.PathLike[str]) -> None:
     scratch.unlink()
 
 
+def regular(path: str | os.PathLike[str]) -> None:
+    """Raises OSError where `path` is not there, or no file that ends: a device, a pipe ..."""
+    mode = os.stat(path).st_mode
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "it is no ordinary file", str(path))
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        OSError: it cannot be read, or is a device.
+        ValueError: it is no JSON, is nested too deeply, or holds a NUL, which no name may.
+    """
+    regular(path)
+    text = Path(path).read_text(encoding="utf-8")
+    if "\\u0000" in text or "\0" in text:
+        raise ValueError("a NUL is in it")
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
 def sha256(path: str | os.PathLike[str]) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal."""
+    """The SHA-256 of a file's bytes, in hexadecimal. Raises OSError as `regular`."""
+    regular(path)
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

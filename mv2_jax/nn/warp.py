@@ -18,6 +18,7 @@ IMPLS = ("corners", "quad", "tiles")
 # Of "tiles": points a side of a tile, and by how many pixels the window that serves them is larger
 # on every side. Flows that differ by twice as much within a tile still fit.
 _TILE, _REACH = 32, 16
+_AT_ONCE = 2**21  # points that are gathered at a time
 
 
 def pixel_grid(height: int, width: int) -> Array:
@@ -74,8 +75,24 @@ def sample(image: Array, points: Array, *, impl: str | None = None, dense: bool 
 
 
 def _by_gathers(image: Array, points: Array, gather: Callable[..., tuple[Array, ...]]) -> Array:
-    batch, height, width, channels = image.shape
+    batch, _, _, channels = image.shape
     flat = points.astype(jnp.float32).reshape(batch, -1, 2)
+    count = flat.shape[1]
+    if count <= _AT_ONCE:
+        return _gathered(image, flat, gather).reshape(*points.shape[:-1], channels)
+    # What is gathered takes several times the memory of the result: of large planes a part a time.
+    parts = -(-count // _AT_ONCE)
+    each = -(-count // parts)
+    flat = jnp.pad(flat, ((0, 0), (0, parts * each - count), (0, 0)))
+    flat = flat.reshape(batch, parts, each, 2).swapaxes(0, 1)
+    made = lax.map(lambda some: _gathered(image, some, gather), flat)
+    made = made.swapaxes(0, 1).reshape(batch, parts * each, channels)[:, :count]
+    return made.reshape(*points.shape[:-1], channels)
+
+
+def _gathered(image: Array, flat: Array, gather: Callable[..., tuple[Array, ...]]) -> Array:
+    """Samples of [B, H, W, C] at fp32 points [B, N, 2] -> [B, N, C]."""
+    height, width = image.shape[1:3]
     column, right = _cell(flat[..., 0], width)
     row, down = _cell(flat[..., 1], height)
 
@@ -85,7 +102,7 @@ def _by_gathers(image: Array, points: Array, gather: Callable[..., tuple[Array, 
     # Weighted sums rather than a + (b - a) * f: exact at both ends, so no flow changes nothing.
     top = top_left * (1 - right) + top_right * right
     bottom = bottom_left * (1 - right) + bottom_right * right
-    return (top * (1 - down) + bottom * down).reshape(*points.shape[:-1], channels)
+    return top * (1 - down) + bottom * down
 
 
 def _by_tiles(image: Array, points: Array) -> Array:

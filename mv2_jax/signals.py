@@ -8,22 +8,33 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
+NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no hangup
+_stopped = False
+
+
+def stopped() -> bool:
+    """Whether a signal came: what a library raised may only be what became of the interrupt."""
+    return _stopped
+
 
 @contextmanager
 def stopped_in_order() -> Iterator[None]:
-    """Ends as with Ctrl-C when told to, or when the terminal is closed.
+    """Ends by KeyboardInterrupt when told to, or when the terminal is closed.
 
     Python would leave scratch files behind. What is ignored, as under nohup, stays so.
     """
+    global _stopped
+    _stopped = False
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def stop(*_: object) -> NoReturn:
+        global _stopped
+        _stopped = True
         raise KeyboardInterrupt
 
-    # Windows has no hangup.
-    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    numbers = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
     heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
     before = [signal.signal(number, stop) for number in heard]
     try:

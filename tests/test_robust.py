@@ -1,0 +1,117 @@
+"""What stops a command, or should: empty values, devices, signals, full disks, closed pipes."""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from mv2_jax import cli
+from mv2_jax.infer import media
+
+PROMPT = "a red ball bouncing over the meadow"
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty folder to work in."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def generate(here, tiny_weights, fake_cascade):
+    return lambda *args: cli.main(["generate", "--weights", str(tiny_weights), *map(str, args)])
+
+
+def files(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def one_line(capsys):
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1 and captured.err.startswith("mv2: error: ")
+    return captured.err.strip()
+
+
+@pytest.mark.parametrize(
+    "arguments, flag",
+    [
+        (["generate", PROMPT, "--image", ""], "--image"),
+        (["generate", PROMPT, "--image="], "--image"),
+        (["generate", PROMPT, "-o", " "], "-o"),
+        (["interpolate", "in.mp4", "--vfi", ""], "--vfi"),
+        (["train", "smoke", "--out", ""], "--out"),
+        (["convert", "--unet", ""], "--unet"),
+        (["info", "--weights="], "--weights"),
+    ],
+)
+def test_an_empty_value_is_an_error_for_every_option(here, capsys, arguments, flag):
+    assert cli.main(arguments) == 2
+    assert one_line(capsys) == f"mv2: error: {flag} has an empty value; is a variable unset?"
+
+
+@pytest.mark.parametrize("flag", ["--image", "--video", "--from"])
+def test_a_device_is_no_file(here, capsys, flag):
+    assert cli.main(["generate", PROMPT, flag, "/dev/zero"]) == 2
+    assert "/dev/zero: it is no ordinary file" in one_line(capsys)
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_while_it_writes_leaves_nothing(generate, here, capsys, monkeypatch, name):
+    was = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it would be ignored
+
+    def told(path, *_):
+        path.write_bytes(b"half")
+        signal.raise_signal(signal.Signals[name])
+
+    monkeypatch.setattr(media, "write_image", told)
+    try:
+        assert generate(PROMPT) == 130
+    finally:
+        signal.signal(signal.SIGHUP, was)
+    assert capsys.readouterr().err.splitlines()[-1] == "mv2: error: stopped"
+    assert files(here) == []
+
+
+def test_an_error_that_an_interrupt_became_is_no_traceback(here, capsys, monkeypatch):
+    def run(arguments):
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise ImportError("cannot import name 'array'") from None
+
+    monkeypatch.setattr(cli, "_run", run)
+    assert cli.main(["info"]) == 130
+    assert capsys.readouterr().err == "mv2: error: stopped\n"
+
+
+def test_errors_of_the_disk_name_the_file_and_no_number(here, capsys, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device", "out.mp4")
+
+    monkeypatch.setattr(cli, "_run", full)
+    assert cli.main(["info"]) == 1
+    assert one_line(capsys) == "mv2: error: out.mp4: no space left on device"
+
+
+def test_output_that_nobody_reads_is_no_error(tiny_weights):
+    command = [sys.executable, "-m", "mv2_jax", "info", "--weights", str(tiny_weights)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as done:
+        done.stdout.close()
+        assert done.stderr.read() == b"" and done.wait() == 141
+
+
+def test_an_interrupt_while_it_starts_is_no_traceback():
+    code = (
+        "import sys, signal\nsys.argv = ['mv2', 'info']\n"
+        "class Slow:\n"
+        " def find_spec(self, name, *_):\n"
+        "  if name == 'mv2_jax.cli': signal.raise_signal(signal.SIGINT)\n"
+        "import mv2_jax.__main__ as entry\nsys.meta_path.insert(0, Slow())\nentry.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGINT and done.stderr == ""
