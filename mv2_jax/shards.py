@@ -247,15 +247,15 @@ def frames(here: int) -> int:
     return layout().frames or here
 
 
-def own(clip: jax.Array) -> jax.Array:
-    """This device's frames of whole clips [B, T, ...]."""
-    return share(clip, layout().over, 1) if layout().frames else clip
+def own(clip: jax.Array, axis: int = 1) -> jax.Array:
+    """This device's frames of whole clips [B, T, ...]; `axis` is T's."""
+    return share(clip, layout().over, axis) if layout().frames else clip
 
 
-def joined(clip: jax.Array) -> jax.Array:
-    """Whole clips [B, T, ...] from each device's frames."""
+def joined(clip: jax.Array, axis: int = 1) -> jax.Array:
+    """Whole clips [B, T, ...] from each device's frames; `axis` is T's."""
     split = layout()
-    return join(clip, split.over, 1, split.frames) if split.frames else clip
+    return join(clip, split.over, axis, split.frames) if split.frames else clip
 
 
 def frames_here(frames: int) -> int:

@@ -220,7 +220,9 @@ def tiny_unet():
 
 def forward(tree, inputs):
     def network(tree, x, t, told):
-        return UNet(TINY).apply({"params": tree}, x, t, Context(*told))
+        rows, flat = x.shape[:2], jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (x, t, told))
+        out = UNet(TINY).apply({"params": tree}, *flat[:2], Context(*flat[2]))
+        return out.reshape(*rows, *out.shape[1:])
 
     context = inputs["context"]
     given = inputs["x"], inputs["t"], (context.text, context.image)

@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 from mv2_jax import sharding, shards
 
 Network = Callable[[Any, jax.Array, jax.Array, Any], jax.Array]
-"""network(params, x [N, T, H, W, C], t [N], condition with leading axis N) -> like x."""
+"""network(params, x [R, b, t, H, W, C], t [R, b], condition of leading axes [R, b]) -> like x."""
 
 
 def denoise(
@@ -32,8 +32,8 @@ def denoise(
     """The network's output for every row and sample; the same on any mesh within float error.
 
     Args:
-        network: a function of one device's share, with rows and samples merged to one axis N. It
-            may call several modules (a ControlNet, then the UNet).
+        network: a function of one device's share, b of the samples and t of the frames. It may
+            call several modules (a ControlNet, then the UNet).
         params: a tree whose paths match `sharding.RULES`.
         x: `[R, B, T, H, W, C]` latents.
         t: `[R, B]` timesteps, float32.
@@ -48,21 +48,14 @@ def denoise(
         Like x. Under a mesh samples are split over data and fsdp, and the rest is whole: latents
         are small beside what the network makes of them.
     """
-    rows, samples = x.shape[:2]
-
-    def merge(leaf: jax.Array) -> jax.Array:
-        return leaf.reshape(-1, *leaf.shape[2:])
 
     def local(params: Any, x: jax.Array, t: jax.Array, condition: Any) -> jax.Array:
-        given = shards.own(merge(x))
-        out = network(params, given, merge(t), jax.tree.map(merge, condition))
-        out = shards.joined(out)
-        return out.reshape(rows, -1, *out.shape[1:])
+        return shards.joined(network(params, shards.own(x, 2), t, condition), 2)
 
     mesh = sharding.current_mesh()
     if mesh is None:
-        return local(params, x, t, condition)
-    split, layout = shards.lay_out(samples, x.shape[2], mesh)
+        return network(params, x, t, condition)
+    split, layout = shards.lay_out(*x.shape[1:3], mesh)
 
     def specs(mesh: AbstractMesh) -> tuple[Any, Any]:
         spec = P(None, split)

@@ -73,7 +73,9 @@ def predict(params: Params, cfg: Config, x: jax.Array, t: jax.Array, prompt: Pro
     unet = UNet(cfg.stage.unet, cfg.dtype, cfg.remat)
 
     def network(params: Params, x: jax.Array, t: jax.Array, prompt: Prompt) -> jax.Array:
-        return unet.apply({"params": params}, x, t, Context(prompt.text), **prompt.added)
+        x, t, prompt = jax.tree.map(lambda leaf: leaf[0], (x, t, prompt))
+        out = unet.apply({"params": params}, x, t, Context(prompt.text), **prompt.added)
+        return out[None]
 
     row = jax.tree.map(lambda leaf: leaf[None], (t, prompt))
     return denoise(network, params["spatial"], x[None, :, None], *row)[0, :, 0]

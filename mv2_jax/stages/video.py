@@ -201,10 +201,12 @@ def predict(
     networks = {"unet": unet, "control": params["control"]}
 
     def network(networks: Params, x: jax.Array, t: jax.Array, given: Condition) -> jax.Array:
+        x, t, given = jax.tree.map(lambda leaf: leaf[0], (x, t, given))
         residuals = _residuals(networks, cfg, x, t, given)
         context = Context(given.text, given.tokens, given.image_scale)
         unet, own = UNet(cfg.stage.unet, cfg.dtype, cfg.remat), {"params": networks["unet"]}
-        return unet.apply(own, x, t, context, residuals=residuals, **given.added)
+        out = unet.apply(own, x, t, context, residuals=residuals, **given.added)
+        return out[None]
 
     row = jax.tree.map(lambda leaf: leaf[None], (x, t, condition))
     return denoise(network, networks, *row)[0]
