@@ -297,6 +297,26 @@ def to_frames(x: jax.Array, positions: int) -> jax.Array:
     return x[:, :, :positions]
 
 
+def parts(*sizes: int) -> int:
+    """Over how many devices of the tensor axis heads or an inner width are split: all, or 1 where
+    they do not divide all of `sizes`.
+
+    The layer into it makes a device's part of the width, the layer out of it sums over devices
+    (Megatron-LM, arXiv 1909.08053).
+    """
+    devices = count("tensor")
+    return 1 if any(size % devices for size in sizes) else devices
+
+
+def summed(product: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """A product over a part of a width, summed over the devices that hold the other parts."""
+
+    def run(*args: Any, **kwargs: Any) -> jax.Array:
+        return lax.psum(product(*args, **kwargs), "tensor")
+
+    return run
+
+
 def parameter(value: jax.Array, path: str, shape: Sequence[int]) -> jax.Array:
     """A parameter as its layer declares it, from this device's share of it.
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from mv2_jax import shards
 from mv2_jax.config import TextConfig, VisionConfig, nearest
 from mv2_jax.nn.attention import attend
 from mv2_jax.nn.layers import Dtype, LayerNorm, dense
@@ -38,13 +39,14 @@ class SelfAttention(nn.Module):
         width = x.shape[-1]
         if width % self.heads:
             raise ValueError(f"width {width} does not divide into {self.heads} heads")
-        shape = (*x.shape[:-1], self.heads, width // self.heads)
+        parts = shards.parts(self.heads)
+        shape = (*x.shape[:-1], self.heads // parts, width // self.heads)
         q, k, v = (
-            dense(width, name=f"{letter}_proj", dtype=self.dtype)(x).reshape(shape)
+            dense(width // parts, name=f"{letter}_proj", dtype=self.dtype)(x).reshape(shape)
             for letter in "qkv"
         )
-        out = attend(q, k, v, causal=self.causal).reshape(x.shape)
-        return dense(width, name="out_proj", dtype=self.dtype)(out)
+        out = attend(q, k, v, causal=self.causal).reshape(*x.shape[:-1], width // parts)
+        return dense(width, name="out_proj", dtype=self.dtype, summed=parts > 1)(out)
 
 
 class MLP(nn.Module):
@@ -59,9 +61,10 @@ class MLP(nn.Module):
         if self.activation not in _ACTIVATIONS:
             hint = nearest(self.activation, _ACTIVATIONS)
             raise ValueError(f"unknown CLIP activation {self.activation!r}{hint}")
-        hidden = dense(self.width, name="fc1", dtype=self.dtype)(x)
+        parts = shards.parts(self.width)
+        hidden = dense(self.width // parts, name="fc1", dtype=self.dtype)(x)
         hidden = _ACTIVATIONS[self.activation](hidden)
-        return dense(x.shape[-1], name="fc2", dtype=self.dtype)(hidden)
+        return dense(x.shape[-1], name="fc2", dtype=self.dtype, summed=parts > 1)(hidden)
 
 
 class EncoderLayer(nn.Module):

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from mv2_jax import shards
 from mv2_jax.config import ImageProjectionConfig, nearest
 from mv2_jax.models.clip_vision import VisionOutput
 from mv2_jax.nn.attention import attend
@@ -34,13 +35,16 @@ class ResamplerAttention(nn.Module):
 
     @nn.compact
     def __call__(self, queries: jax.Array, source: jax.Array) -> jax.Array:
+        parts = shards.parts(self.heads)
+        heads, width = self.heads // parts, self.heads * self.head_width // parts
+
         def project(name: str, x: jax.Array) -> jax.Array:
-            x = dense(self.heads * self.head_width, name=name, dtype=self.dtype, bias=False)(x)
-            return x.reshape(*x.shape[:-1], self.heads, self.head_width)
+            x = dense(width, name=name, dtype=self.dtype, bias=False)(x)
+            return x.reshape(*x.shape[:-1], heads, self.head_width)
 
         out = attend(project("to_q", queries), project("to_k", source), project("to_v", source))
-        out = out.reshape(*out.shape[:-2], self.heads * self.head_width)
-        return dense(queries.shape[-1], name="to_out_0", dtype=self.dtype, bias=False)(out)
+        out, last = out.reshape(*out.shape[:-2], width), queries.shape[-1]
+        return dense(last, name="to_out_0", dtype=self.dtype, bias=False, summed=parts > 1)(out)
 
 
 class ResamplerMLP(nn.Module):
@@ -52,8 +56,9 @@ class ResamplerMLP(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         # Named as diffusers' FeedForward, whose first step is a module that holds its linear.
-        hidden = _Inner(self.width, self.dtype, name="net_0")(x)
-        return dense(x.shape[-1], name="net_2", dtype=self.dtype, bias=False)(hidden)
+        parts, last = shards.parts(self.width), x.shape[-1]
+        hidden = _Inner(self.width // parts, self.dtype, name="net_0")(x)
+        return dense(last, name="net_2", dtype=self.dtype, bias=False, summed=parts > 1)(hidden)
 
 
 class _Inner(nn.Module):

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from mv2_jax import shards
 from mv2_jax.config import VAEConfig
 from mv2_jax.nn.attention import attend
 from mv2_jax.nn.layers import Dtype, GroupNorm, conv, dense, depth_to_space, space_to_depth
@@ -30,12 +31,15 @@ class PlaneAttention(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         b, h, w, c = x.shape
         y = GroupNorm(self.groups, EPS, name="group_norm")(x).reshape(b, h * w, c)
+        tokens = shards.layout().tokens
+        y = shards.share(y, tokens, 1)
         q, k, v = (
             dense(c, name=name, dtype=self.dtype)(y)[:, :, None]
             for name in ("to_q", "to_k", "to_v")
         )
+        k, v = (shards.join(each, tokens, 1, h * w) for each in (k, v))
         y = dense(c, name="to_out_0", dtype=self.dtype)(attend(q, k, v)[:, :, 0])
-        return x + y.reshape(b, h, w, c)
+        return x + shards.join(y, tokens, 1, h * w).reshape(b, h, w, c)
 
 
 class MidBlock(nn.Module):

@@ -127,6 +127,14 @@ def _rounds_twice(dtype: Dtype) -> bool:
     return jnp.dtype(dtype).itemsize < 4 and sharding.platform() == "cpu"
 
 
+def _product(plain: Callable[..., jax.Array], wide: bool, summed: bool) -> dict[str, Any]:
+    """Flax's argument for a layer's product, where it is not the plain one."""
+    made = _wide(plain) if wide else plain
+    if summed:
+        made = shards.summed(made)
+    return {} if made is plain else {plain.__name__: made}
+
+
 def conv(
     features: int,
     kernel: int = 3,
@@ -136,30 +144,38 @@ def conv(
     name: str,
     dtype: Dtype,
     zero: bool = False,
+    summed: bool = False,
 ) -> Conv:
     """A 2-D convolution with torch's explicit padding (before, after) on both axes.
 
     XLA's "SAME" pads strided convolutions differently from torch, so it is never used.
-    `zero` starts it at zero, for branches that must begin as the identity.
+    `zero` starts it at zero, for branches that must begin as the identity. `summed`: x holds a part
+    of the channels on each device of the tensor axis (`shards.parts`).
     """
     pad = (kernel // 2, kernel // 2) if padding is None else padding
     init = nn.initializers.zeros if zero else nn.initializers.lecun_normal()
     form = (features, (kernel, kernel), stride, (pad, pad))
-    more: dict[str, Any] = dict(dtype=dtype, kernel_init=init, name=name)
-    if _rounds_twice(dtype):
-        more["conv_general_dilated"] = _wide(jax.lax.conv_general_dilated)
-    return Conv(*form, **more)
+    product = _product(jax.lax.conv_general_dilated, _rounds_twice(dtype), summed)
+    return Conv(*form, dtype=dtype, kernel_init=init, name=name, **product)
 
 
 def dense(
-    features: int, *, name: str, dtype: Dtype, bias: bool = True, zero: bool = False
+    features: int,
+    *,
+    name: str,
+    dtype: Dtype,
+    bias: bool = True,
+    zero: bool = False,
+    summed: bool = False,
+    kind: type[Dense] = Dense,
 ) -> Dense:
-    """A linear layer; `zero` starts it at zero, so that its branch begins as the identity."""
+    """A linear layer; `zero` starts it at zero, so that its branch begins as the identity.
+
+    `summed`: x holds a part of its width on each device of the tensor axis (`shards.parts`).
+    """
     init = nn.initializers.zeros if zero else nn.initializers.lecun_normal()
-    more: dict[str, Any] = dict(use_bias=bias, dtype=dtype, kernel_init=init, name=name)
-    if bias and _rounds_twice(dtype):
-        more["dot_general"] = _wide(jax.lax.dot_general)
-    return Dense(features, **more)
+    product = _product(jax.lax.dot_general, bias and _rounds_twice(dtype), summed)
+    return kind(features, use_bias=bias, dtype=dtype, kernel_init=init, name=name, **product)
 
 
 def sinusoid(positions: jax.Array, width: int) -> jax.Array:
@@ -184,15 +200,32 @@ class EmbeddingMLP(nn.Module):
         return dense(self.width, name="linear_2", dtype=self.dtype)(nn.silu(x))
 
 
+class _Halves(Dense):
+    """Two layers side by side, of which a device of the tensor axis makes the same part of each."""
+
+    def param(self, name: str, init: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        *lead, width = args[0]
+        whole = (*lead, width * shards.count("tensor"))
+        whole = super().param(name, init, whole, *args[1:], **kwargs)
+        own = shards.share(whole.reshape(*lead, 2, -1), ("tensor",), len(lead) + 1)
+        return own.reshape(*lead, width)
+
+
 class GEGLU(nn.Module):
-    """Linear to twice the width, one half gating the other through the exact (erf) gelu."""
+    """Linear to twice the width, one half gating the other through the exact (erf) gelu.
+
+    x [..., C] -> [..., width], or the device's part of it.
+    """
 
     width: int
     dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        value, gate = jnp.split(dense(2 * self.width, name="proj", dtype=self.dtype)(x), 2, axis=-1)
+        width = 2 * self.width // shards.parts(self.width)
+        kind = Dense if width == 2 * self.width else _Halves
+        both = dense(width, name="proj", dtype=self.dtype, kind=kind)(x)
+        value, gate = jnp.split(both, 2, axis=-1)
         return value * nn.gelu(gate, approximate=False)
 
 
@@ -205,8 +238,10 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         width = x.shape[-1]
-        x = GEGLU(self.ratio * width, self.dtype, name="net_0")(x)
-        return dense(width, name="net_2", dtype=self.dtype)(x)
+        inner = self.ratio * width
+        x = GEGLU(inner, self.dtype, name="net_0")(x)
+        summed = shards.parts(inner) > 1
+        return dense(width, name="net_2", dtype=self.dtype, summed=summed)(x)
 
 
 class Attention(nn.Module):
@@ -215,6 +250,8 @@ class Attention(nn.Module):
     With `image_context` [B, Li, Cc] it is IP-Adapter's decoupled cross-attention (arXiv
     2308.06721): text attention + image_scale * image attention, sharing the query. The image
     projections are parameters of the `image_attn` tree. `image_scale` is a scalar or [B].
+
+    `length`: a plane has so many tokens, of which x holds this device's (`shards.Layout.tokens`).
     """
 
     heads: int
@@ -229,18 +266,23 @@ class Attention(nn.Module):
         context: jax.Array | None = None,
         image_context: jax.Array | None = None,
         image_scale: jax.Array | float = 1.0,
+        length: int | None = None,
     ) -> jax.Array:
         width = x.shape[-1]
         if width % self.heads:
             raise ValueError(f"width {width} does not divide into {self.heads} heads")
         source = x if context is None else context.astype(x.dtype)
 
-        def project(name: str, y: jax.Array) -> jax.Array:
-            y = dense(width, name=name, dtype=self.dtype, bias=self.qkv_bias)(y)
-            return y.reshape(*y.shape[:-1], self.heads, width // self.heads)
+        parts = shards.parts(self.heads)
 
-        query = project("to_q", x)
-        out = attend(query, project("to_k", source), project("to_v", source))
+        def project(name: str, y: jax.Array) -> jax.Array:
+            y = dense(width // parts, name=name, dtype=self.dtype, bias=self.qkv_bias)(y)
+            return y.reshape(*y.shape[:-1], self.heads // parts, width // self.heads)
+
+        query, key, value = project("to_q", x), project("to_k", source), project("to_v", source)
+        if length is not None:
+            key, value = (shards.join(y, shards.layout().tokens, 1, length) for y in (key, value))
+        out = attend(query, key, value)
         if self.image_tokens:
             if image_context is None:
                 raise ValueError(
@@ -251,8 +293,8 @@ class Attention(nn.Module):
             extra = attend(query, project("to_k_ip", image), project("to_v_ip", image))
             scale = jnp.asarray(image_scale, out.dtype)
             out = out + scale.reshape(scale.shape + (1,) * (out.ndim - scale.ndim)) * extra
-        out = out.reshape(*out.shape[:-2], width)
-        return dense(width, name="to_out_0", dtype=self.dtype)(out)
+        out = out.reshape(*out.shape[:-2], width // parts)
+        return dense(width, name="to_out_0", dtype=self.dtype, summed=parts > 1)(out)
 
 
 def space_to_depth(x: jax.Array, patch: int) -> jax.Array:

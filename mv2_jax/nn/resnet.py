@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from mv2_jax import shards
 from mv2_jax.nn.layers import Dtype, GroupNorm, conv, dense
 
 
@@ -27,13 +28,15 @@ class ResnetBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, temb: jax.Array | None = None) -> jax.Array:
+        parts = shards.parts(self.features, self.groups)
+        inner, summed = self.features // parts, parts > 1
         h = nn.silu(GroupNorm(self.groups, self.eps, self.frames, name="norm1")(x))
-        h = conv(self.features, name="conv1", dtype=self.dtype)(h)
+        h = conv(inner, name="conv1", dtype=self.dtype)(h)
         if temb is not None:
-            shift = dense(self.features, name="time_emb_proj", dtype=self.dtype)(nn.silu(temb))
+            shift = dense(inner, name="time_emb_proj", dtype=self.dtype)(nn.silu(temb))
             h = h + shift[:, None, None]
-        h = nn.silu(GroupNorm(self.groups, self.eps, self.frames, name="norm2")(h))
-        h = conv(self.features, name="conv2", dtype=self.dtype, zero=self.zero)(h)
+        h = nn.silu(GroupNorm(self.groups // parts, self.eps, self.frames, name="norm2")(h))
+        h = conv(self.features, name="conv2", dtype=self.dtype, zero=self.zero, summed=summed)(h)
         if x.shape[-1] != self.features:
             x = conv(self.features, 1, name="conv_shortcut", dtype=self.dtype)(x)
         return x.astype(h.dtype) + h

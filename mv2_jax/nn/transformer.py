@@ -6,6 +6,7 @@ import flax.struct
 import jax
 from flax import linen as nn
 
+from mv2_jax import shards
 from mv2_jax.nn.layers import Attention, Dtype, FeedForward, GroupNorm, LayerNorm, dense
 
 
@@ -24,25 +25,28 @@ class Context:
 
 
 class TransformerLayer(nn.Module):
-    """x [B*T, L, C] -> the same: attn1 (self), attn2 (cross), ff, each residual after a norm."""
+    """x [B*T, L, C] -> the same: attn1 (self), attn2 (cross), ff, each residual after a norm.
+
+    `length`: of a plane's so many tokens x holds this device's.
+    """
 
     heads: int
     image_tokens: bool
     dtype: Dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array, context: Context) -> jax.Array:
-        frames, length, width = x.shape
+    def __call__(self, x: jax.Array, context: Context, length: int) -> jax.Array:
+        frames, here, width = x.shape
         samples = context.text.shape[0]
         y = LayerNorm(name="norm1")(x)
-        x = x + Attention(self.heads, self.dtype, name="attn1")(y)
+        x = x + Attention(self.heads, self.dtype, name="attn1")(y, length=length)
         # Cross-attention treats every query alone: all frames of a sample can query one set of
         # keys, so keys and values are computed once a sample and not once a frame.
-        y = LayerNorm(name="norm2")(x).reshape(samples, frames // samples * length, width)
+        y = LayerNorm(name="norm2")(x).reshape(samples, frames // samples * here, width)
         y = Attention(self.heads, self.dtype, image_tokens=self.image_tokens, name="attn2")(
             y, context.text, context.image, context.image_scale
         )
-        x = x + y.reshape(frames, length, width)
+        x = x + y.reshape(frames, here, width)
         return x + FeedForward(dtype=self.dtype, name="ff")(LayerNorm(name="norm3")(x))
 
 
@@ -63,10 +67,12 @@ class SpatialTransformer(nn.Module):
     def __call__(self, x: jax.Array, context: Context) -> jax.Array:
         b, h, w, c = x.shape
         y = GroupNorm(self.groups, 1e-6, name="norm")(x).reshape(b, h * w, c)
+        tokens = shards.layout().tokens
+        y = shards.share(y, tokens, 1)
         y = dense(c, name="proj_in", dtype=self.dtype)(y)
         for k in range(self.layers):
             y = TransformerLayer(
                 self.heads, self.image_tokens, self.dtype, name=f"transformer_blocks_{k}"
-            )(y, context)
+            )(y, context, h * w)
         y = dense(c, name="proj_out", dtype=self.dtype, zero=True)(y)
-        return x + y.reshape(b, h, w, c)
+        return x + shards.join(y, tokens, 1, h * w).reshape(b, h, w, c)
