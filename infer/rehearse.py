@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -17,6 +17,8 @@ from mv2_jax.configs import presets
 from mv2_jax.errors import InputError
 
 if TYPE_CHECKING:
+    import jax
+
     from mv2_jax.cascade import Cascade
 
 STAGES = ("t2i", "i2v", "v2v", "vfi")
@@ -113,17 +115,11 @@ def rehearse(preset: Any, stages: Sequence[str], steps: int, dtype: str) -> Iter
         tree = random_params(shapes(preset, stage), dtype)
         report = Report(stage, trees.count(tree) / 1e6)
         four = build(preset, tree, dtype)
-        common = {"keys": key, "steps": steps, "progress": report.progress}
+        numbers = {} if stage == "vfi" else {"keys": key, "steps": steps}
+        if stage == "v2v":
+            numbers["strength"] = 1.0
         began = time.monotonic()
-        if stage == "t2i":
-            out = four.t2i([PROMPT], **common)
-        elif stage == "i2v":
-            out = four.i2v([PROMPT], given["t2i"], **common)
-        elif stage == "v2v":
-            out = four.v2v([PROMPT], given["t2i"], given["i2v"], strength=1.0, **common)
-        else:
-            times = int(preset.DEFAULTS["vfi"]["between"]) + 1
-            out = four.vfi(given["v2v"], times, progress=report.progress)
+        out = run(four, preset, stage, given, progress=report.progress, **numbers)
         given[stage] = np.asarray(jax.block_until_ready(out))
         report.running = time.monotonic() - began - report.compiling
         report.made, report.peak = given[stage].shape, peak()
@@ -131,6 +127,24 @@ def rehearse(preset: Any, stages: Sequence[str], steps: int, dtype: str) -> Iter
             raise RuntimeError(f"{stage} made numbers that are not finite")
         del tree, four, out
         yield report
+
+
+def run(
+    four: Cascade, preset: Any, stage: str, given: Mapping[str, Any], **numbers: Any
+) -> jax.Array:
+    """One stage of a cascade that `build` made: what it makes, as pixels.
+
+    Args:
+        given: what the stages before it made, by their names.
+        numbers: of the stage's method, its keys and progress among them.
+    """
+    if stage == "t2i":
+        return four.t2i([PROMPT], **numbers)
+    if stage == "i2v":
+        return four.i2v([PROMPT], given["t2i"], **numbers)
+    if stage == "v2v":
+        return four.v2v([PROMPT], given["t2i"], given["i2v"], **numbers)
+    return four.vfi(given["v2v"], int(preset.DEFAULTS["vfi"]["between"]) + 1, **numbers)
 
 
 def build(preset: Any, params: dict[str, Any], dtype: Any) -> Cascade:
