@@ -220,4 +220,4 @@ def _try(bench: Bench, one: Timed, use: Callable[[Any], Any]) -> Any:
     return None
 
 
-PART = Part("c", "attention at the cascade's shapes", 70, plan, run)
+PART = Part("c", "attention at the cascade's shapes", 45, plan, run)

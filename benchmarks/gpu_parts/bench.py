@@ -120,6 +120,7 @@ class Bench:
             "MFU %": self.mfu(job.flops, took),
             "GiB": job.bytes / 2**30,
             "compiling s": job.seconds,
+            "compiling beside": self.compiler.busy,
         }
 
 

@@ -118,15 +118,16 @@ def _arm(bench: Bench, one: Planned, four: Any, part: str, which: str) -> None:
     """Runs the four stages of one arm and adds their rows and the sum."""
     given, rows = {}, []
     for stage in rehearse.STAGES:
+        began, out = time.monotonic(), None
         try:
             out = rehearse.run(four, one.preset, stage, given, **one.arm.numbers(stage))
-        except jobs.Late:
-            if calls := one.staged.take():
-                row = {**_row(bench, one, stage, calls), "how": "cut before its end"}
+            given[stage] = jax.block_until_ready(out)
+        finally:
+            calls, waited = one.staged.take()
+            row = _row(bench, one, stage, calls, time.monotonic() - began - waited)
+            if out is None:
+                row["how"] = "cut before its end"
                 bench.results.row(part, arm=one.arm.name, run=which, **row)
-            raise
-        given[stage] = jax.block_until_ready(out)
-        row = _row(bench, one, stage, one.staged.take())
         row["finite"] = bool(np.isfinite(np.asarray(jnp.sum(out))))
         rows.append(row)
         bench.results.row(part, arm=one.arm.name, run=which, **row)
@@ -145,12 +146,18 @@ def _arm(bench: Bench, one: Planned, four: Any, part: str, which: str) -> None:
     )
 
 
-def _row(bench: Bench, one: Planned, stage: str, calls: list[jobs.Call]) -> dict[str, Any]:
-    """A stage's cells; a chain that was cut is scaled from the steps that it made."""
+def _row(
+    bench: Bench, one: Planned, stage: str, calls: list[jobs.Call], seconds: float
+) -> dict[str, Any]:
+    """A stage's cells; a chain that was cut is scaled from the steps that it made.
+
+    Args:
+        seconds: the stage took, without waiting for programs.
+    """
     chain = [call for call in calls if call.steps]
     left_out = any(call.left_out for call in calls)
-    seconds, flops = (sum(getattr(call, name) for call in calls) for name in ("seconds", "flops"))
-    how, step = "measured whole", None
+    flops = sum(call.flops for call in calls)
+    how, step, missing = "measured whole", None, 0.0
     if chain:
         steps = sum(call.steps for call in chain)
         # The first group of steps loads the kernels; the others show the pace.
@@ -160,22 +167,22 @@ def _row(bench: Bench, one: Planned, stage: str, calls: list[jobs.Call]) -> dict
         asked = one.arm.refine or asked if stage == "v2v" else asked
         if left_out:
             how = f"measured {steps} steps, scaled to {asked}"
-            seconds += (asked - steps) * step
-            each = sum(call.flops for call in chain) / steps
-            flops += (asked - steps) * each
+            flops += (asked - steps) * sum(call.flops for call in chain) / steps
+            missing = (asked - steps) * step
     jobs_of = [job for job in one.staged.jobs if job.name.startswith(f"{stage} ") and job.runs]
-    rest = sum(call.seconds for call in calls if not call.steps)
+    rest = seconds - sum(call.seconds for call in chain)
     return {
         "stage": stage,
-        "seconds": seconds,
+        "seconds": seconds + missing,
         "how": how,
         "s a step": step,
         "s besides steps": rest,
         "PFLOP": flops / 1e15,
-        "MFU %": bench.mfu(flops, seconds),
+        "MFU %": bench.mfu(flops, seconds + missing),
         "largest program GiB": max((job.bytes for job in jobs_of), default=0) / 2**30,
         "peak GiB so far": rehearse.peak() / 2**30,
         "compiling s, longest": max((job.seconds for job in jobs_of), default=0.0),
+        "compiling beside": bench.compiler.busy,
     }
 
 
@@ -188,10 +195,12 @@ def again(bench: Bench, planned: None) -> None:
 
     They compile now and not from the start, because the search would disturb what is measured.
     """
+    if bench.left < 60:
+        raise jobs.Late(f"{bench.left:.0f} s were left, and compiling alone takes more")
     options = TUNED if jax.default_backend() == "gpu" else None
     bench.results.remark("f", f"compiled with {options}, on top of the run's flags")
     run(bench, plan(bench, ARMS[1:2], options), "f")
 
 
 TUNED_PART = Part("f", "`paper` with XLA trying algorithms", 240, lambda bench: None, again)
-PART = Part("a", "cascades end to end, bf16, random weights", 240, plan, run)
+PART = Part("a", "cascades end to end, bf16, random weights", 170, plan, run)

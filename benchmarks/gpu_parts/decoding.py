@@ -59,4 +59,4 @@ def run(bench: Bench, planned: dict[str, tuple[jobs.Job, tuple[Any, ...]]]) -> N
             bench.results.remark("d", str(late))
 
 
-PART = Part("d", "decoding and interpolation at the paper's size", 40, plan, run)
+PART = Part("d", "decoding and interpolation at the paper's size", 25, plan, run)

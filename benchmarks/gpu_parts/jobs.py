@@ -67,7 +67,6 @@ class Compiler:
         self._pool = ThreadPoolExecutor(threads, "compile")
         self._jobs: dict[Any, Job] = {}
         self._lock = threading.Lock()
-        self.busy = 0
 
     def job(
         self,
@@ -97,12 +96,13 @@ class Compiler:
 
     def _compile(self, traced: Any, options: dict[str, Any] | None) -> tuple[Any, float]:
         began = time.monotonic()
-        self.busy += 1
-        try:
-            compiled = traced.lower().compile(compiler_options=options)
-        finally:
-            self.busy -= 1
+        compiled = traced.lower().compile(compiler_options=options)
         return compiled, time.monotonic() - began
+
+    @property
+    def busy(self) -> int:
+        """How many programs are being compiled, or wait for it."""
+        return sum(not job.future.done() for job in list(self._jobs.values()))
 
     def stop(self) -> None:
         """Drops what has not begun to compile."""
@@ -163,6 +163,7 @@ class Staged:
         self.planning = True
         self.jobs: list[Job] = []
         self.calls: list[Call] = []
+        self.waited = 0.0  # seconds, for programs that were not there yet
 
     def __call__(self, stage: str, function: Any, *args: Any, progress: Any = None, **static: Any):
         label = f"{stage} {getattr(function, '__name__', 'program').strip('_')}"
@@ -175,8 +176,10 @@ class Staged:
         if late and id(job) in self._last and before is not None:
             self.calls.append(Call(label, 0.0, 0.0, 0, left_out=_steps(static)))
             return self._last[id(job)]
+        asked = time.monotonic()
         program = job.program(self._until())
         began = time.monotonic()
+        self.waited += began - asked
         out = jax.block_until_ready(program(*args))
         took, share, steps = time.monotonic() - began, 1.0, 0
         if before is not None:  # past a chain's end its program runs idle
@@ -187,9 +190,10 @@ class Staged:
         self.calls.append(Call(label, took, job.flops * share, steps))
         return out
 
-    def take(self) -> list[Call]:
-        """The calls since the last time."""
-        taken, self.calls, self._last = self.calls, [], {}
+    def take(self) -> tuple[list[Call], float]:
+        """The calls since the last time, and the seconds that they waited for their programs."""
+        taken = self.calls, self.waited
+        self.calls, self.waited, self._last = [], 0.0, {}
         return taken
 
 

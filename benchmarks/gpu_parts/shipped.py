@@ -81,4 +81,4 @@ def _cache(bench: Bench) -> Path:
     return bench.cache / "shipped"
 
 
-PART = Part("a0", "the shipped cascade's video, `mv2 generate`", 200, start, measure)
+PART = Part("a0", "the shipped cascade's video, `mv2 generate`", 150, start, measure)

@@ -108,4 +108,4 @@ def run(bench: Bench, planned: Planned) -> None:
     )
 
 
-PART = Part("e", "a training step of I2V", 60, plan, run)
+PART = Part("e", "a training step of I2V", 40, plan, run)

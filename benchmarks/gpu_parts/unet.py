@@ -164,4 +164,4 @@ def _arrays(bench: Bench, args: tuple[Any, ...]) -> tuple[Any, ...]:
     return params, noise(x), jax.device_put(np.array([681, 681], np.int32)), noise(text)
 
 
-PART = Part("b", "one step of the video UNet beside diffusers'", 90, plan, run)
+PART = Part("b", "one step of the video UNet beside diffusers'", 80, plan, run)

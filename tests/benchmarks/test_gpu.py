@@ -119,17 +119,18 @@ def test_a_chain_is_planned_run_and_cut(load):
     staged = jobs.Staged(jobs.Compiler(1), lambda: ends[0])
     matrix = jnp.eye(2) * 2
     planned = chain(staged, matrix)
-    assert (np.asarray(planned.x) == 0).all() and not staged.take()
+    assert (np.asarray(planned.x) == 0).all() and staged.take() == ([], 0.0)
     staged.planning = False
     assert chain(staged, matrix).x[0, 0] == 8
-    calls = staged.take()
+    calls, waited = staged.take()
+    assert waited > 0  # for the compiler
     assert [call.steps for call in calls] == [4, 4, 2] and len(staged.jobs) == 1
     assert [call.flops for call in calls] == [16, 16, 8]  # idle steps do no work
     # Once its time is up, the chain stands where it was.
     state = staged("t2i", advance, matrix, planned._replace(x=jnp.ones((2, 2))), steps=10, k=4)
     ends[0] = time.monotonic() - 1
     assert staged("t2i", advance, matrix, state, steps=10, k=4) is state
-    assert [call.left_out for call in staged.take()] == [0, 4]
+    assert [call.left_out for call in staged.take()[0]] == [0, 4]
     other = jax.jit(lambda x: x + 1)
     with pytest.raises(jobs.Late, match="was not compiled in time"):
         jobs.Job("a program", 0.0, None, jobs.Future()).program(ends[0])
@@ -142,21 +143,22 @@ def test_a_cut_chain_is_scaled_and_says_so(load):
     cascades, jobs = load("cascades"), load("jobs")
     arm = cascades.Arm("sd15", (25, 25, 25), 8, 2)
     planned = cascades.Planned(arm, None, {}, jobs.Staged(None, lambda: 0.0))
-    bench = load("bench").Bench(None, None, None, None, True, None, 0.0, peak=1.0)
+    bench = load("bench").Bench(None, jobs.Compiler(1), None, None, True, None, 0.0, peak=1.0)
     calls = [
         jobs.Call("i2v condition", 0.5, 1e12, 0),
         jobs.Call("i2v advance", 2.0, 5e12, 5),
         jobs.Call("i2v advance", 1.0, 5e12, 5),
         jobs.Call("i2v advance", 0.0, 0.0, 0, left_out=5),
     ]
-    row = cascades._row(bench, planned, "i2v", calls)
+    row = cascades._row(bench, planned, "i2v", calls, 3.6)
     assert row["how"] == "measured 10 steps, scaled to 25"
     # What ran, and fifteen steps at the pace of those after the first, which load the kernels.
-    assert row["seconds"] == pytest.approx(3.5 + 15 * 0.2)
+    assert row["seconds"] == pytest.approx(3.6 + 15 * 0.2)
     assert row["PFLOP"] == pytest.approx((11 + 15) / 1e3)
-    assert row["MFU %"] == pytest.approx(100 * 26 / 6.5)
-    whole = cascades._row(bench, planned, "i2v", calls[:3])
-    assert whole["how"] == "measured whole" and whole["seconds"] == pytest.approx(3.5)
+    assert row["MFU %"] == pytest.approx(100 * 26 / 6.6)
+    whole = cascades._row(bench, planned, "i2v", calls[:3], 3.6)
+    assert whole["how"] == "measured whole" and whole["seconds"] == pytest.approx(3.6)
+    assert whole["s besides steps"] == pytest.approx(0.6)
 
 
 def test_results_lie_on_disk_at_once(load, tmp_path):
