@@ -20,8 +20,9 @@ from mv2_jax.config import ScheduleConfig, StageConfig, UNetConfig
 from mv2_jax.configs import few_steps, presets
 from mv2_jax.convert import fitting, loras, pieces, schedules, sources
 from mv2_jax.convert.checkpoint import Checkpoint, open_checkpoint
+from mv2_jax.convert.kinds import interpolator
+from mv2_jax.convert.kinds import vae as vaes
 from mv2_jax.convert.pieces import Piece
-from mv2_jax.convert.recognise import SCALING_SDXL
 from mv2_jax.convert.tables import motion as motion_table
 from mv2_jax.errors import InputError
 from mv2_jax.text import CLIPTokenizer
@@ -60,7 +61,8 @@ class Wanted:
     `sizes`, (height, width) in pixels by stage, and `frames` do not. `few_steps`: a key of
     `configs.few_steps.FEW_STEPS`, for motion modules distilled to few steps; `t2i_few_steps`: one
     of `PICTURE_STEPS`, or "none", for T2I. `sampled` and `t2i_sampled` say of the UNet's and of
-    T2I's own checkpoint what they do not say, or say wrongly.
+    T2I's own checkpoint what they do not say, or say wrongly. `vfi`: an interpolator's file.
+    `ignore`: patterns ("first_stage_model.loss.*") of tensors that are left out of every source.
     """
 
     unet: str
@@ -84,6 +86,8 @@ class Wanted:
     t2i_few_steps: str | None = None
     sampled: schedules.Override = schedules.Override()
     t2i_sampled: schedules.Override = schedules.Override()
+    vfi: str | None = None
+    ignore: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -118,7 +122,7 @@ def assemble(wanted: Wanted) -> Built:
         InputError: a source that is not there, is damaged, holds something else, or does not fit
             the others.
     """
-    opened = functools.cache(lambda asked: open_checkpoint(asked, wanted.variant))
+    opened = functools.cache(lambda asked: open_checkpoint(asked, wanted.variant, wanted.ignore))
     base = opened(wanted.unet)
     built = {"spatial": pieces.plain(base.one("unet"))}
     unet = built["spatial"].config
@@ -148,6 +152,9 @@ def assemble(wanted: Wanted) -> Built:
         built["control"] = pieces.plain(
             opened(wanted.controlnet).one("controlnet", "sparse_control")
         )
+    if wanted.vfi:
+        between = pieces.plain(opened(wanted.vfi).one("interpolator"))
+        built[interpolator.component(between.config)] = between
     picture = base
     if wanted.t2i:
         picture = opened(wanted.t2i)
@@ -246,11 +253,9 @@ def _vae(source: Checkpoint, unet: UNetConfig, *, alone: bool) -> Piece:
     vae = source.one("vae")
     if alone and unet.pooled_width and "scaling_factor" not in vae.settings:
         # A bare file does not say whose VAE it is; beside SDXL's UNet it is SDXL's.
-        config = dataclasses.replace(vae.part.config, scaling_factor=SCALING_SDXL)
-        title = f"a VAE (latents scaled by {SCALING_SDXL:g})"
-        vae = dataclasses.replace(
-            vae, part=dataclasses.replace(vae.part, config=config, title=title)
-        )
+        config = dataclasses.replace(vae.part.config, scaling_factor=vaes.SCALING_SDXL)
+        part = dataclasses.replace(vae.part, config=config, title=vaes.title(config))
+        vae = dataclasses.replace(vae, part=part)
     return pieces.plain(vae)
 
 
@@ -367,6 +372,7 @@ def _asked(wanted: Wanted) -> dict[str, Any]:
         "few_steps": wanted.few_steps,
         "t2i_few_steps": wanted.t2i_few_steps,
         "t2i": wanted.t2i is not None,
+        "ignore": list(wanted.ignore),
         "sampled": {k: v for k, v in dataclasses.asdict(wanted.sampled).items() if v},
         "t2i_sampled": {k: v for k, v in dataclasses.asdict(wanted.t2i_sampled).items() if v},
     }

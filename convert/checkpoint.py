@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mv2_jax.convert import hub, sources
-from mv2_jax.convert.recognise import KINDS, MARKS, Part, recognise
+from mv2_jax.convert import hub, kinds, sources
+from mv2_jax.convert.kind import Part
+from mv2_jax.convert.recognise import MARKS, recognise
 from mv2_jax.errors import InputError
 
 _SETTINGS = ("config.json", "adapter_config.json")
@@ -47,30 +48,33 @@ class Checkpoint:
     metadata: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def all(self, kind: str) -> list[Found]:
-        """Its networks of a kind (a key of `recognise.KINDS`)."""
+        """Its networks of a kind (a key of `kinds.KINDS`)."""
         return [found for found in self.found if found.part.kind == kind]
 
-    def one(self, *kinds: str) -> Found:
+    def one(self, *wanted: str) -> Found:
         """Its only network of these kinds.
 
         Raises:
             InputError: it holds none, or several; the message says what it does hold.
         """
-        hits = [found for kind in kinds for found in self.all(kind)]
+        hits = [found for kind in wanted for found in self.all(kind)]
         if len(hits) == 1:
             return hits[0]
         held = " and ".join(found.part.title for found in self.found)
-        wanted = " or ".join(KINDS[kind] for kind in kinds)
+        titles = " or ".join(kinds.get(kind).title for kind in wanted)
         if hits:
             raise InputError(f"{self.asked} holds several: {held}; name the file of one")
-        raise InputError(f"{self.asked} holds {held}, not {wanted}")
+        raise InputError(f"{self.asked} holds {held}, not {titles}")
 
 
-def open_checkpoint(asked: str, variant: str | None = None) -> Checkpoint:
+def open_checkpoint(
+    asked: str, variant: str | None = None, ignore: Sequence[str] = ()
+) -> Checkpoint:
     """Opens a source: a file, a network's folder, a pipeline's folder, or a hub id.
 
     Nothing but names, shapes and settings is read. Parts that have no weights of `variant` ("fp16")
-    give their plain ones.
+    give their plain ones. Tensors whose names match a pattern of `ignore` ("*.loss.*", as a shell
+    has them) are left out, as if they were not there.
 
     Raises:
         InputError: it is not there, damaged, hostile, or holds what nothing here can read.
@@ -89,6 +93,8 @@ def open_checkpoint(asked: str, variant: str | None = None) -> Checkpoint:
         try:
             used = variant if sources.has_variant(where, variant) else None
             tensors = sources.load(where, variant=used)
+            if ignore:
+                tensors = sources.Without(tensors, ignore)
             parts = recognise(tensors, settings)
         except (OSError, ValueError) as error:
             label, reason = f"{asked}/{inside}" if inside else asked, _first(error)

@@ -27,6 +27,7 @@ _SOURCES = {
     "controlnet": "a ControlNet for it (tile suits best), or SparseCtrl's encoder of pictures",
     "t2i": "SDXL, or another whole checkpoint, for T2I alone",
     "t2i-vae": "another VAE than that checkpoint's",
+    "vfi": "an interpolator, in the place of the RIFE that ships",
 }
 
 
@@ -50,6 +51,10 @@ def main(arguments: Sequence[str]) -> int:
         OSError: the folder cannot be written.
     """
     args = _parser().parse_args(list(arguments))
+    if args.file or not args.unet:
+        return _alone(args)
+    if not args.out:
+        raise InputError("mv2 convert wants -o DIR, the folder to make (see mv2 convert --help)")
     sizes = {stage: getattr(args, f"{stage}_size") for stage in ("t2i", "i2v", "v2v")}
     with needs("torch", "transformers"):
         from mv2_jax.convert import assemble, schedules
@@ -69,6 +74,7 @@ def main(arguments: Sequence[str]) -> int:
                 sizes={stage: size for stage, size in sizes.items() if size},
                 few_steps=args.few_steps,
                 t2i_few_steps=args.t2i_few_steps,
+                ignore=tuple(args.ignore),
                 sampled=schedules.Override(args.schedule, args.prediction),
                 t2i_sampled=schedules.Override(args.t2i_schedule, args.t2i_prediction),
             )
@@ -87,6 +93,26 @@ def main(arguments: Sequence[str]) -> int:
     if built.missing:
         how = f" ({built.advice})" if built.advice else ""
         print(f"mv2 generate will want more: {', '.join(built.missing)}{how}")
+    return 0
+
+
+def _alone(args: argparse.Namespace) -> int:
+    """What a file is; of an interpolator, with -o, the file that `--vfi` takes."""
+    others = [f"--{name}" for name in _SOURCES if getattr(args, name.replace("-", "_"))]
+    if not args.file:
+        wants = "--unet SOURCE and -o DIR, or a FILE alone"
+        raise InputError(f"mv2 convert wants {wants} (see mv2 convert --help)")
+    if others:
+        raise InputError(f"{args.file} stands alone, without {others[0]}; say what it is to be")
+    with needs("torch", "transformers"):
+        from mv2_jax.convert import describe, vfi
+
+        if args.out:
+            how = {"any_time": args.any_time, "dtype": args.dtype, "own": args.interpolator}
+            print(vfi.write(args.file, Path(args.out), **how))
+            return 0
+        for line in describe.lines(args.file, args.variant, args.ignore):
+            print(line)
     return 0
 
 
@@ -207,13 +233,19 @@ def _parser() -> Parser:
         allow_abbrev=False,
     )
     add = parser.add_argument
+    add("file", nargs="?", metavar="FILE", help="alone: say what it is, and what it serves for; "
+        "an interpolator, with -o FILE.safetensors: make what --vfi takes")  # fmt: skip
     for name, what in _SOURCES.items():
-        add(f"--{name}", metavar="SOURCE", help=what, required=name == "unet")
+        add(f"--{name}", metavar="SOURCE", help=what)
     repeat = {"action": "append", "default": [], "metavar": "SOURCE[:W][@STAGES]", "type": placed}
     add("--lora", **repeat, help="merge a LoRA, W times (1), into all stages or those named (@t2i; "
         "@i2v,v2v, which share their spatial weights); may be given several times")  # fmt: skip
     add("--motion-lora", help="merge a Motion-LoRA, likewise", **repeat)
-    add("-o", "--out", metavar="DIR", required=True, help="the cascade folder")
+    add("--ignore", action="append", default=[], metavar="PATTERN", help="leave tensors of such "
+        "names ('first_stage_model.loss.*') out of every source; may be repeated")  # fmt: skip
+    add("--any-time", action="store_true", help="of an EMA-VFI file: one of its _t variants")
+    add("--interpolator", metavar="module:NAME", help="of FILE alone: one from elsewhere")
+    add("-o", "--out", metavar="DIR", help="the cascade folder to make")
     add("--name", help="the cascade's name (the folder's)")
     add("--replace", action="store_true", help="replace a cascade folder that is there already")
     add("--dtype", choices=TYPES, default=TYPES[0], help="stored type (float16); keep: as it came")

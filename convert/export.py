@@ -6,43 +6,25 @@ becomes the one file that `load_ip_adapter` takes. What is exported converts bac
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 
 from mv2_jax import bundle as bundles
 from mv2_jax import files, tensorfile
 from mv2_jax.config import SparseControlConfig, nearest
-from mv2_jax.convert import cli, published
-from mv2_jax.convert.engine import ConversionError, Table, exported, under
-from mv2_jax.convert.tables import (
-    clip,
-    controlnet,
-    ip_adapter,
-    ip_attention,
-    motion,
-    sparse_control,
-    unet,
-    vae,
-)
+from mv2_jax.convert import cli, kinds
+from mv2_jax.convert.engine import ConversionError, Table, exported
+from mv2_jax.convert.kind import Layout
 from mv2_jax.errors import InputError
 from mv2_jax.params import flatten
+from mv2_jax.stages import vfi_table
 from mv2_jax.tensorfile import Spec
 
-_DIFFUSERS, _TRANSFORMERS = "diffusion_pytorch_model.safetensors", "model.safetensors"
-_VERSION = "0.38.0"  # the oldest diffusers that this layout was read with
-
-
-class Layout(NamedTuple):
-    """How a component is published: its table, its file, and its config.json, if it has one."""
-
-    table: Table
-    file: str
-    settings: dict[str, Any] | None
+# The components that a kind of network stands for; interpolators are no network of those libraries.
+_NAMES = tuple(name for name in bundles.COMPONENTS if not vfi_table.is_component(name))
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -110,78 +92,16 @@ def _tensors(
 
 def _layout(bundle: bundles.Bundle, name: str) -> Layout:
     config = bundle.config(name)
-    if name not in _LAYOUTS:
+    kind = kinds.of(config)
+    if kind is None or kind.layout is None:
         raise InputError(
             f"PyTorch's libraries have no network for {name}; exported are "
-            f"{', '.join(_LAYOUTS)}{nearest(name, _LAYOUTS)}"
+            f"{', '.join(_NAMES)}{nearest(name, _NAMES)}"
         )
     try:
-        return _LAYOUTS[name](bundle, config)
+        return kind.layout(bundle, config)
     except InputError as error:
         raise InputError(f"{name}: {error}") from None
-
-
-def _diffusers(table: Table, settings: published.Published) -> Layout:
-    name, values = settings
-    values = {"_class_name": name, "_diffusers_version": _VERSION, **values}
-    return Layout(table, _DIFFUSERS, values)
-
-
-def _transformers(table: Table, settings: published.Published, kind: str) -> Layout:
-    name, values = settings
-    return Layout(table, _TRANSFORMERS, {"architectures": [name], "model_type": kind, **values})
-
-
-def _unet(bundle: bundles.Bundle, cfg: Any) -> Layout:
-    return _diffusers(unet.rules(cfg), published.unet(cfg))
-
-
-def _motion(bundle: bundles.Bundle, cfg: Any) -> Layout:
-    settings = published.motion(cfg, bundle.config("spatial"))
-    return _diffusers(motion.diffusers(cfg.attentions), settings)
-
-
-def _text(bundle: bundles.Bundle, cfg: Any) -> Layout:
-    table = clip.transformers_text("text_model.")
-    return _transformers(table, published.text(cfg), "clip_text_model")
-
-
-def _vision(bundle: bundles.Bundle, cfg: Any) -> Layout:
-    table = clip.transformers_vision("vision_model.")
-    return _transformers(table, published.vision(cfg), "clip_vision_model")
-
-
-def _adapter(bundle: bundles.Bundle, cfg: Any) -> Layout:
-    kinds = {"linear": ip_adapter.original_linear, "resampler": ip_adapter.original_resampler}
-    spatial = dataclasses.replace(bundle.config("spatial"), image_tokens=True)
-    table = [
-        *under(kinds[cfg.kind](), "image_proj.", "projection/"),
-        *under(ip_attention.rules(spatial), target="unet/"),
-    ]
-    return Layout(table, "", None)
-
-
-def _control(bundle: bundles.Bundle, cfg: Any) -> Layout:
-    if isinstance(cfg, SparseControlConfig):
-        return _diffusers(sparse_control.diffusers(cfg), published.sparse_control(cfg))
-    return _diffusers(controlnet.rules(cfg), published.controlnet(cfg))
-
-
-_LAYOUTS: dict[str, Callable[[bundles.Bundle, Any], Layout]] = {
-    "spatial": _unet,
-    "t2i_unet": _unet,
-    "vae": lambda bundle, cfg: _diffusers(vae.rules(), published.vae(cfg)),
-    "t2i_vae": lambda bundle, cfg: _diffusers(vae.rules(), published.vae(cfg)),
-    "text_encoder": _text,
-    "text_encoder_2": _text,
-    "t2i_text_encoder": _text,
-    "t2i_text_encoder_2": _text,
-    "image_encoder": _vision,
-    "motion_i2v": _motion,
-    "motion_v2v": _motion,
-    "image_attn": _adapter,
-    "control": _control,
-}
 
 
 def _what(bundle: bundles.Bundle, name: str) -> str:
@@ -199,7 +119,7 @@ def _parser() -> cli.Parser:
         allow_abbrev=False,
     )
     parser.add_argument("folder", metavar="DIR", help="a cascade folder")
-    parser.add_argument("component", metavar="COMPONENT", help=f"{', '.join(_LAYOUTS)}")
+    parser.add_argument("component", metavar="COMPONENT", help=f"{', '.join(_NAMES)}")
     parser.add_argument("-o", "--out", metavar="OUT", required=True, help="the folder to make "
                         "(of an IP-Adapter, the .safetensors file)")  # fmt: skip
     return parser

@@ -13,8 +13,8 @@ from mv2_jax.config import (
     UNetConfig,
     VisionConfig,
 )
+from mv2_jax.convert.kinds.bodies import is_sd2
 from mv2_jax.convert.pieces import Piece
-from mv2_jax.convert.recognise import is_sd2
 from mv2_jax.convert.sources import spec
 from mv2_jax.errors import InputError
 

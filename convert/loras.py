@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from mv2_jax.config import nearest
-from mv2_jax.convert import lora, merge
+from mv2_jax.convert import kinds, lora, merge
 from mv2_jax.convert.checkpoint import Found
 from mv2_jax.convert.pieces import Piece
-from mv2_jax.convert.recognise import KINDS
 from mv2_jax.errors import InputError
 
 # The networks that one LoRA was trained over: what its names call them, and who they are, by the
@@ -101,7 +100,7 @@ def _chosen(kind: str, stages: Collection[str]) -> list[dict[str, str]]:
             f"of them (@{','.join(split)}) or none"
         )
     if not sets:
-        raise InputError(f"{KINDS[kind]} changes nothing in {', '.join(stages)}")
+        raise InputError(f"{kinds.get(kind).title} changes nothing in {', '.join(stages)}")
     return list(sets.values())
 
 

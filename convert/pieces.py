@@ -16,7 +16,7 @@ import numpy as np
 
 from mv2_jax import params
 from mv2_jax.config import UNetConfig
-from mv2_jax.convert import engine, merge, targets
+from mv2_jax.convert import engine, kinds, merge, targets
 from mv2_jax.convert.checkpoint import Found
 from mv2_jax.convert.sources import spec
 from mv2_jax.convert.tables import ip_attention
@@ -107,14 +107,7 @@ def plain(found: Found) -> Piece:
         InputError: its settings contradict its tensors.
     """
     part = found.part
-    make = {
-        "unet": lambda cfg: targets.unet(cfg)["spatial"],
-        "vae": targets.vae,
-        "text_encoder": targets.text,
-        "image_encoder": targets.vision,
-        "controlnet": targets.controlnet,
-        "sparse_control": targets.sparse_control,
-    }[part.kind]
+    make = kinds.get(part.kind).target
     return Piece(found, _target(found, lambda: make(part.config)), part.config, part.table)
 
 

@@ -17,9 +17,26 @@ from mv2_jax.config import (
     VAEConfig,
     VisionConfig,
 )
+from mv2_jax.convert.engine import Table
+from mv2_jax.convert.kind import Layout
 from mv2_jax.errors import InputError
 
 Published = tuple[str, dict[str, Any]]
+_DIFFUSERS, _TRANSFORMERS = "diffusion_pytorch_model.safetensors", "model.safetensors"
+_VERSION = "0.38.0"  # the oldest diffusers that this layout was read with
+
+
+def diffusers(table: Table, settings: Published) -> Layout:
+    """A folder of diffusers' for a network whose tensors `table` names."""
+    name, values = settings
+    values = {"_class_name": name, "_diffusers_version": _VERSION, **values}
+    return Layout(table, _DIFFUSERS, values)
+
+
+def transformers(table: Table, settings: Published, kind: str) -> Layout:
+    """A folder of transformers', likewise."""
+    name, values = settings
+    return Layout(table, _TRANSFORMERS, {"architectures": [name], "model_type": kind, **values})
 
 
 def unet(cfg: UNetConfig) -> Published:

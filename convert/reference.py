@@ -21,8 +21,8 @@ from diffusers.loaders import single_file_utils as single
 from mv2_jax.config import ImageProjectionConfig, UNetConfig
 from mv2_jax.convert import published, reference_lora
 from mv2_jax.convert.checkpoint import Found
+from mv2_jax.convert.kind import Part
 from mv2_jax.convert.pieces import Piece
-from mv2_jax.convert.recognise import Part
 from mv2_jax.convert.tables import motion
 from mv2_jax.errors import InputError
 

@@ -7,11 +7,12 @@ format allows it.
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,15 @@ class Renamed(View):
         super().__init__(
             source, {key.removeprefix(prefix): key for key in source if key.startswith(prefix)}
         )
+
+
+class Without(View):
+    """The tensors of `source` whose names match none of some patterns, as a shell has them."""
+
+    def __init__(self, source: Mapping[str, Any], patterns: Iterable[str]):
+        marks = [re.compile(fnmatch.translate(pattern)) for pattern in patterns]
+        super().__init__(source, {k: k for k in source if not any(m.match(k) for m in marks)})
+        self.metadata: Mapping[str, str] = getattr(source, "metadata", {})
 
 
 def _header(path: Path) -> tuple[int, dict[str, Any]]:

@@ -59,12 +59,15 @@ def main(arguments: Sequence[str]) -> int:
     with cli.needs("torch", "diffusers", "transformers"):
         from mv2_jax.convert import compare, compare_stages
     _unchanged(origins)
-    built = compare.rebuild(bundle, origins)
+    built = compare.rebuild(bundle, origins, asked.get("ignore", ()))
     print(f"{'component':<18} {'largest':>9} {'mean':>9}  verdict (bound {BOUND:g})")
     worst = 0
     for name in names:
         if name not in origins:
             print(f"{name:<18} {'':>9} {'':>9}  has no source to compare with")
+            continue
+        if not compare.comparable(built[name]):
+            print(f"{name:<18} {'':>9} {'':>9}  is no network of PyTorch's libraries")
             continue
         worst |= _say(compare.component(bundle, built, name, asked.get("norm_scope")))
     for name in () if args.component else bundle.stages:

@@ -1,9 +1,11 @@
 """Public interpolators' weights into this package's trees.
 
-    python -m mv2_jax.convert.vfi ours_t.pkl ema.safetensors --any-time
-    python -m mv2_jax.convert.vfi vqflow.ckpt gan.safetensors
-    python -m mv2_jax.convert.vfi EDSC_m.ckpt edsc.safetensors
-    python -m mv2_jax.convert.vfi flownet.pkl rife.safetensors      # RIFE 4.0, 4.25 or 4.26
+    mv2 convert ours_t.pkl -o ema.safetensors --any-time
+    mv2 convert vqflow.ckpt -o gan.safetensors
+    mv2 convert EDSC_m.ckpt -o edsc.safetensors
+    mv2 convert flownet.pkl -o rife.safetensors      # RIFE 4.0, 4.25 or 4.26
+
+(`python -m mv2_jax.convert.vfi SOURCE OUT` does the same.)
 
 Which network a file holds, and how large it is, is read from its tensors. Of EMA-VFI nothing in the
 file tells the any-time variants (`_t`) from those that know the middle alone, hence the option.
@@ -16,10 +18,12 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 
 from mv2_jax import files, params
@@ -31,10 +35,11 @@ from mv2_jax.config import (
     RIFEConfig,
     to_dict,
 )
-from mv2_jax.convert import sources
+from mv2_jax.convert import hub, sources
 from mv2_jax.convert.engine import ConversionError, Table, convert, shorten, under
 from mv2_jax.convert.tables import edsc, ema_vfi, ldmvfi, rife, rife_refined
 from mv2_jax.diffusion import keys as named
+from mv2_jax.errors import InputError
 from mv2_jax.models.edsc import PAD_TO
 from mv2_jax.stages import vfi_table
 
@@ -174,6 +179,35 @@ def _ldmvfi(source: Mapping[str, Any], prefix: str) -> GANVFIConfig:
 def _count(source: Mapping[str, Any], start: str) -> int:
     """How many numbers follow `start` in the names."""
     return len({name[len(start) :].split(".")[0] for name in source if name.startswith(start)})
+
+
+def write(
+    source: str,
+    out: Path,
+    *,
+    any_time: bool = False,
+    dtype: str = "float16",
+    own: str | None = None,
+) -> str:
+    """Converts one file into what `--vfi FILE` takes; returns a line on it. `own` as of `load`.
+
+    Raises:
+        InputError: no interpolator in it, or `out` is no new .safetensors file.
+        OSError: it cannot be written.
+    """
+    if out.suffix != ".safetensors":
+        raise InputError(f"-o {out}: an interpolator becomes one file; call it {out}.safetensors")
+    if out.exists():
+        raise InputError(f"{out} already exists; choose another name or remove it")
+    path = hub.local(source)
+    kept = None if dtype == "keep" else np.dtype(getattr(ml_dtypes, dtype, None) or dtype)
+    try:
+        tree, cfg = load(path, any_time=any_time, dtype=kept, own=own)
+    except ValueError as error:
+        raise InputError(f"{source}: {error}") from None
+    params.save(out, tree, {"config": to_dict(cfg), "source_sha256": files.sha256(path)})
+    name = type(cfg).__name__.removesuffix("Config")
+    return f"{out}: {name}, {params.count(tree):,} parameters; for --vfi"
 
 
 def main(arguments: Sequence[str]) -> int:

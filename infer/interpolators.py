@@ -77,7 +77,7 @@ def described(name: str, bundle: Bundle | None = None) -> Any:
         return bundle.config("rife") if held else RIFEConfig()
     if Path(name).suffix in PUBLIC:
         raise InputError(
-            f"{name} is PyTorch's; `python -m mv2_jax.convert.vfi {name} {Path(name).stem}"
+            f"{name} is PyTorch's; `mv2 convert {name} -o {Path(name).stem}"
             ".safetensors` makes a file of it that --vfi takes"
         )
     from mv2_jax import params

@@ -101,7 +101,7 @@ TABLE: dict[str, Interpolator] = {
         "mv2_jax.stages.vfi_ema:between",
         network="mv2_jax.models.ema_vfi:EMAVFI",
         component="vfi_ema",
-        how="`python -m mv2_jax.convert.vfi ours_t.pkl ema.safetensors --any-time` converts the "
+        how="`mv2 convert ours_t.pkl -o ema.safetensors --any-time` converts the "
         "public ones, which their authors share",
         recognise="mv2_jax.convert.vfi:recognise_ema",
     ),

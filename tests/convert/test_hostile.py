@@ -7,7 +7,7 @@ import pytest
 
 from mv2_jax.config import UNetConfig
 from mv2_jax.convert import pieces, schedules, targets
-from mv2_jax.convert.checkpoint import Found, open_checkpoint
+from mv2_jax.convert.checkpoint import Checkpoint, Found, open_checkpoint
 from mv2_jax.convert.engine import exported
 from mv2_jax.convert.recognise import recognise
 from mv2_jax.convert.tables import unet
@@ -78,12 +78,12 @@ def test_settings_of_no_network(hollow, settings, text):
         ({"steps_offset": 1000}, "steps_offset is 1000; it must be from 0 to 999"),
         ({"prediction_type": None}, "prediction_type is None; known are epsilon"),
         ({"timestep_spacing": []}, r"spacing is \[\]; known are leading"),
-        ({"trained_betas": [0.1, 0.2]}, "brings betas of its own"),
+        ({"trained_betas": [0.1, 0.2]}, "trained_betas .* is not supported"),
     ],
 )
 def test_schedules_of_no_scheduler(settings, text):
     with pytest.raises(InputError, match=text):
-        schedules.picture(settings)
+        schedules.still(Checkpoint("x", (), settings), UNetConfig(pooled_width=8))
 
 
 def test_pickles_of_strange_tensors_and_broken_ones(tmp_path):

@@ -70,7 +70,7 @@ def test_the_cascade_fills_gaps_with_whatever_it_is_given(monkeypatch):
 
 
 def test_what_is_not_there_is_said_with_the_way_to_it():
-    for name, how in (("ema", "mv2_jax.convert.vfi"), ("gan", "mv2 train toybox/vfi")):
+    for name, how in (("ema", "mv2 convert ours_t.pkl -o"), ("gan", "mv2 train toybox/vfi")):
         if interpolators._HELD[name] in bundle.read().components:
             continue
         with pytest.raises(InputError, match=f"--vfi {name}: .* holds no such weights; .*{how}"):
@@ -88,7 +88,7 @@ def test_converted_files_are_ready_for_use(tmp_path):
         assert found == cfg
         assert ("light" in held) == isinstance(cfg, GANVFIConfig)
     (tmp_path / "ours_t.pkl").touch()
-    with pytest.raises(InputError, match=r"PyTorch's; .*convert.vfi .*ours_t.safetensors"):
+    with pytest.raises(InputError, match=r"PyTorch's; .*mv2 convert .*-o .*ours_t.safetensors"):
         interpolators.described(str(tmp_path / "ours_t.pkl"))
     interpolators.fits(path, 4, "")
     with pytest.raises(InputError, match=r"knows the middle .* alone; use --between 1"):

@@ -1,0 +1,43 @@
+"""Every kind of network that `mv2 convert` knows, each in a file of its own; see `convert.kind`.
+
+A source is searched for them in this order, and LoRAs, which are no networks, first of all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from mv2_jax import lookup
+from mv2_jax.convert.kind import Kind
+
+_HERE = "mv2_jax.convert.kinds"
+KINDS = {
+    "unet": f"{_HERE}.unet:KIND",
+    "controlnet": f"{_HERE}.controlnet:KIND",
+    "sparse_control": f"{_HERE}.sparse_control:KIND",
+    "vae": f"{_HERE}.vae:KIND",
+    "text_encoder": f"{_HERE}.text_encoder:KIND",
+    "image_encoder": f"{_HERE}.image_encoder:KIND",
+    "motion": f"{_HERE}.motion:KIND",
+    "image_adapter": f"{_HERE}.image_adapter:KIND",
+    "interpolator": f"{_HERE}.interpolator:KIND",
+    "lora": f"{_HERE}.lora:LORA",
+    "motion_lora": f"{_HERE}.lora:MOTION_LORA",
+}
+
+
+def get(name: str) -> Kind:
+    """The kind of this name. Raises InputError where there is none; the nearest is named."""
+    return lookup.find(name, KINDS, "kind of network", fits=Kind)
+
+
+def every() -> Iterator[tuple[str, Kind]]:
+    """(name, kind) of all."""
+    for name in KINDS:
+        yield name, get(name)
+
+
+def of(config: Any) -> Kind | None:
+    """The kind whose networks have configs of this class, if any."""
+    return next((kind for _, kind in every() if isinstance(config, kind.config)), None)
