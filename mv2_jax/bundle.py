@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from mv2_jax import config, files, params
+from mv2_jax import config, config_types, files, params
 from mv2_jax.errors import InputError
 from mv2_jax.stages import vfi_table
 
@@ -247,8 +247,14 @@ def read(folder: str | os.PathLike[str] | None = None) -> Bundle:
         _known_components(components)
         stages = {name: _from_json(data) for name, data in index["stages"].items()}
         _known(stages, STAGES, "stage")
+        for name, stage in stages.items():
+            if not isinstance(stage, dict if name == "vfi" else config.StageConfig):
+                raise ValueError(f"stages: {name} is of the wrong kind")
         _known(index["defaults"], STAGES, "stage under defaults:")
-    except (AttributeError, TypeError, ValueError) as error:
+        config_types.check_numbers(index["defaults"])
+        if not isinstance(index["name"], str):
+            raise ValueError("'name' is no text")
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         if isinstance(error, InputError) and str(folder) in str(error):
             raise
         raise InputError(f"{where}: {error}") from None
@@ -304,6 +310,9 @@ def _read_component(folder: Path, name: str, data: dict[str, Any]) -> Component:
     path = folder / file
     if not path.is_file():
         raise InputError(f"weights are incomplete: {path} is missing")
+    for key in ("bytes", "sha256", "licence", "source"):
+        if not isinstance(data[key], int if key == "bytes" else str):
+            raise ValueError(f"{name}: {key!r} is of the wrong kind")
     if path.stat().st_size != data["bytes"]:
         raise InputError(
             f"{path} is damaged: {path.stat().st_size} bytes instead of {data['bytes']}; install "

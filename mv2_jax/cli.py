@@ -82,6 +82,10 @@ def _refuse_empty(arguments: list[str]) -> None:
             raise InputError(f"{flag} has an empty value; is a variable unset?")
         if before.startswith("-") and not word.strip():
             raise InputError(f"{before.partition('=')[0]} has an empty value; is a variable unset?")
+        if (
+            arguments[0] != "generate" and not word.strip()
+        ):  # which has words of its own for prompts
+            raise InputError("an argument is empty; is a variable unset?")
 
 
 def _of_disk(error: OSError) -> str:

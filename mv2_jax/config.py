@@ -14,6 +14,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from mv2_jax import config_types
 from mv2_jax.config_vfi import (
     EDSCConfig,
     EMAVFIConfig,
@@ -62,6 +63,8 @@ class VAEConfig:
     shift_factor: float = 0.0
 
     def __post_init__(self) -> None:
+        if not self.channels or min(self.patch_size, self.latent_patch, *self.channels) < 1:
+            raise ValueError("VAEConfig: patches and channels are at least 1")
         own = self.factor // self.latent_patch
         if own % 2 ** (len(self.decoder_levels) - 1):
             raise ValueError(
@@ -268,6 +271,10 @@ class StageConfig:
     overlap: int | None = None
     blend: str = "pyramid"
 
+    def __post_init__(self) -> None:
+        if min(*self.size, self.frames, self.steps) < 1:
+            raise ValueError("StageConfig: a side, frames and steps are at least 1")
+
     @property
     def windows(self) -> tuple[int, int]:
         """Frames of a motion window, and of an overlap of two."""
@@ -338,8 +345,11 @@ def from_dict(data: dict[str, Any]) -> Any:
 
     Raises:
         ValueError: an unknown class or field (the message names the nearest known one), a class
-            that cannot be imported, or one that is no frozen dataclass.
+            that cannot be imported, or one that is no frozen dataclass; a value that does not fit
+            its field, or one that is missing.
     """
+    if not isinstance(data, dict):
+        raise ValueError(f"a config is an object with a class, not {data!r}")
     data = dict(data)
     name = data.pop("class", None)
     cls = find(name, CLASSES, "config class", fits=_is_config, wants="a frozen dataclass")
@@ -347,7 +357,13 @@ def from_dict(data: dict[str, Any]) -> Any:
     for key in data:
         if key not in fields:
             raise ValueError(f"{name} has no field {key!r}{nearest(key, fields)}")
-    return cls(**{key: _from_json(value) for key, value in data.items()})
+    values = {key: _from_json(value) for key, value in data.items()}
+    config_types.check(cls, values)
+    for field in dataclasses.fields(cls):
+        unset = field.default is field.default_factory is dataclasses.MISSING
+        if unset and field.name not in values:
+            raise ValueError(f"{name} lacks its {field.name!r}")
+    return cls(**values)
 
 
 def _is_config(cls: Any) -> bool:

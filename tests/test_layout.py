@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 
 # Each row may import the rows above it. Within a row, a package or module imports itself only.
 ORDER = (
-    ("config_vfi", "errors", "files", "signals"),
+    ("config_types", "config_vfi", "errors", "files", "signals"),
     ("lookup",),
     ("config", "tensorfile"),
     ("params", "programs"),

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from mv2_jax.config import nearest
+from mv2_jax.errors import InputError
 from mv2_jax.text import emphasis
 from mv2_jax.text.bpe import CLIPTokenizer
 from mv2_jax.text.words import WordTokenizer
@@ -54,9 +55,14 @@ def from_json(data: dict[str, Any]) -> Tokenizer:
     """The tokenizer that `to_json` described.
 
     Raises:
-        ValueError: an unknown kind of tokenizer; the message names the nearest known one.
+        InputError: no tokenizer's JSON, or an unknown kind; the message names the nearest known.
     """
+    if not isinstance(data, dict):
+        raise InputError(f"the tokenizer is {str(data)[:40]!r}; it is an object with a class")
     kind = data.get("class")
-    if kind not in _KINDS:
-        raise ValueError(f"unknown tokenizer {kind!r}{nearest(str(kind), _KINDS)}")
-    return _KINDS[kind].from_json(data)
+    if not isinstance(kind, str) or kind not in _KINDS:
+        raise InputError(f"unknown tokenizer {kind!r}{nearest(str(kind), _KINDS)}")
+    try:
+        return _KINDS[kind].from_json(data)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise InputError(f"the tokenizer is damaged: {type(error).__name__} {error}") from None
