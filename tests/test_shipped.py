@@ -10,7 +10,7 @@ from mv2_jax import bundle, cascade
 from mv2_jax.stages import video
 from mv2_jax.toybox import captions
 from mv2_jax.toybox.world import MOTIONS, sample_world
-from mv2_jax.train import worlds
+from mv2_jax.train.toybox import worlds
 
 
 @pytest.fixture(scope="module")

@@ -62,16 +62,21 @@ def position(seed: int, step: int, batch: int, count: int) -> np.ndarray:
 
 
 def on_every_device(
-    encode: Callable[[Any, jax.Array], dict[str, jax.Array]], weights: Any, chunk: int
+    encode: Callable[[Any, Any], dict[str, jax.Array]],
+    weights: Any,
+    chunk: int,
+    read: Callable[[np.ndarray], Any] = lambda numbers: numbers,
 ) -> Callable[[np.ndarray], Arrays]:
     """A `Shards.make` that runs `encode` on all of this process's devices, each on its own rows.
 
     One device alone would make all others wait at the training step's next sum over them.
 
     Args:
-        encode: (weights, sample numbers [n]) -> arrays whose first axis is n; a row depends on its
+        encode: (weights, what `read` gives) -> arrays whose first axis is n; a row depends on its
             own number alone.
         chunk: numbers that a device is given at once.
+        read: sample numbers [n] -> arrays of first axis n, made on the host; by default `encode`
+            is given the numbers themselves.
     """
     devices = jax.local_devices()
     mesh, rows = Mesh(np.array(devices), ("rows",)), PartitionSpec("rows")
@@ -88,7 +93,7 @@ def on_every_device(
         count = len(devices) * min(chunk, -(-len(numbers) // len(devices)))
         # What fills up the last chunk is made again and dropped.
         filled = np.resize(numbers, -(-len(numbers) // count) * count)
-        parts = [run(weights, part) for part in filled.reshape(-1, count)]
+        parts = [run(weights, read(part)) for part in filled.reshape(-1, count)]
         return {
             name: np.concatenate([np.asarray(part[name]) for part in parts])[: len(numbers)]
             for name in parts[0]

@@ -25,7 +25,7 @@ def phase(task: str, **settings: Any) -> ConfigDict:
     """
     cfg = ConfigDict(
         {
-            "task": task,  # a module of mv2_jax.train.tasks
+            "task": task,  # of train.task.TASKS, or module:name
             "name": "",  # recipe/phase, filled in by the recipe
             "seed": 0,
             "steps": 1000,

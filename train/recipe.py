@@ -23,13 +23,13 @@ from types import ModuleType
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from mv2_jax import bundle, config, files, params
+from mv2_jax import bundle, config, files, lookup, params
 from mv2_jax.errors import InputError
 from mv2_jax.train import loop, processes
 from mv2_jax.train.latents import of_encoder
 from mv2_jax.train.phase import ON_THE_WAY, RUNNING, difference
 from mv2_jax.train.phase import phase as settings_of
-from mv2_jax.train.task import Component, Task
+from mv2_jax.train.task import TASKS, Component, Task
 
 INDEX = "phase.json"
 SETTINGS = "config.json"  # in a phase's folder, as its last run was asked for
@@ -92,19 +92,30 @@ def components_in(folder: Path) -> dict[str, Component]:
         InputError: the folder has neither index.
     """
     if (folder / INDEX).is_file():
-        listed = json.loads((folder / INDEX).read_text())["components"]
+        index = json.loads((folder / INDEX).read_text())
+        listed, words = index["components"], index.get("tokenizer")
         found = {
             name: (folder / entry["file"], config.from_dict(entry["config"]))
             for name, entry in listed.items()
         }
-        return {name: Component(params.load(path), cfg) for name, (path, cfg) in found.items()}
+        return {
+            name: Component(params.load(path), cfg, words if _reads(name) else None)
+            for name, (path, cfg) in found.items()
+        }
     if (folder / bundle.INDEX).is_file():
         cascade = bundle.read(folder)
         return {
-            name: Component(cascade.load(name), part.config)
+            name: Component(
+                cascade.load(name), part.config, cascade.tokenizer if _reads(name) else None
+            )
             for name, part in cascade.components.items()
         }
     raise InputError(f"{folder} holds no weights: neither {INDEX} nor {bundle.INDEX} is there")
+
+
+def _reads(name: str) -> bool:
+    """Whether a component reads prompts."""
+    return "text_encoder" in name
 
 
 def folder_of(root: Path, source: str) -> Path:
@@ -195,22 +206,18 @@ def begin_from(root: Path, short: str, recipe: ConfigDict, phase: str) -> dict[s
     return begin
 
 
-def known_tasks() -> list[str]:
-    """Names of the modules in mv2_jax.train.tasks that make tasks."""
-    here = Path(__file__).parent / "tasks"
-    return sorted(path.stem for path in here.glob("*.py") if not path.stem.startswith("_"))
-
-
 def make_task(cfg: ConfigDict, begin: Mapping[str, Component], folder: Path) -> Task:
     """The task of a phase; `folder` is the phase's own, for what it precomputes.
 
     Raises:
-        InputError: an unknown task; the message names the nearest.
+        InputError: an unknown task (the message names the nearest), or what is found makes none.
     """
-    names = known_tasks()
-    if cfg.task not in names:
-        raise InputError(f"unknown task {cfg.task!r}{config.nearest(cfg.task, names)}")
-    return importlib.import_module(f"mv2_jax.train.tasks.{cfg.task}").make(cfg, begin, folder)
+    wants = "a function make(cfg, begin, folder)"
+    make = lookup.find(cfg.task, TASKS, "task", fits=callable, wants=wants)
+    task = make(cfg, begin, folder)
+    if not isinstance(task, Task):
+        raise InputError(f"task {cfg.task!r} makes a {type(task).__name__}, not a Task")
+    return task
 
 
 def write_weights(

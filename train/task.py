@@ -1,8 +1,9 @@
 """What the training loop needs to know of a stage: the `Task`.
 
 The loop owns optimisation, time, files and resumption; a task owns what is trained, on what, and
-what it is called once it is done. A phase of a recipe names a module of `mv2_jax.train.tasks`,
-whose `make(cfg, begin)` builds the task.
+what it is called once it is done. A phase of a recipe names a task of `TASKS`, or `module:name` of
+a function `make(cfg, begin, folder)` that builds one: `cfg` are the phase's settings, `begin` the
+components it begins from, `folder` its own, for what it precomputes.
 """
 
 from __future__ import annotations
@@ -17,6 +18,12 @@ import numpy as np
 
 from mv2_jax.errors import InputError
 
+TASKS = {
+    **{name: f"mv2_jax.train.tasks.{name}:make" for name in ("i2v", "t2i", "v2v", "vae", "vfi")},
+    # Tasks that only a world has.
+    **{name: f"mv2_jax.train.toybox.{name}:make" for name in ("dpo", "judge")},
+}
+
 Params = dict[str, Any]
 Batch = dict[str, Any]
 Metrics = dict[str, jax.Array]
@@ -24,10 +31,14 @@ Metrics = dict[str, jax.Array]
 
 @dataclass(frozen=True)
 class Component:
-    """A named part of the cascade: its parameter tree and its config (see mv2_jax.config)."""
+    """A named part of the cascade: its parameter tree and its config (see mv2_jax.config).
+
+    `tokenizer` is, of a text encoder, the tokenizer that it was trained with, in JSON's form.
+    """
 
     params: Params
     config: Any
+    tokenizer: Any = None
 
 
 @dataclass(frozen=True)

@@ -17,15 +17,14 @@ import numpy as np
 from mv2_jax import config
 from mv2_jax import params as trees
 from mv2_jax.config import nearest
-from mv2_jax.diffusion import guidance, keys
-from mv2_jax.diffusion.losses import LossConfig
+from mv2_jax.diffusion import guidance, keys, losses
 from mv2_jax.errors import InputError
 from mv2_jax.stages import i2v, v2v, video
 from mv2_jax.stages import latents as codec
-from mv2_jax.toybox import captions
-from mv2_jax.toybox.world import World, sample_world
-from mv2_jax.train import prompts, worlds
-from mv2_jax.train.latents import Shards, at_once, of_encoder, on_every_device, position
+from mv2_jax.train import encoded
+from mv2_jax.train import source as sources
+from mv2_jax.train import words as tokens
+from mv2_jax.train.latents import Shards, at_once
 from mv2_jax.train.placement import host
 from mv2_jax.train.report import grid, to_uint8
 from mv2_jax.train.task import Batch, Component, Params, Task, compute_dtype
@@ -44,7 +43,9 @@ class VideoTask:
         self.stage, self.cfg, self.begin, self.folder = stage, cfg, begin, folder
         self.vae, self.text = begin["vae"], begin["text_encoder"].config
         factor = self.vae.config.factor
-        self.words = prompts.tokenizer(self.text)
+        self.source = sources.of(cfg)
+        self.words = tokens.tokenizer(begin, self.source, self.text)
+        tokens.check(self.text, self.words)
         self.null = jnp.asarray(self.words.encode([""])[0])
         for name in cfg.train:
             if name not in TREES:
@@ -67,8 +68,7 @@ class VideoTask:
         self.size = self.net.stage.size
         if any(side % factor for side in self.size):
             raise InputError(f"model.{stage}.size: {self.size} are no multiples of {factor}")
-        self.motions = worlds.motions_of(cfg.data)
-        self.shape = LossConfig(**cfg.loss.shape.to_dict())
+        self.shape = losses.of(cfg.loss.shape)
         # Jitted once here: a function made anew at every call would compile at every call.
         self.encode = jax.jit(lambda params, x: codec.encode(params, self.vae.config, x))
         self.decode = jax.jit(lambda params, z: codec.decode(params, self.vae.config, z))
@@ -97,41 +97,28 @@ class VideoTask:
         given = {name: self.cfg.loss[name] for name in names if name in self.cfg.loss}
         return video.loss(whole, self.net, batch, key, **given, shape=self.shape)
 
-    def worlds(self, numbers: jax.Array) -> World:
-        """The training worlds [B] of these numbers [B], motions as often as `data.motions` says."""
-        return worlds.numbered(self.cfg.seed, numbers, self.motions)
-
     def shards(self) -> Shards:
-        """Keyframes of numbered worlds: "latent" [T, h, w, C] fp16, "label" [4] int8."""
-        stage, cfg, vae = self.net.stage, self.cfg, self.vae
-
-        def encode(params: Params, numbers: jax.Array) -> dict[str, jax.Array]:
-            drawn = self.worlds(numbers)
-            pixels = worlds.clips(drawn, stage.frames, stage.size)
-            z = codec.encode(params, vae.config, pixels)
-            return {"latent": z.astype(jnp.float16), "label": worlds.labels(drawn).astype(jnp.int8)}
-
-        weights = trees.cast(vae.params, np.float32)
-        make = on_every_device(encode, weights, at_once(4, 32))
-        facts = {
-            "encoder": of_encoder(vae.params),
-            "config": config.to_dict(vae.config),
-            "what": f"{stage.frames} keyframes",
-            "sides": list(stage.size),
-            "seed": cfg.seed,
-            **({"motions": self.motions} if self.motions else {}),
-        }
-        root = self.folder.parent / "latents"
-        return Shards(root, facts, make, cfg.data.count, cfg.data.shard)
+        """The source's keyframes: "latent" [T, h, w, C] fp16, and its notes."""
+        stage = self.net.stage
+        return encoded.shards(
+            self.source,
+            self.vae,
+            stage.frames,
+            stage.size,
+            root=self.folder.parent / "latents",
+            data=self.cfg.data,
+            chunk=at_once(4, 32),
+            facts={"what": f"{stage.frames} keyframes", "sides": list(stage.size)},
+        )
 
     def batches(self, seed: int, start: int) -> Iterator[Batch]:
         """Clips, and every `data.image_every` steps pictures as one-frame clips.
 
-        The reference is the first frame, as rendered or (a share `data.decoded` of the steps) as
-        the autoencoder gives it back, which is how T2I's pictures look.
+        The reference is the first frame, as the source has it or (a share `data.decoded` of the
+        steps) as the autoencoder gives it back, which is how T2I's pictures look.
         """
-        data, shards, frames = self.cfg.data, self.shards(), self.net.stage.frames
-        drawn = jax.jit(lambda n: worlds.first_frames(self.worlds(n), self.size))
+        data, source, frames = self.cfg.data, self.source, self.net.stage.frames
+        shards = self.shards()
         vae = jax.device_put(trees.cast(self.vae.params, np.float32))
         step, every = start, data.image_every
         while True:
@@ -140,16 +127,16 @@ class VideoTask:
             # by the step itself, those that fall on the other's steps would be left out.
             stills = step // every if every else 0  # steps of pictures before this one
             if still:
-                numbers = position(seed + 1, stills, data.image_batch, data.count)
+                numbers = source.pick(seed + 1, stills, data.image_batch, data.count)
             else:
-                numbers = position(seed, step - stills, self.cfg.batch, data.count)
+                numbers = source.pick(seed, step - stills, self.cfg.batch, data.count)
             found = shards.take(numbers)
-            latent = found["latent"][:, : 1 if still else frames]
+            latent = found.pop("latent")[:, : 1 if still else frames]
             if np.random.default_rng([seed, step, 1]).random() < data.decoded:
                 image = self.decode(vae, jnp.asarray(latent[:, 0], jnp.float32))
             else:
-                image = drawn(numbers)
-            ids = self.words.encode(prompts.draw(found["label"], seed, step))
+                image = source.clips(numbers, 1, self.size)[0][:, 0]
+            ids = self.words.encode(source.captions(found, seed, step))
             yield {"latent": latent, "image": image, "ids": ids}
             step += 1
 
@@ -177,11 +164,9 @@ class VideoTask:
         net, cfg = self.net, self.cfg.sample
         whole = {name: {**frozen, **params}[name] for name in TREES}
         each = keys.per_sample(key, 6)
-        tuples = prompts.examples(6)
-        drawn = jax.vmap(sample_world)(each, *jnp.asarray(tuples).T)
-        ids = self.words.encode([captions.canonical(*words) for words in tuples])
+        ids = self.words.encode(self.source.examples(6))
         negative = np.repeat(self.words.encode([""]), len(ids), axis=0)
-        truth = worlds.clips(drawn, net.stage.frames, net.stage.size)
+        truth = self.source.example_clips(key, 6, net.stage.frames, net.stage.size)
         image, one = truth[:, 0], jnp.float32(1.0)
         z = self.encode(frozen["vae"], truth)
         shown = z[:, 0] if net.sparse else None
@@ -212,5 +197,8 @@ class VideoTask:
             components=self.components,
             configs=self.configs,
             sample=self.sample,
-            notes={"stages": {self.stage: config.to_dict(self.net.stage)}},
+            notes={
+                "stages": {self.stage: config.to_dict(self.net.stage)},
+                "tokenizer": self.words.to_json(),
+            },
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
@@ -15,12 +15,39 @@ import numpy as np
 
 from mv2_jax.errors import InputError
 from mv2_jax.infer import frames as video_frames
+from mv2_jax.train.source import Source
 from mv2_jax.train.triplets import CUTS, IMAGES, Arrays
 
 SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".y4m", ".gif")
 TRIES = 20  # draws for one sample before its video folder is called unfit
 # Mean change, in levels, of a pair: less is a still picture, more is a cut (or hopeless).
 STILL, CUT = 0.5, 48.0
+
+
+class Videos(Source):
+    """The videos below `data.root`, without captions: for frame interpolation alone.
+
+    Raises:
+        InputError: no such folder, or no video in it that is `data.side` high and wide.
+    """
+
+    def __init__(self, data: Mapping[str, Any], seed: int) -> None:
+        super().__init__(data, seed)
+        self.paths = find(data["root"], data["side"])
+
+    def facts(self) -> Mapping[str, Any]:
+        videos = [[str(path), path.stat().st_size] for path in self.paths]
+        return {"seed": self.seed, "videos": videos}
+
+    def read(self, numbers: Any, frames: int, size: tuple[int, int]) -> tuple[Any, Arrays]:
+        raise InputError("data.source: videos without captions train frame interpolation alone")
+
+    def captions(self, notes: Arrays, seed: int, step: int) -> list[str]:
+        raise InputError("data.source: these videos have no captions")
+
+    def triplets(self, numbers: np.ndarray) -> Arrays:
+        data = self.data
+        return draw(self.paths, self.seed, numbers, data["side"], tuple(data["gap"]))
 
 
 def find(root: str | os.PathLike[str], side: int) -> list[Path]:

@@ -9,7 +9,7 @@ from mv2_jax.toybox import judge, judge_data, split
 from mv2_jax.toybox.world import SIZES
 from mv2_jax.train.phase import phase
 from mv2_jax.train.task import Component
-from mv2_jax.train.tasks import judge as task
+from mv2_jax.train.toybox import judge as task
 
 CFG = JudgeConfig(size=32, frames=4, frame_channels=(8, 8), motion_channels=(8, 8), hidden=16)
 

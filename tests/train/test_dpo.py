@@ -16,10 +16,10 @@ from mv2_jax.diffusion import losses, process, schedules
 from mv2_jax.errors import InputError
 from mv2_jax.stages import video
 from mv2_jax.toybox.world import MOTIONS
-from mv2_jax.train import lora, pairs
+from mv2_jax.train import lora
 from mv2_jax.train.preference import dpo_loss
 from mv2_jax.train.task import Component
-from mv2_jax.train.tasks import dpo
+from mv2_jax.train.toybox import dpo, pairs
 
 SHAPE = (3, 4, 5, 2)
 

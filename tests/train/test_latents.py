@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from mv2_jax.toybox import split
-from mv2_jax.train import latents, worlds
+from mv2_jax.train import latents
+from mv2_jax.train.toybox import worlds
 
 
 def test_positions_cover_every_epoch_once_and_depend_on_the_step_alone():

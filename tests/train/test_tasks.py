@@ -21,9 +21,11 @@ from mv2_jax.models.vae import AutoencoderKL
 from mv2_jax.stages import video
 from mv2_jax.toybox import captions
 from mv2_jax.toybox.world import MOTIONS
-from mv2_jax.train import prompts
+from mv2_jax.train import words
 from mv2_jax.train.task import Component
-from mv2_jax.train.tasks import dpo, i2v, t2i, v2v, vfi
+from mv2_jax.train.tasks import i2v, t2i, v2v, vfi
+from mv2_jax.train.toybox import dpo, prompts
+from mv2_jax.train.toybox.source import Toybox
 from mv2_jax.train.video import TREES, VideoTask
 
 INIT = video.init
@@ -41,7 +43,7 @@ def recipe():
 @cache
 def parts():
     """Every component, all zeros: enough for shapes, names and what is frozen."""
-    text = prompts.fit(smoke.TEXT)
+    text = words.fit(smoke.TEXT, Toybox({}, 0).tokenizer(smoke.TEXT.max_length))
     vae = jax.eval_shape(
         AutoencoderKL(smoke.VAE).init, jax.random.key(0), jnp.zeros((1, 64, 64, 3))
     )
@@ -97,8 +99,8 @@ def test_captions_say_what_the_labels_say():
     said = prompts.draw(labels, seed=0, step=3)
     assert [captions.indices(captions.parse(text)) for text in said] == [*map(tuple, labels)]
     assert said == prompts.draw(labels, 0, 3) and said != prompts.draw(labels, 0, 4)
-    words = prompts.tokenizer(prompts.fit(smoke.TEXT))
-    assert not any(words.unknown(text) for text in said)
+    known = Toybox({}, 0).tokenizer(smoke.TEXT.max_length)
+    assert not any(known.unknown(text) for text in said)
 
 
 def test_i2v_trains_its_own_trees_on_clips_and_pictures(tmp_path, monkeypatch):
@@ -128,7 +130,6 @@ def test_i2v_trains_its_own_trees_on_clips_and_pictures(tmp_path, monkeypatch):
 @pytest.mark.parametrize("every, batch", [(4, 4), (2, 4), (0, 4), (4, 3)])
 def test_every_epoch_shows_all_clips_and_all_pictures(tmp_path, monkeypatch, every, batch):
     monkeypatch.setattr("mv2_jax.train.video.video.init", nothing)
-    monkeypatch.setattr("mv2_jax.train.video.worlds.first_frames", lambda w, size: np.zeros(1))
     cfg = smoke.get_config().phases.i2v  # of 16 clips
     cfg.batch = batch
     cfg.data.update(image_every=every, image_batch=8, decoded=0.0)
@@ -139,7 +140,8 @@ def test_every_epoch_shows_all_clips_and_all_pictures(tmp_path, monkeypatch, eve
         shape = (len(numbers), 4, 1, 1, 1)
         return {"latent": np.zeros(shape), "label": np.zeros((len(numbers), 4), int)}
 
-    monkeypatch.setattr(video_task, "worlds", lambda numbers: numbers)
+    first = lambda numbers, frames, size: (np.zeros((len(numbers), 1)), {})  # noqa: E731
+    monkeypatch.setattr(video_task.source, "clips", first)
     monkeypatch.setattr(video_task, "shards", lambda: SimpleNamespace(take=take))
     stream = video_task.batches(0, 0)
     lengths = [next(stream)["latent"].shape[1] for _ in range(64)]

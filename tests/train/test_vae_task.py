@@ -8,10 +8,11 @@ from mv2_jax import params as trees
 from mv2_jax.config import VAEConfig, to_dict
 from mv2_jax.errors import InputError
 from mv2_jax.models.vae import AutoencoderKL, scale_latents
-from mv2_jax.train import loop, recipe, worlds
+from mv2_jax.train import loop, recipe
 from mv2_jax.train.phase import phase
 from mv2_jax.train.task import Component
 from mv2_jax.train.tasks import vae
+from mv2_jax.train.toybox import worlds
 
 TINY = VAEConfig(
     latent_channels=8,

@@ -17,6 +17,7 @@ from mv2_jax.train import features, loop, triplets, videos
 from mv2_jax.train.phase import phase
 from mv2_jax.train.task import Component
 from mv2_jax.train.tasks import vfi
+from mv2_jax.train.toybox import triplets as toybox_triplets
 
 TINY = GANVFIConfig(
     width=16, multipliers=(1,), codes=8, norm_groups=4, window=4, head_width=16, taps=3,
@@ -52,19 +53,19 @@ def moving(path, count=9):
 
 
 def test_toybox_samples_depend_on_their_number_alone_and_hold_motion():
-    drawn = triplets.toybox(3, np.arange(4), 48, 32, (0.1, 0.2))
+    drawn = toybox_triplets.draw(3, np.arange(4), 48, 32, (0.1, 0.2))
     assert {k: v.shape for k, v in drawn.items() if k != "time"} == dict.fromkeys(
         ("first", "second", "target"), (4, 32, 32, 3)
     )
     assert drawn["target"].dtype == np.uint8 and ((drawn["time"] > 0) & (drawn["time"] < 1)).all()
-    again = triplets.toybox(3, np.arange(3, 7), 48, 32, (0.1, 0.2))
+    again = toybox_triplets.draw(3, np.arange(3, 7), 48, 32, (0.1, 0.2))
     assert np.array_equal(again["target"][0], drawn["target"][3])
     assert not np.array_equal(again["target"][1], drawn["target"][1])
     assert (drawn["first"] != drawn["second"]).any(axis=(1, 2, 3)).all()
 
 
 def test_guesses_are_the_light_model_s_and_samples_are_turned_alike():
-    drawn = triplets.toybox(0, np.arange(3), 48, 32, (0.1, 0.2))
+    drawn = toybox_triplets.draw(0, np.arange(3), 48, 32, (0.1, 0.2))
 
     def light(first, second, times):
         share = times[..., None, None, None]
@@ -85,7 +86,7 @@ def test_guesses_are_the_light_model_s_and_samples_are_turned_alike():
 def test_of_several_draws_the_one_with_the_worst_guess_is_kept(tmp_path):
     task = vfi.VFITask(settings(), {"vae": autoencoder()}, tmp_path / "vfi")
     kept = task.shards().take(np.arange(8))
-    drawn = triplets.toybox(0, np.arange(16), 48, 32, (0.1, 0.2))
+    drawn = toybox_triplets.draw(0, np.arange(16), 48, 32, (0.1, 0.2))
     params, cfg = rife.shipped()
     params = cast(params, np.float32)
     every = triplets.with_guess(lambda *pair: rife.between(params, cfg, *pair), drawn)
@@ -175,7 +176,7 @@ def test_it_learns_one_batch_beyond_the_light_model(tmp_path, monkeypatch):
     cfg = settings(loss=weights, optim=optim)
     cfg.update(steps=150, name="test/vfi", log_every=10)
     made = vfi.VFITask(cfg, {"vae": autoencoder()}, tmp_path / "vfi")
-    drawn = triplets.toybox(0, np.arange(4), 48, 32, (0.2, 0.3))
+    drawn = toybox_triplets.draw(0, np.arange(4), 48, 32, (0.2, 0.3))
     # A light model that only blends leaves something to learn.
     blend = drawn["first"].astype(np.float32) * (1 - drawn["time"][:, None, None, None])
     blend += drawn["second"] * drawn["time"][:, None, None, None]

@@ -12,15 +12,17 @@ import numpy as np
 
 from mv2_jax import config
 from mv2_jax import params as trees
-from mv2_jax.diffusion import guidance, keys
-from mv2_jax.diffusion.losses import LossConfig
+from mv2_jax.diffusion import guidance, keys, losses
 from mv2_jax.errors import InputError
 from mv2_jax.stages import latents as codec
 from mv2_jax.stages import t2i
-from mv2_jax.toybox import captions
-from mv2_jax.train import prompts, worlds
-from mv2_jax.train.latents import Shards, at_once, of_encoder, on_every_device, position
+from mv2_jax.text import Tokenizer
+from mv2_jax.train import encoded
+from mv2_jax.train import source as sources
+from mv2_jax.train import words as tokens
+from mv2_jax.train.latents import Shards, at_once
 from mv2_jax.train.report import grid, to_uint8
+from mv2_jax.train.source import Source
 from mv2_jax.train.task import Batch, Component, Params, Task, compute_dtype, require
 
 
@@ -29,24 +31,11 @@ def full(tree: Params) -> Params:
     return trees.cast(tree, np.float32)
 
 
-def stills(vae: Component, size: int, cfg: Any, root: Path) -> Shards:
-    """First frames of numbered worlds as latents: "latent" [h, w, C] fp16, "label" [4] int8."""
-
-    def encode(params: Params, numbers: jax.Array) -> dict[str, jax.Array]:
-        drawn = worlds.numbered(cfg.seed, numbers)
-        pixels = worlds.first_frames(drawn, (size, size))
-        z = codec.encode(params, vae.config, pixels)
-        return {"latent": z.astype(jnp.float16), "label": worlds.labels(drawn).astype(jnp.int8)}
-
-    make = on_every_device(encode, full(vae.params), at_once(32, 256))
-    facts = {
-        "encoder": of_encoder(vae.params),
-        "config": config.to_dict(vae.config),
-        "what": "first frames",
-        "size": size,
-        "seed": cfg.seed,
-    }
-    return Shards(root, facts, make, cfg.data.count, cfg.data.shard)
+def stills(source: Source, vae: Component, size: int, cfg: Any, root: Path) -> Shards:
+    """A source's first frames as latents: "latent" [h, w, C] fp16, and its notes."""
+    facts = {"what": "first frames", "size": size}
+    settings = {"root": root, "data": cfg.data, "chunk": at_once(32, 256), "facts": facts}
+    return encoded.shards(source, vae, None, (size, size), **settings)
 
 
 def make(cfg: Any, begin: Mapping[str, Component], folder: Path) -> Task:
@@ -62,12 +51,18 @@ def make(cfg: Any, begin: Mapping[str, Component], folder: Path) -> Task:
     for size in cfg.data.sizes:
         if size % vae.config.factor:
             raise InputError(f"data.sizes: {size} is not a multiple of {vae.config.factor}")
-    text = prompts.fit(config.from_dict(cfg.model.text.to_dict()))
+    source = sources.of(cfg)
+    held = begin.get("text_encoder")
+    text = held.config if held else config.from_dict(cfg.model.text.to_dict())
+    words = tokens.tokenizer(begin, source, text)
+    if held:
+        tokens.check(text, words)
+    else:
+        text = tokens.fit(text, words)
     stage = config.from_dict(cfg.model.t2i.to_dict())
     dtype = compute_dtype(cfg.precision)
     net = t2i.Config(stage, text, vae.config.factor, dtype, remat=cfg.remat)
-    words = prompts.tokenizer(text)
-    shape = LossConfig(**cfg.loss.shape.to_dict())
+    shape = losses.of(cfg.loss.shape)
     null = jnp.asarray(words.encode([""])[0])
 
     def init(key: jax.Array) -> Params:
@@ -80,13 +75,14 @@ def make(cfg: Any, begin: Mapping[str, Component], folder: Path) -> Task:
         return t2i.loss(params, net, batch, key, drop_text=cfg.loss.drop_text, shape=shape)
 
     def batches(seed: int, start: int) -> Iterator[Batch]:
-        sets = [stills(vae, size, cfg, folder.parent / "latents") for size in cfg.data.sizes]
+        root = folder.parent / "latents"
+        sets = [stills(source, vae, size, cfg, root) for size in cfg.data.sizes]
         step = start
         while True:
             turn, which = divmod(step, len(sets))
-            found = sets[which].take(position(seed, turn, cfg.batch, cfg.data.count))
-            ids = words.encode(prompts.draw(found["label"], seed, step))
-            yield {"latent": found["latent"], "ids": ids}
+            found = sets[which].take(source.pick(seed, turn, cfg.batch, cfg.data.count))
+            latent = found.pop("latent")
+            yield {"latent": latent, "ids": words.encode(source.captions(found, seed, step))}
             step += 1
 
     return Task(
@@ -96,14 +92,14 @@ def make(cfg: Any, begin: Mapping[str, Component], folder: Path) -> Task:
         batches=batches,
         components=lambda params: params,
         configs=lambda params: {"text_encoder": text, "spatial": stage.unet},
-        sample=sampler(cfg, net, vae, words),
+        sample=sampler(cfg, net, vae, words, source),
         notes={"stages": {"t2i": config.to_dict(stage)}, "tokenizer": words.to_json()},
     )
 
 
-def sampler(cfg: Any, net: t2i.Config, vae: Component, words: Any) -> Any:
+def sampler(cfg: Any, net: t2i.Config, vae: Component, words: Tokenizer, source: Source) -> Any:
     """Sheets of sixteen pictures from fixed captions of the training split."""
-    ids = words.encode([captions.canonical(*words) for words in prompts.examples(16)])
+    ids = words.encode(source.examples(16))
     negative = np.repeat(words.encode([""]), len(ids), axis=0)
     decode = jax.jit(lambda params, z: codec.decode(params, vae.config, z))
 

@@ -26,7 +26,8 @@ from mv2_jax.config import nearest
 from mv2_jax.errors import InputError
 from mv2_jax.models.discriminator import PatchCritic
 from mv2_jax.models.vae import ENCODING, AutoencoderKL
-from mv2_jax.train import adversary, worlds
+from mv2_jax.train import adversary
+from mv2_jax.train import source as sources
 from mv2_jax.train.report import grid, to_uint8
 from mv2_jax.train.task import Batch, Component, Metrics, Params, Task, compute_dtype
 
@@ -150,6 +151,7 @@ class VAETask:
 
     def __init__(self, cfg: Any, held: Component | None) -> None:
         self.cfg, self.held = cfg, held
+        self.source = sources.of(cfg)
         self.halves = _halves(cfg, held)
         self.sizes = _sizes(cfg, held, self.halves)
         self.model = AutoencoderKL(self.sizes, compute_dtype(cfg.precision))
@@ -200,7 +202,7 @@ class VAETask:
         step = start
         while True:
             size, crop = self.views[step % len(self.views)]
-            image = worlds.stills(worlds.step_key(seed, step), self.cfg.batch, size, crop)
+            image = self.source.pictures(seed, step, self.cfg.batch, size, crop)
             batch = {"image": image}
             if self.critic:
                 since = self.weights["critic_from"]
@@ -210,7 +212,7 @@ class VAETask:
 
     def sample(self, params: Params, frozen: Params, key: jax.Array) -> np.ndarray:
         """Eight pictures over what became of them."""
-        x = worlds.stills(key, 8, self.largest)
+        x = self.source.pictures(self.cfg.seed + 2, 0, 8, self.largest)
         made = np.asarray(self.through({**frozen, **self._own(params)}, x))
         return grid(to_uint8(np.concatenate([x, made])), columns=8)
 
@@ -226,7 +228,7 @@ class VAETask:
         if "encoder" not in self.halves:
             return {"vae": self.sizes}
         tree, seed = self.components(params)["vae"], self.cfg.seed + 1
-        images = (worlds.stills(worlds.step_key(seed, i), 32, self.largest) for i in range(8))
+        images = (self.source.pictures(seed, i, 32, self.largest) for i in range(8))
         return {"vae": measure(self.model, tree, images)}
 
     def task(self) -> Task:

@@ -27,8 +27,9 @@ from mv2_jax.models.discriminator import PatchCritic
 from mv2_jax.models.gan_vfi import GANVFI
 from mv2_jax.models.vq import Quantised, perplexity
 from mv2_jax.stages import vfi
-from mv2_jax.train import adversary, features, triplets, videos
-from mv2_jax.train.latents import Shards, position
+from mv2_jax.train import adversary, features, triplets
+from mv2_jax.train import source as sources
+from mv2_jax.train.latents import Shards
 from mv2_jax.train.report import grid, to_uint8
 from mv2_jax.train.task import Batch, Component, Metrics, Params, Task, compute_dtype, require
 from mv2_jax.train.tasks.vae import psnr
@@ -70,8 +71,9 @@ class VFITask:
             raise InputError(f"data.size: frames of {cfg.data.size} hold no crop of {side}")
         if cfg.data.among < 1:
             raise InputError(f"data.among: of {cfg.data.among} draws none can be kept; 1 keeps all")
-        _check_gap(tuple(cfg.data.gap), "root" in cfg.data)
-        self.paths = videos.find(cfg.data.root, side) if "root" in cfg.data else []
+        if "gap" in cfg.data:
+            _check_gap(tuple(cfg.data.gap), "root" in cfg.data)
+        self.source = sources.of(cfg, "videos" if "root" in cfg.data else "toybox")
         self.light_params, self.light_cfg = vfi.shipped()
         if self.light_cfg != self.net.light:
             raise InputError("model.vfi.light: training uses the RIFE that ships with the package")
@@ -131,13 +133,13 @@ class VFITask:
 
     def shards(self) -> Shards:
         """The samples, made when a step first needs them."""
-        cfg, data = self.cfg, self.cfg.data
+        data = self.cfg.data
         facts = {
             "what": "triplets",
-            "seed": cfg.seed,
             "data": data.to_dict(),
-            "videos": [[str(p), p.stat().st_size] for p in self.paths],
+            "videos": [],
             "light": trees.digest(self.light_params),
+            **self.source.facts(),
         }
         light_params = jax.device_put(trees.cast(self.light_params, np.float32))
 
@@ -146,10 +148,7 @@ class VFITask:
 
         def make(numbers: np.ndarray) -> triplets.Arrays:
             numbers = (numbers[:, None] * data.among + np.arange(data.among)).ravel()
-            if self.paths:
-                drawn = videos.draw(self.paths, cfg.seed, numbers, data.side, tuple(data.gap))
-            else:
-                drawn = triplets.toybox(cfg.seed, numbers, data.size, data.side, tuple(data.gap))
+            drawn = self.source.triplets(numbers)
             return triplets.hardest(triplets.with_guess(light, drawn), data.among)
 
         return Shards(self.folder.parent / "triplets", facts, make, data.count, data.shard)
@@ -159,7 +158,7 @@ class VFITask:
         shards, count = self.shards(), self.cfg.batch
         step = start
         while True:
-            found = shards.take(position(seed, step, count, self.cfg.data.count))
+            found = shards.take(self.source.pick(seed, step, count, self.cfg.data.count))
             active = adversary.active(step, self.cfg.loss.critic_from, count)
             yield {**triplets.turned(found, seed, step), "critic": active}
             step += 1

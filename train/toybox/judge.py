@@ -12,9 +12,9 @@ from mv2_jax import config
 from mv2_jax.config import nearest
 from mv2_jax.errors import InputError
 from mv2_jax.toybox import judge, judge_data
-from mv2_jax.train import worlds
 from mv2_jax.train.report import grid, to_uint8
 from mv2_jax.train.task import Batch, Component, Params, Task
+from mv2_jax.train.toybox import worlds
 
 
 def make(cfg: Any, begin: Mapping[str, Component], folder: Path) -> Task:

@@ -16,7 +16,7 @@ import numpy as np
 from mv2_jax.diffusion import keys as named
 from mv2_jax.toybox import captions, evaluate
 from mv2_jax.toybox.judge import KINDS, PICTURED
-from mv2_jax.train import worlds
+from mv2_jax.train.toybox import worlds
 
 
 def labels(

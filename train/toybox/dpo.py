@@ -28,10 +28,13 @@ from mv2_jax.errors import InputError
 from mv2_jax.stages import i2v, t2i, video
 from mv2_jax.stages import latents as codec
 from mv2_jax.toybox import evaluate
-from mv2_jax.train import lora, pairs, prompts, worlds
+from mv2_jax.train import lora
+from mv2_jax.train import source as sources
+from mv2_jax.train import words as tokens
 from mv2_jax.train.latents import Shards, position
 from mv2_jax.train.preference import dpo_loss
 from mv2_jax.train.task import Batch, Component, Params, Task, compute_dtype, require
+from mv2_jax.train.toybox import pairs, worlds
 from mv2_jax.train.video import TREES, VideoTask
 
 STAGES, KINDS = ("t2i", "i2v"), ("dpo", "winners")
@@ -203,7 +206,7 @@ class Pictures(Preferences):
         stage = config.from_dict(cfg.model.t2i.to_dict())
         dtype = compute_dtype(cfg.precision)
         self.net = t2i.Config(stage, text, factor, dtype, remat=cfg.remat)
-        self.words = prompts.tokenizer(text)
+        self.words = tokens.tokenizer(begin, sources.of(cfg), text)
         names = ("text_encoder", "spatial")
         self.base = {name: trees.cast(begin[name].params, np.float32) for name in names}
 
