@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -67,18 +68,23 @@ def main(arguments: Sequence[str]) -> int:
         raise InputError(f"--steps is {args.steps}; it is at least 1")
     bundle = bundles.read(args.weights)
     from mv2_jax.infer import mechanisms, study_arms
+    from mv2_jax.train import needs
 
+    out = Path(args.out or f"study-{args.which}")
     only = [name for name in args.only.split(",") if name]
     if args.which == "inference":
         variants, others = (mechanisms.FULL, *mechanisms.choose(mechanisms.VARIED, only)), None
     elif only:
         raise InputError("--only goes with `mv2 study inference`")
     else:
+        # Training takes hours: what would stop the study after it is told before.
+        needs.check(f"mv2 study {args.which}")
+        _jury(args.judge)
+        _writable(out)
         trained = study_arms.train(args.which, bundle, Path(args.runs), args.steps)
         if trained is None:
             return 130
         variants, others = study_arms.variants(args.which), trained
-    out = Path(args.out or f"study-{args.which}")
     run(bundle, variants, out, others, args.prompts, args.seed, args.batch, args.judge)
     return 0
 
@@ -149,14 +155,36 @@ def run(
     return values
 
 
+def _writable(folder: Path) -> None:
+    """Makes the folder of a study's files.
+
+    Raises:
+        InputError: it cannot be made, or nothing can be written there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"-o {folder}: nothing can be written there ({error.strerror})") from None
+
+
 def _jury(path: str | None) -> Any:
-    """The judge that ships, one in a safetensors file, or one in a finished phase's weights."""
+    """The judge that ships, one in a safetensors file, or one in a finished phase's weights.
+
+    Raises:
+        InputError: there is none, or it is damaged.
+    """
     from mv2_jax.toybox import evaluate, examine
 
     if path is None:
         return evaluate.load()
     if Path(path).is_dir():
-        return examine.from_phase(Path(path))[0]
+        try:
+            return examine.from_phase(Path(path))[0]
+        except (OSError, ValueError, KeyError):
+            said = "a finished phase's weights have phase.json and a judge"
+            raise InputError(f"--judge {path} holds no judge: {said}") from None
     return evaluate.load(path)
 
 

@@ -255,6 +255,9 @@ def _generate(args: argparse.Namespace) -> None:
 
 
 def _train(args: argparse.Namespace) -> int:
+    from mv2_jax.train import needs
+
+    needs.check("mv2 train")
     from mv2_jax.train import cli
 
     return cli.main(args.recipe, args.set, phase=args.phase, out=args.out, resume=not args.fresh)
