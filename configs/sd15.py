@@ -34,10 +34,11 @@ MOVING = ScheduleConfig(kind="linear")
 T2I = StageConfig(SPATIAL, STILL, (512, 512))
 I2V = StageConfig(VIDEO, MOVING, (512, 512), frames=16)
 V2V = StageConfig(VIDEO, MOVING, (512, 512), frames=16)
-# AnimateDiff's clips run at 8 frames a second; VFI triples them.
+# AnimateDiff's clips run at 8 frames a second; VFI triples them. No public checkpoint was trained
+# for the noise prior.
 DEFAULTS = {
     "t2i": {"guidance": 7.5},
-    "i2v": {"guidance": 7.5, "noise_prior": 1.0},
+    "i2v": {"guidance": 7.5, "noise_prior": 0.0},
     "v2v": {"guidance": 7.5},
     "vfi": {"between": 2, "fps": 24},
 }

@@ -28,6 +28,7 @@ from mv2_jax.errors import InputError
 from mv2_jax.text import CLIPTokenizer
 
 SOURCES = "sources.json"
+RULE = "public"  # of guidance: what users of these checkpoints know from other pipelines
 # Where an IP-Adapter's publisher keeps the vision encoder that it reads, beside the adapter.
 _ENCODER = "image_encoder"
 NEEDED = (
@@ -310,6 +311,7 @@ def _stages(
             size=size["t2i"],
             steps=still.steps,
             sampler=still.sampler,
+            rule=RULE,
         )
     }
     for stage in ("i2v", "v2v"):
@@ -326,6 +328,7 @@ def _stages(
             schedule=moving,
             size=size[stage],
             frames=frames,
+            rule=RULE,
         )
         program = few[stage]
         stages[stage] = few_steps.few(made, program) if program else made

@@ -27,7 +27,7 @@ from mv2_jax.models.sparse_control import SparseControlNet
 from mv2_jax.models.unet import UNet
 from mv2_jax.models.vae import AutoencoderKL
 from mv2_jax.nn.transformer import Context
-from mv2_jax.stages import video
+from mv2_jax.stages.backbones import split_unet
 
 
 @functools.cache
@@ -39,7 +39,7 @@ def unet(cfg: UNetConfig) -> dict[str, params.Tree]:
     """
     image = _zeros(1, 4, cfg.context_width) if cfg.image_tokens else None
     context = Context(_zeros(1, 7, cfg.context_width), image)
-    return video.split_unet(_shapes(UNet(cfg), *_noisy(cfg), context, **_added(cfg)))
+    return split_unet(_shapes(UNet(cfg), *_noisy(cfg), context, **_added(cfg)))
 
 
 def controlnet(cfg: ControlNetConfig) -> params.Tree:

@@ -1,38 +1,61 @@
 """A condition of one's own: the thing's size, as one more token for cross-attention to read."""
 
-from functools import partial
+from dataclasses import dataclass, replace
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from mv2_jax import bundle, cascade
-from mv2_jax.diffusion import guidance, keys, losses
+from mv2_jax.diffusion import keys
 from mv2_jax.infer import media
-from mv2_jax.stages import t2i
+from mv2_jax.stages import stage as stages
+from mv2_jax.stages.conditions import Usual
 from mv2_jax.toybox import renderer, world
 
 
-def main(four, steps=300, batch=8):
-    cfg, params, token = four.picture, four.parameters("t2i"), nn.Dense(four.picture.text.width)
-    text, nothing = (t2i.encode_text(params, cfg, ids).text for ids in four.ids(["a red ball"]))
+@dataclass(frozen=True)
+class Size(Usual):
+    """The radius [B] as a token that joins the prompt's. Nothing is a token of zeros."""
 
-    def told(mine, radius):  # [B] -> what the words say, then the token: [B, L + 1, C]
-        size = token.apply(mine, 10 * (radius[:, None, None] - 0.43))
-        return t2i.Prompt(jnp.concatenate([jnp.repeat(text, len(radius), axis=0), size], axis=1))
+    width: int = 128
+    name = "size"
+    needs = ("size",)
+
+    def blank(self, cfg, batch):
+        return {"size": jnp.full((batch,), 0.43)}
+
+    def init(self, cfg, key, x, t, fed, held):
+        return {"size": nn.Dense(self.width).init(key, jnp.zeros((1, 1, 1)))["params"]}
+
+    def encode(self, params, cfg, asked):
+        radius = 10 * (jnp.asarray(asked["size"])[:, None, None] - 0.43)
+        token = nn.Dense(self.width).apply({"params": params["size"]}, radius)
+        return token, jnp.zeros_like(token)
+
+    def feed(self, params, cfg, told, x, t, fed):
+        return fed.replace(text=jnp.concatenate([fed.text, told], axis=2))
+
+
+def main(four, steps=300, batch=8):
+    size = Size(four.picture.condition("text").first.width)
+    four = four.with_stage("t2i", conditions=("text", size))
+    cfg, ids = four.picture, four.ids(["a red ball"] * batch)
+    held = {name: four.params[four.component("t2i", name)] for name in ("text_encoder", "spatial")}
+    null = ids[1][0]
 
     def loss(mine, own):  # of red balls over meadows, one a key
         drawn = jax.vmap(lambda key: world.sample_world(key, 0, 0, 2, 5))(own)
         z = four.encode(renderer.render_batch(drawn, jnp.zeros(1), cfg.stage.size)[:, 0])
-        predict = partial(t2i.predict, params, cfg, prompt=told(mine, drawn.radius))
-        return losses.diffusion_loss(predict, z, own, cfg.stage.schedule)[0]
+        batch = {"latent": z, "ids": ids[0], "null_ids": null, "size": drawn.radius}
+        return stages.loss({**held, **mine}, cfg, batch, own[0])[0]
 
-    mine, slope = token.init(keys.seed(0), jnp.zeros((1, 1, 1))), jax.jit(jax.grad(loss))
+    mine, slope = size.init(cfg, keys.seed(0), None, None, None, {}), jax.jit(jax.grad(loss))
     for own in (keys.per_sample(keys.seed(step), batch) for step in range(steps)):
         mine = jax.tree.map(lambda w, g: w - 3e-3 * jnp.sign(g), mine, slope(mine, own))
-    away = t2i.Prompt(jnp.pad(jnp.repeat(nothing, 3, axis=0), ((0, 0), (0, 1), (0, 0))))
-    both = guidance.stack(away, told(mine, jnp.array([0.36, 0.43, 0.5])))
-    return four.decode(t2i.draw(params, cfg, both, keys.seeds([7] * 3), guidance.make(4.0)))
+    told = replace(four, params={**four.params, **mine})
+    prompts, seeds = ["a red ball"] * 3, keys.seeds([7] * 3)
+    return told.t2i(prompts, keys=seeds, more={"size": [0.36, 0.43, 0.5]})
 
 
 if __name__ == "__main__":

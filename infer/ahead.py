@@ -11,6 +11,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -22,7 +23,7 @@ from mv2_jax import config, sharding
 from mv2_jax.config import nearest
 from mv2_jax.diffusion import keys as named
 from mv2_jax.errors import InputError
-from mv2_jax.stages import prompts, t2i, video
+from mv2_jax.stages import stage as stages
 
 
 @dataclass(frozen=True)
@@ -41,22 +42,19 @@ class Plan:
     refused: str | None = None
 
 
-def full_size(stage: str) -> t2i.Config | video.Config:
+def full_size(stage: str) -> stages.Config:
     """The stage at the paper's size, of SD1.5's shape with AnimateDiff's and IP-Adapter-Plus's."""
-    schedule, text = config.ScheduleConfig(), config.TextConfig()
+    schedule, networks = config.ScheduleConfig(), {"text_encoder": config.TextConfig()}
     if stage == "t2i":
         own = config.StageConfig(config.UNetConfig(), schedule, (1024, 1024))
-        return t2i.Config(own, text, factor=8)
+        return stages.build(stage, own, networks, factor=8)
     unet = config.UNetConfig(motion=config.MotionConfig(), image_tokens=True)
     side = 600 if stage == "i2v" else 1048
-    return video.Config(
-        config.StageConfig(unet, schedule, (side, side), frames=32),
-        text,
-        config.VisionConfig(),
-        config.ImageProjectionConfig(),
-        config.ControlNetConfig(),
-        factor=8,
-    )
+    own = config.StageConfig(unet, schedule, (side, side), frames=32)
+    networks["image_encoder"] = config.VisionConfig()
+    networks["image_attn"] = config.ImageProjectionConfig()
+    networks["control"] = config.ControlNetConfig()
+    return stages.build(stage, own, networks, factor=8)
 
 
 def resize(cfg: Any, size: tuple[int, int] | None, frames: int | None, dtype: str) -> Any:
@@ -71,21 +69,21 @@ def resize(cfg: Any, size: tuple[int, int] | None, frames: int | None, dtype: st
             raise InputError(f"--size: both sides must be multiples of {cfg.factor}")
         stage = dataclasses.replace(stage, size=size)
     if frames is not None:
-        most = stage.unet.motion.max_frames if stage.unet.motion else 1
+        most = 1 if cfg.name == "t2i" else cfg.backbone.frames or frames
         if not 1 <= frames <= most:
             raise InputError(f"--frames: this stage makes from 1 to {most} frames, not {frames}")
         stage = dataclasses.replace(stage, frames=frames)
     return dataclasses.replace(cfg, stage=stage, dtype=jnp.dtype(dtype))
 
 
-def compile_stage(stage: str, cfg: Any, mesh: Mesh, rows: int) -> Plan:
-    """Compiles one call of the stage's network on `rows` samples for the devices of `mesh`."""
-    function, arguments = denoiser(stage, cfg, rows)
+def compile_stage(cfg: stages.Config, mesh: Mesh, batch: int) -> Plan:
+    """Compiles one call of the stage's network, with guidance, for the devices of `mesh`."""
+    function, arguments = denoiser(cfg, batch)
     placed = tuple(_place(tree, mesh) for tree in arguments[1:])
     weights = jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, cfg.dtype, sharding=where),
         arguments[0],
-        sharding.shardings(arguments[0], mesh),
+        sharding.shardings(arguments[0], mesh, stages.rules(cfg)),
     )
     try:
         with jax.set_mesh(mesh):
@@ -104,67 +102,44 @@ def compile_stage(stage: str, cfg: Any, mesh: Mesh, rows: int) -> Plan:
     )
 
 
-def denoiser(stage: str, cfg: Any, rows: int) -> tuple[Callable[..., jax.Array], tuple[Any, ...]]:
-    """(function, abstract arguments (parameters, x, t, condition)) of one call of the network."""
-    dtype, float32 = cfg.dtype, jnp.float32
-    module = t2i if stage == "t2i" else video
-    # Encoders run once a video and elsewhere; only what every step needs is counted.
-    tree = jax.eval_shape(lambda key: module.init(cfg, key), named.seed(0))
-    prompt = jax.eval_shape(lambda: prompts.blank(cfg, rows))
-    text = jax.ShapeDtypeStruct(prompt.text.shape, dtype)
-    x = jax.ShapeDtypeStruct((rows, *cfg.latent_shape), float32)
-    number = jax.ShapeDtypeStruct((rows,), float32)
-    if stage == "t2i":
-        parameters, condition = {"spatial": tree["spatial"]}, prompt.replace(text=text)
-    else:
-        parameters = {name: tree[name] for name in ("spatial", "motion", "control")}
-        parameters["image_attn"] = {"unet": tree["image_attn"]["unet"]}
-        projection = cfg.projection
-        tokens = (rows, projection.tokens, projection.out_width)
-        # A SparseCtrl sees the reference's latent, a ControlNet its pixels.
-        shown = cfg.latent_shape[1:] if cfg.sparse else (*cfg.stage.size, 3)
-        condition = video.Condition(
-            text,
-            jax.ShapeDtypeStruct(tokens, dtype),
-            number,
-            jax.ShapeDtypeStruct((rows, *shown), float32),
-            number,
-            prompt.pooled,
-            prompt.size_ids,
-        )
+def denoiser(cfg: stages.Config, batch: int) -> tuple[Callable[..., jax.Array], tuple[Any, ...]]:
+    """(function, abstract arguments (parameters, x, t, told)) of one call of the network.
 
-    def predict(params: Any, x: jax.Array, t: jax.Array, condition: Any) -> jax.Array:
-        return module.predict(params, cfg, x, t, condition)
+    Encoders run once a video and elsewhere, and are left out. x [R, B, T, h, w, C] and what its
+    rows are told are those that the stage's chain has at a step.
+    """
+    tree = jax.eval_shape(lambda key: stages.init(cfg, key), named.seed(0))
+    asked, condition = stages.blank(cfg, batch), stages.condition.__wrapped__
+    told = jax.eval_shape(partial(condition, cfg=cfg, rule=cfg.rule), tree, asked)
+    x = jax.ShapeDtypeStruct((cfg.rule.rows, batch, *cfg.latent_shape), jnp.float32)
+    t = jax.ShapeDtypeStruct(x.shape[:2], jnp.float32)
 
-    return predict, (parameters, x, number, condition)
+    def predict(params: Any, x: jax.Array, t: jax.Array, told: Any) -> jax.Array:
+        return stages.predict(params, cfg, x, t, told)
+
+    return predict, (stages.at_steps(tree, cfg), x, t, told)
 
 
 def _place(tree: Any, mesh: Mesh) -> Any:
-    """Inputs with samples first, and the frames of latents split over context."""
+    """Inputs [R, B, ...] with their samples split, and the frames of latents over context."""
 
     def place(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        axes = [sharding.fit(sharding.SAMPLES, leaf.shape[0], mesh)]
-        if leaf.ndim == 5:
-            axes.append(sharding.fit("context", leaf.shape[1], mesh))
+        axes = [None, sharding.fit(sharding.SAMPLES, leaf.shape[1], mesh)]
+        if leaf.ndim == 6:
+            axes.append(sharding.fit("context", leaf.shape[2], mesh))
         where = NamedSharding(mesh, P(*axes))
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
 
     return jax.tree.map(place, tree)
 
 
-def stage_config(stage: str, weights: str | None = None) -> t2i.Config | video.Config:
+def stage_config(stage: str, weights: str | None = None) -> stages.Config:
     """A stage of a cascade folder, or (None) at the paper's size. Raises as `bundle.read` does."""
     if weights is None:
         return full_size(stage)
     from mv2_jax import bundle, cascade
 
-    four = cascade.load(bundle.read(weights))
-    return {"t2i": four.picture, "i2v": four.keyframes, "v2v": four.refined}[stage]
-
-
-def rows(stage: str, batch: int) -> int:
-    """How many samples the network sees at a time, with guidance, for `batch` videos."""
-    return batch * (2 if stage == "t2i" else video.WAYS)
+    return cascade.load(bundle.read(weights)).stage(stage)
 
 
 def mesh(sizes: dict[str, int] | None, devices: Sequence[Any], frames: int) -> Mesh:

@@ -16,7 +16,7 @@ from mv2_jax import lookup
 from mv2_jax.config import ScheduleConfig, SparseControlConfig, nearest
 from mv2_jax.configs import presets
 from mv2_jax.configs.few_steps import FEW_STEPS, few
-from mv2_jax.diffusion.names import SAMPLERS, SPACINGS
+from mv2_jax.diffusion.names import RULES, SAMPLERS, SPACINGS
 from mv2_jax.errors import InputError
 from mv2_jax.infer import interpolators
 
@@ -96,6 +96,10 @@ CHOICES = (
            "weights' own: mostly 1)"),
     Choice("--few-steps", _VIDEO, "few_steps", tuple(FEW_STEPS), "how distilled motion modules are "
            "sampled: " + ", ".join(FEW_STEPS)),
+    Choice("--guidance-rule", _EVERY, "rule", tuple(RULES), "what the network is asked beside what "
+           "is told everything: none (nothing), text (without the prompt), public (without prompt "
+           "and picture, but with its control), apart (both steps, with a scale each), or "
+           "module:name of your own", own=True),
     Choice("--frames", _VIDEO, "frames", (1, 1024), "keyframes; more than the motion modules know "
            "are made in overlapping windows"),
     Choice("--overlap", _VIDEO, "overlap", (0, 1023), "frames that two windows share (a quarter)"),

@@ -14,12 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mv2_jax.diffusion import guidance as guides
 from mv2_jax.diffusion import keys as random
-from mv2_jax.diffusion import prediction, process, samplers
+from mv2_jax.diffusion import prediction, process
 from mv2_jax.diffusion.samplers import Point
 from mv2_jax.nn import watch
-from mv2_jax.stages import chain, i2v, latents, t2i, video
+from mv2_jax.stages import chain, latents
+from mv2_jax.stages import stage as stages
 from mv2_jax.text import Tokenizer, emphasis
 
 
@@ -50,45 +50,19 @@ def words(tokenizer: Tokenizer, prompt: str) -> list[tuple[str, slice]]:
 
 def of_picture(four: Any, prompt: str, seed: int, numbers: Any, negative: str = "") -> Looks:
     """T2I's looks; `numbers` are the stage's (`settings.resolve`)."""
-    cfg, params, steps = four.picture, four.parameters("t2i"), int(numbers["steps"])
-    both = t2i.condition(params, *four.ids([prompt], negative), cfg=cfg)
-    told = jax.tree.map(lambda x: x[1:], both)
-    state = t2i.start(random.seeds([seed]), cfg=cfg, steps=steps)
-    scales = guides.of(numbers)
-
-    def on(state: Any, k: int) -> Any:
-        return four.programs(
-            "t2i", t2i.advance, params, both, scales, state, cfg=cfg, steps=steps, k=k
-        )
-
-    look = partial(_picture_look, params, told, cfg=cfg)
-    looks = _follow(four.decode_picture, cfg, steps, state, on, look)
-    return looks._replace(believed=looks.believed[:, None], start=looks.start[None])
+    begun = four.chain("t2i", [prompt], random.seeds([seed]), numbers, negative=negative)
+    return _follow(four.decode_picture, begun)
 
 
 def of_clip(
     four: Any, prompt: str, seed: int, picture: Any, numbers: Any, negative: str = "", most: int = 4
 ) -> Looks:
     """I2V's looks from a reference picture [1, H, W, 3] in [-1, 1], at `most` points at most."""
-    cfg, params, steps = four.keyframes, four.parameters("i2v"), int(numbers["steps"])
-    weights = (np.float32(numbers[name]) for name in ("image_scale", "control_scale"))
-    ids = four.ids([prompt], negative)
-    reference = four.encode(latents.resize(jnp.asarray(picture), cfg.stage.size))
-    shown = reference if cfg.sparse else None
-    given = video.condition(params, *ids, jnp.asarray(picture), *weights, shown, cfg=cfg)
-    told = jax.tree.map(lambda x: x[2:], given)
-    prior = np.float32(numbers["noise_prior"])
-    state = i2v.start(random.seeds([seed]), reference, prior, cfg=cfg, steps=steps)
-    scales = guides.of(numbers)
-
-    def on(state: Any, k: int) -> Any:
-        return four.programs(
-            "i2v", video.advance, params, given, scales, state, cfg=cfg, steps=steps, k=k
-        )
-
-    look = partial(_clip_look, params, told, cfg=cfg)
-    looks = _follow(four.decode, cfg, steps, state, on, look, most)
-    return looks._replace(reference=np.asarray(reference[0]))
+    given = ([prompt], random.seeds([seed]), numbers, picture)
+    begun = four.chain("i2v", *given, negative=negative)
+    looks = _follow(four.decode, begun, most)
+    small = latents.resize(jnp.asarray(picture), begun.cfg.stage.size)
+    return looks._replace(reference=np.asarray(four.encode(small)[0]))
 
 
 def first_step(four: Any) -> tuple[float, float]:
@@ -97,40 +71,33 @@ def first_step(four: Any) -> tuple[float, float]:
     return float(grid.alpha[0]), float(grid.sigma[0])
 
 
-def _follow(
-    decode: Any, cfg: Any, steps: int, state: Any, on: Any, look: Any, most: int = 4
-) -> Looks:
-    """Runs a chain of one sample and looks `most` times at most, every `chain.STEPS_AT_ONCE`."""
-    _, grid = chain.program(cfg.stage, steps)
-    k, start = min(chain.STEPS_AT_ONCE, steps), state.x[0]
-    seen, believed, text = [], [], []
-    for index in range(0, steps, k)[:most]:
-        x0, weights = look(state.x, samplers.point_at(grid, state.index))
-        seen.append(index)
+def _follow(decode: Any, begun: Any, most: int = 4) -> Looks:
+    """Runs a chain of one sample and looks `most` times at most, every `chain.STEPS_AT_ONCE`: in
+    the last of its chains, where FreeInit begins it again."""
+    seen, believed, text, starts = [], [], [], []
+    told = jax.tree.map(lambda leaf: leaf[-1], begun.told)  # the row that is told everything
+
+    def look(state: Any) -> bool:
+        if len(seen) == most:
+            return True
+        point = chain.look_at(begun.cfg, begun.steps, state)
+        x0, weights = _look(begun.params, told, state.x, point, cfg=begun.cfg)
+        seen.append(int(state.index))
+        starts.append(np.asarray(state.x[0]))
         believed.append(np.asarray(decode(x0)[0]))
         text.append(np.asarray(weights[0]))
-        if len(seen) < most:
-            state = on(state, k)
-    return Looks(seen, np.stack(believed), np.mean(text, axis=0), np.asarray(start))
+        return False
+
+    begun.end(look)
+    return Looks(seen, np.stack(believed), np.mean(text, axis=0), starts[0])
 
 
 @partial(jax.jit, static_argnames=("cfg",))
-def _picture_look(
-    params: Any, told: Any, x: jax.Array, point: Point, *, cfg: t2i.Config
+def _look(
+    params: Any, told: Any, x: jax.Array, point: Point, *, cfg: stages.Config
 ) -> tuple[jax.Array, jax.Array]:
     t = jnp.broadcast_to(point.t, x.shape[:1])
-    out, maps = watch.cross_attention(t2i.predict, params, cfg, x, t, told)
-    kind = process.of(cfg.stage.schedule).prediction
-    x0 = prediction.to_x0(kind, out, x, point.alpha, point.sigma)
-    return x0, _together(maps["text"], 1, x.shape[1:3])
-
-
-@partial(jax.jit, static_argnames=("cfg",))
-def _clip_look(
-    params: Any, told: Any, x: jax.Array, point: Point, *, cfg: video.Config
-) -> tuple[jax.Array, jax.Array]:
-    t = jnp.broadcast_to(point.t, x.shape[:1])
-    out, maps = watch.cross_attention(video.predict, params, cfg, x, t, told)
+    out, maps = watch.cross_attention(stages.predict_one, params, cfg, x, t, told)
     kind = process.of(cfg.stage.schedule).prediction
     x0 = prediction.to_x0(kind, out, x, point.alpha, point.sigma)
     return x0, _together(maps["text"], x.shape[1], x.shape[2:4])

@@ -18,7 +18,7 @@ import hashlib
 import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,6 +62,7 @@ def make(
     picture: np.ndarray | None = None,
     clip: np.ndarray | None = None,
     progress: Any = None,
+    tell: Mapping[str, str] | None = None,
 ) -> Made:
     """Runs the stages for B prompts; each video is as if made alone.
 
@@ -72,6 +73,7 @@ def make(
         clip: [T, H, W, 3] uint8, keyframes to start at V2V from; its first frame is the
             picture where none is given.
         progress: callback (stage, done, total), see `mv2_jax.programs.Progress`.
+        tell: what conditions of one's own are told, by name.
     """
     from mv2_jax.diffusion import keys as random
     from mv2_jax.programs import silent
@@ -80,17 +82,21 @@ def make(
     keys = random.seeds([seed] * batch if isinstance(seed, int) else list(seed))
     common = {"negative": negative, "keys": keys, "progress": progress or silent}
 
+    def given(stage: str) -> dict[str, Any]:
+        more = told(cascade, stage, tell or {}, batch)
+        return {**common, **numbers[stage], **({"more": more} if more else {})}
+
     def each(x: np.ndarray) -> np.ndarray:
         return np.repeat(media.to_float(x)[None], batch, axis=0)
 
     if picture is None and clip is not None:
         picture = clip[0]
-    image = cascade.t2i(prompts, **common, **numbers["t2i"]) if picture is None else each(picture)
+    image = cascade.t2i(prompts, **given("t2i")) if picture is None else each(picture)
     if clip is None:
-        keyframes = cascade.i2v(prompts, image, **common, **numbers["i2v"])
+        keyframes = cascade.i2v(prompts, image, **given("i2v"))
     else:
         keyframes = each(clip)
-    refined = cascade.v2v(prompts, image, keyframes, **common, **numbers["v2v"])
+    refined = cascade.v2v(prompts, image, keyframes, **given("v2v"))
     between = int(numbers["vfi"]["between"])
     frames = refined
     if between:
@@ -142,6 +148,7 @@ def command(
     started = time.monotonic()
     cascade, made_with = load(sized)
     check_steps(sized, used, request.start)
+    check_told(request, cascade)
     fps = used["vfi"]["fps"]
     with Bars() as bars:
         for first in range(0, len(planned), batch):
@@ -159,6 +166,7 @@ def command(
                 picture=picture,
                 clip=clip,
                 progress=bars,
+                tell=request.tell,
             )
             for index, one in enumerate(_singly(made, len(chosen)), start=first):
                 result = {"fps": fps, **describe(one.frames)}
@@ -224,6 +232,44 @@ def check_steps(bundle: Any, numbers: Numbers, start: str = "t2i") -> None:
             chain.program(cfg, steps)
         except ValueError as error:
             raise InputError(f"--{stage}-steps {steps} with {cfg.sampler}: {error}") from None
+
+
+def check_told(request: Request, cascade: Any) -> None:
+    """Refuses what no stage of the video would hear.
+
+    Raises:
+        InputError: a scale of the picture where no rule has one, or a `--tell` of no condition.
+    """
+    if request.given.get("image_guidance") is None and not request.tell:
+        return
+    stages = [cascade.stage(name) for name in _DIFFUSION[_DIFFUSION.index(request.start) :]]
+    scales = {scale for stage in stages for scale in stage.rule.scales}
+    if request.given.get("image_guidance") is not None and "image" not in scales:
+        raise InputError(
+            "--image-guidance has no effect: these weights' guidance rule has no scale for the "
+            "picture; add --guidance-rule apart"
+        )
+    own = {each.name for stage in stages for each in stage.conditions if hasattr(each, "read")}
+    for name in request.tell:
+        if name not in own:
+            known = f"; it has {', '.join(sorted(own))}" if own else ""
+            raise InputError(f"--tell {name}: these weights have no such condition{known}")
+
+
+def told(cascade: Any, stage: str, tell: Mapping[str, str], count: int) -> dict[str, Any]:
+    """The raw inputs of a stage's own conditions for `count` samples, from what a user wrote.
+
+    Raises:
+        InputError: words that a condition does not understand.
+    """
+    made = {}
+    for each in cascade.stage(stage).conditions if tell else ():
+        if each.name in tell:
+            try:
+                made[each.name] = each.read([tell[each.name]] * count)
+            except ValueError as error:
+                raise InputError(f"--tell {each.name}={tell[each.name]}: {error}") from None
+    return made
 
 
 def with_size(bundle: Any, size: tuple[int, int] | None) -> Any:

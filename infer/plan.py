@@ -39,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
         ahead.stage_config(args.stage, args.weights), args.size, args.frames, args.dtype
     )
     devices = machines.devices(args.on)
-    rows = ahead.rows(args.stage, args.batch)
+    rows = cfg.rule.rows * args.batch
     mesh = ahead.mesh(args.mesh, devices, cfg.stage.frames)
     shape = ", ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1)
     height, width = cfg.stage.size
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
         f"on {len(devices)} x {devices[0].device_kind}; mesh: {shape or 'one device'}", flush=True
     )
     began = time.monotonic()
-    plan = ahead.compile_stage(args.stage, cfg, mesh, rows)
+    plan = ahead.compile_stage(cfg, mesh, args.batch)
     print(f"compiled in {time.monotonic() - began:.0f} s")
     print("\n".join(describe(plan, cfg.stage.steps)))
     return 0 if plan.refused is None else 1

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from mv2_jax import numbers
 from mv2_jax.configs import presets
 from mv2_jax.errors import InputError
 
@@ -152,35 +153,32 @@ def build(preset: Any, params: dict[str, Any], dtype: Any) -> Cascade:
     import jax.numpy as jnp
 
     from mv2_jax.cascade import Cascade
-    from mv2_jax.stages import t2i, video
+    from mv2_jax.stages import stage as stages
     from mv2_jax.text import CLIPTokenizer
 
-    dtype = jnp.dtype(dtype)
+    networks = {
+        "text_encoder": preset.TEXT,
+        "text_encoder_2": preset.TEXT_2,
+        "image_encoder": preset.VISION,
+        "image_attn": preset.PROJECTION,
+        "control": preset.CONTROL,
+    }
 
-    def moving(stage: Any) -> video.Config:
-        return video.Config(
-            stage,
-            preset.TEXT,
-            preset.VISION,
-            preset.PROJECTION,
-            preset.CONTROL,
-            preset.VAE.factor,
-            dtype,
-            text_2=preset.TEXT_2 if stage.unet.pooled_width else None,
-        )
+    def made(name: str, vae: Any) -> stages.Config:
+        own = getattr(preset, name.upper())
+        return stages.build(name, own, networks, vae.factor, jnp.dtype(dtype))
 
     return Cascade(
         params=params,
         tokenizer=CLIPTokenizer(max_length=preset.TEXT.max_length),
         vae=preset.VAE,
         interpolator=preset.RIFE,
-        picture=t2i.Config(
-            preset.T2I, preset.TEXT, preset.PICTURE_VAE.factor, dtype, preset.TEXT_2
-        ),
-        keyframes=moving(preset.I2V),
-        refined=moving(preset.V2V),
-        dtype=dtype,
+        picture=made("t2i", preset.PICTURE_VAE),
+        keyframes=made("i2v", preset.VAE),
+        refined=made("v2v", preset.VAE),
+        dtype=jnp.dtype(dtype),
         picture_vae=preset.PICTURE_VAE,
+        numbers=numbers.read(preset.DEFAULTS, "the preset"),
     )
 
 
@@ -192,7 +190,7 @@ def shapes(preset: Any, stage: str) -> dict[str, Any]:
     from mv2_jax.diffusion import keys as named
     from mv2_jax.models.rife import RIFE
     from mv2_jax.models.vae import AutoencoderKL
-    from mv2_jax.stages import t2i, video
+    from mv2_jax.stages import stage as stages
 
     four, key = build(preset, {}, "float32"), named.seed(0)
     if stage == "vfi":
@@ -203,13 +201,11 @@ def shapes(preset: Any, stage: str) -> dict[str, Any]:
     cfg = preset.PICTURE_VAE if stage == "t2i" else preset.VAE
     pixels = jnp.zeros((1, cfg.factor * 2, cfg.factor * 2, cfg.in_channels))
     vae = jax.eval_shape(AutoencoderKL(cfg).init, key, pixels)["params"]
+    tree = jax.eval_shape(lambda key: stages.init(four.stage(stage), key), key)
     if stage == "t2i":
-        own = jax.eval_shape(lambda key: t2i.init(four.picture, key), key)
         names = {"spatial": "t2i_unet"}
-        own = {names.get(name, f"t2i_{name}"): tree for name, tree in own.items()}
+        own = {names.get(name, f"t2i_{name}"): tree for name, tree in tree.items()}
         return {**own, "t2i_vae": vae}
-    held = four.keyframes if stage == "i2v" else four.refined
-    tree = jax.eval_shape(lambda key: video.init(held, key), key)
     motion = tree.pop("motion")
     return {**tree, f"motion_{stage}": motion, "vae": vae}
 

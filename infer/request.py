@@ -23,7 +23,7 @@ from mv2_jax.infer.settings import SETTINGS, Numbers, idle
 SCHEMA = 1
 _KEYS = (
     "schema", "mv2", "prompt", "negative", "seed", "from_image", "from_video", "size", "settings",
-    "choices", "weights", "made_with", "result",
+    "choices", "tell", "weights", "made_with", "result",
 )  # fmt: skip
 
 
@@ -59,6 +59,7 @@ _SOUND = {
     "size": _is_size,
     "settings": _is_settings,
     "choices": _is_settings,
+    "tell": lambda value: isinstance(value, Mapping) and all(map(_is_text, value.values())),
     "weights": _is_weights,
     "made_with": lambda value: isinstance(value, Mapping),
     "result": lambda value: isinstance(value, Mapping),
@@ -89,7 +90,8 @@ class Request:
 
     `size` is the video's (height, width), None for the weights' own. `given` holds the numbers
     that the user set, by `Setting.dest`; `base` those of the sidecar. `choices` are what the user
-    and the sidecar chose (`choices.Choices`). `before` is the sidecar itself, if nothing was asked
+    and the sidecar chose (`choices.Choices`). `tell` is what conditions of one's own are told, by
+    name. `before` is the sidecar itself, if nothing was asked
     for beside it, so that the new frames must equal the old.
     """
 
@@ -104,6 +106,7 @@ class Request:
     base: Numbers = field(default_factory=dict)
     choices: Choices = field(default_factory=dict)
     before: Mapping[str, Any] | None = None
+    tell: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.prompts:
@@ -142,7 +145,8 @@ def from_args(args: Any) -> Request:
     if args.image or args.video:
         sources = {"image": args.image, "video": args.video}
     said = [*args.prompt, args.negative, args.seed, args.image, args.video, args.size, args.weights]
-    same = bool(old) and not given and not chosen and all(value is None for value in said)
+    tell = _told(args.tell)
+    same = bool(old) and not (given or chosen or tell) and all(value is None for value in said)
     weights = args.weights or old.get("weights", {}).get("folder")
     return Request(
         prompts=tuple(args.prompt) or tuple(filter(None, [old.get("prompt")])),
@@ -156,6 +160,7 @@ def from_args(args: Any) -> Request:
         base=_base(old.get("settings", {}), chosen),
         choices=choices.merged(_kept(old, str(args.from_), sources), chosen),
         before=old if same else None,
+        tell={**old.get("tell", {}), **tell},
     )
 
 
@@ -191,6 +196,7 @@ def sidecar(
         "size": list(request.size or bundle.stages["v2v"].size),
         "settings": numbers,
         "choices": request.choices,
+        **({"tell": dict(request.tell)} if request.tell else {}),
         "weights": {
             "name": bundle.name,
             "folder": str(request.weights.absolute()) if request.weights else None,
@@ -213,6 +219,7 @@ def read_sidecar(path: str | Path) -> dict[str, Any]:
     if not isinstance(data, dict) or data.get("schema") != SCHEMA:
         raise InputError(f"{path} was not written by mv2 generate, or by another version of it")
     data.setdefault("choices", {})  # sidecars of version 0.1.0 have none
+    data.setdefault("tell", {})
     for key in data:
         if key not in _KEYS:
             raise InputError(f"{path}: unknown key {key!r}{nearest(key, _KEYS)}")
@@ -254,6 +261,15 @@ def _source(value: Any) -> Source | None:
 
 def _plain(source: Source | None) -> dict[str, str] | None:
     return {"file": str(source.path), "sha256": source.sha256} if source else None
+
+
+def _told(said: list[str]) -> dict[str, str]:
+    """What `--tell NAME=VALUE` says, by name. Raises InputError where it is not that."""
+    pairs = [text.partition("=") for text in said]
+    for name, equals, value in pairs:
+        if not (name and equals and value):
+            raise InputError(f"--tell takes NAME=VALUE, not {name + equals + value!r}")
+    return {name: value for name, _, value in pairs}
 
 
 def _seed(text: str | None) -> int | None:

@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from mv2_jax import config, config_types, files, params
+from mv2_jax import config, config_types, files, numbers, params
 from mv2_jax.errors import InputError
 from mv2_jax.stages import vfi_table
 
@@ -109,6 +109,22 @@ class Bundle:
         """The config of a component. Raises InputError where the folder lacks it."""
         return self._component(name).config
 
+    def configs(self, stage: str) -> _Configs:
+        """The configs of the networks that a stage takes, by its names for them.
+
+        T2I's own, where it has some. Asking for one that the folder lacks raises InputError.
+        """
+        return _Configs(self, stage)
+
+    @property
+    def numbers(self) -> numbers.Numbers:
+        """Every stage's numbers, as the weights like them best.
+
+        Raises:
+            InputError: the folder stores one that there is not, or that is out of range.
+        """
+        return numbers.read(self.defaults, f"defaults of {self.folder}")
+
     def load(self, name: str) -> params.Tree:
         """The parameters of a component as NumPy arrays in the stored type, read at every call.
 
@@ -166,6 +182,20 @@ class Bundle:
                 f"{path} is damaged: its checksum is not the one in {INDEX}; install or pack it "
                 "again"
             )
+
+
+class _Configs:
+    """See `Bundle.configs`."""
+
+    def __init__(self, bundle: Bundle, stage: str) -> None:
+        self._bundle, self._pictures = bundle, stage == "t2i"
+
+    def __getitem__(self, name: str) -> Any:
+        held = self._bundle.components
+        own = PICTURE.get(name) if self._pictures else None
+        # T2I with a UNet of its own has its second text encoder with it, or none.
+        alone = name == "text_encoder_2" and PICTURE["spatial"] in held
+        return self._bundle.config(own if own in held or (own and alone) else name)
 
 
 def write(

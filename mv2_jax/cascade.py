@@ -14,7 +14,7 @@ stage is the pure functions of `mv2_jax.stages`; this file says what one hands t
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -23,17 +23,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mv2_jax import numbers as sets
 from mv2_jax import params as trees
 from mv2_jax import text as tokenizers
 from mv2_jax.bundle import PICTURE, Bundle
-from mv2_jax.config import VAEConfig, nearest
+from mv2_jax.config import VAEConfig
 from mv2_jax.diffusion import guidance as guides
-from mv2_jax.diffusion.samplers import State
+from mv2_jax.lookup import nearest
 from mv2_jax.programs import Programs, Progress, silent
-from mv2_jax.stages import chain, i2v, interpolators, latents, t2i, v2v, vfi, vfi_table, video
-from mv2_jax.stages.prompts import Ids
+from mv2_jax.stages import chain, i2v, interpolators, latents, stage, t2i, v2v, vfi, vfi_table
+from mv2_jax.stages.conditions.text import Ids
+from mv2_jax.stages.stage import Config
 from mv2_jax.text import Tokenizer, emphasis
 from mv2_jax.text.emphasis import Marked
+
+HELD = {"t2i": "picture", "i2v": "keyframes", "v2v": "refined"}
+"""The `Cascade` field that holds a stage's config."""
 
 
 @partial(jax.jit, static_argnames=("cfg", "dtype"))
@@ -57,18 +62,21 @@ class Cascade:
 
     `params` maps a component's name to its tree, and "interpolator" to that of VFI's network, whose
     config is `interpolator` (see `stages.interpolators`). `keys` are typed keys [B], one a sample,
-    so that a sample of a batch equals the sample alone. `progress` is `programs.Progress`.
+    so that a sample of a batch equals the sample alone. `numbers` are every stage's, as the weights
+    like them best (`mv2_jax.numbers`): what a call does not name is taken from there. `progress` is
+    `programs.Progress`.
     """
 
     params: dict[str, Any]
     tokenizer: Tokenizer
     vae: VAEConfig
     interpolator: Any
-    picture: t2i.Config
-    keyframes: video.Config
-    refined: video.Config
+    picture: Config
+    keyframes: Config
+    refined: Config
     dtype: Any
     picture_vae: VAEConfig | None = None  # T2I's, where it has its own
+    numbers: sets.Numbers = field(default_factory=sets.usual)
     programs: Programs = field(default_factory=Programs, repr=False, compare=False)
 
     def t2i(
@@ -77,38 +85,26 @@ class Cascade:
         *,
         keys: jax.Array,
         negative: str = "",
-        steps: int | None = None,
-        guidance: float = 5.0,
-        guidance_rescale: float = 0.0,
-        guidance_low: float = 0.0,
-        guidance_high: float = 0.0,
+        more: Mapping[str, Any] | None = None,
         progress: Progress = silent,
+        **numbers: float | None,
     ) -> jax.Array:
         """Prompts -> pictures [B, H, W, 3] of the stage's size.
 
         Two pictures of one prompt are that prompt twice, with two keys.
 
-        `guidance_rescale` and the interval from `guidance_low` to `guidance_high` (0: no bound)
-        are those of `diffusion.guidance.Guidance`, here and in the video stages.
+        Args:
+            more: raw inputs of conditions of one's own, by name, one a sample.
+            numbers: of `mv2_jax.numbers.T2I` (of `I2V` and `V2V` in the video stages): "steps",
+                "guidance" and so on; None as the weights like it.
 
         Raises:
-            ValueError: prompts and keys (and pictures, and keyframes) that differ in number.
+            ValueError: prompts and keys (and pictures, and keyframes) that differ in number, or a
+                number that the stage does not have.
         """
         _one_each(prompts=prompts, keys=keys)
-        cfg, run = self.picture, partial(self.programs, "t2i", progress=progress)
-        steps = steps or cfg.stage.steps
-        params = self.parameters("t2i")
-        given = run(t2i.condition, params, *self.ids(prompts, negative), cfg=cfg)
-        given = guides.fewest(given, t2i.WAYS, guidance)
-        state = run(t2i.start, keys, cfg=cfg, steps=steps)
-        scales = guides.make(guidance, 1.0, guidance_rescale, guidance_low, guidance_high)
-
-        def some(state: State, k: int) -> State:
-            return run(t2i.advance, params, given, scales, state, cfg=cfg, steps=steps, k=k)
-
-        state = chain.to_end("t2i", some, state, steps, progress)
-        vae, vae_cfg = self._picture_vae()
-        return run(_decode, vae, state.x, cfg=vae_cfg, dtype=self.dtype)
+        made = self._stage("t2i", prompts, keys, negative, more, progress, numbers)
+        return made[:, 0]
 
     def i2v(
         self,
@@ -117,41 +113,13 @@ class Cascade:
         *,
         keys: jax.Array,
         negative: str = "",
-        steps: int | None = None,
-        guidance: float = 5.0,
-        image_guidance: float = 1.0,
-        guidance_rescale: float = 0.0,
-        guidance_low: float = 0.0,
-        guidance_high: float = 0.0,
-        noise_prior: float = 1.0,
-        image_scale: float = 1.0,
-        control_scale: float = 1.0,
-        free_init: int = 0,
+        more: Mapping[str, Any] | None = None,
         progress: Progress = silent,
+        **numbers: float | None,
     ) -> jax.Array:
-        """Prompts and reference pictures [B, H, W, 3] -> keyframes [B, T, h, w, 3].
-
-        `free_init`: how often the chain is begun again from the low frequencies of its end.
-        """
+        """Prompts and reference pictures [B, H, W, 3] -> keyframes [B, T, h, w, 3]."""
         _one_each(prompts=prompts, image=image, keys=keys)
-        cfg, run = self.keyframes, partial(self.programs, "i2v", progress=progress)
-        steps = steps or cfg.stage.steps
-        params, image = self.parameters("i2v"), jnp.asarray(image, jnp.float32)
-        ids = self.ids(prompts, negative)
-        scales = (np.float32(image_scale), np.float32(control_scale))
-        small = run(_resize, image, size=cfg.stage.size)
-        z = run(_encode, self.params["vae"], small, cfg=self.vae, dtype=self.dtype)
-        reference = z if cfg.sparse else None
-        given = run(video.condition, params, *ids, image, *scales, reference, cfg=cfg)
-        given = guides.fewest(given, video.WAYS, guidance, image_guidance)
-        state = run(i2v.start, keys, z, np.float32(noise_prior), cfg=cfg, steps=steps)
-        scales = guides.make(
-            guidance, image_guidance, guidance_rescale, guidance_low, guidance_high
-        )
-        for turn in range(int(free_init)):
-            ended = self._denoise("i2v", run, cfg, params, given, state, steps, scales)
-            state = run(i2v.again, keys, ended.x, np.int32(turn), cfg=cfg, steps=steps)
-        return self._finish("i2v", run, cfg, params, given, state, steps, scales)
+        return self._stage("i2v", prompts, keys, negative, more, progress, numbers, image)
 
     def v2v(
         self,
@@ -161,37 +129,73 @@ class Cascade:
         *,
         keys: jax.Array,
         negative: str = "",
-        steps: int | None = None,
-        strength: float = 0.5,
-        guidance: float = 5.0,
-        image_guidance: float = 1.0,
-        guidance_rescale: float = 0.0,
-        guidance_low: float = 0.0,
-        guidance_high: float = 0.0,
-        image_scale: float = 1.0,
-        control_scale: float = 1.0,
+        more: Mapping[str, Any] | None = None,
         progress: Progress = silent,
+        **numbers: float | None,
     ) -> jax.Array:
         """Prompts, reference pictures and keyframes [B, T, h, w, 3] -> [B, T, H, W, 3]."""
         _one_each(prompts=prompts, image=image, keyframes=keyframes, keys=keys)
-        cfg, run = self.refined, partial(self.programs, "v2v", progress=progress)
-        steps = steps or cfg.stage.steps
-        params, image = self.parameters("v2v"), jnp.asarray(image, jnp.float32)
-        ids = self.ids(prompts, negative)
-        scales = (np.float32(image_scale), np.float32(control_scale))
-        reference = None
-        if cfg.sparse:
-            whole = run(_resize, image, size=cfg.stage.size)
-            reference = run(_encode, self.params["vae"], whole, cfg=self.vae, dtype=self.dtype)
-        given = run(video.condition, params, *ids, image, *scales, reference, cfg=cfg)
-        given = guides.fewest(given, video.WAYS, guidance, image_guidance)
-        large = run(_resize, jnp.asarray(keyframes, jnp.float32), size=cfg.stage.size)
-        z = run(_encode, self.params["vae"], large, cfg=self.vae, dtype=self.dtype)
-        state = run(v2v.start, keys, z, np.float32(strength), cfg=cfg, steps=steps)
-        scales = guides.make(
-            guidance, image_guidance, guidance_rescale, guidance_low, guidance_high
+        given = (image, keyframes)
+        return self._stage("v2v", prompts, keys, negative, more, progress, numbers, *given)
+
+    def chain(
+        self,
+        name: str,
+        prompts: Sequence[str],
+        keys: jax.Array,
+        numbers: Mapping[str, float | None],
+        image: Any = None,
+        keyframes: Any = None,
+        *,
+        negative: str = "",
+        more: Mapping[str, Any] | None = None,
+        progress: Progress = silent,
+    ) -> chain.Chain:
+        """A diffusion stage's chain before its first step, from what the methods above take."""
+        cfg, run = self.stage(name), partial(self.programs, name, progress=progress)
+        own = sets.changed(name, self.numbers[name], numbers)
+        steps = int(own.steps or cfg.stage.steps)
+        ids, away = self.ids(prompts, negative)
+        asked = {"ids": ids, "negative": away, **_arrays(more or {})}
+        given: tuple[Any, ...] = ()
+        if name != "t2i":
+            asked["image"] = image = jnp.asarray(image, jnp.float32)
+            for scale in ("image_scale", "control_scale"):
+                asked[scale] = np.float32(getattr(own, scale))
+            if name == "i2v" or "reference" in cfg.inputs:
+                asked["reference"] = self._small(run, cfg, image)
+            begun = asked.get("reference") if name == "i2v" else self._small(run, cfg, keyframes)
+            given = (begun, np.float32(own.noise_prior if name == "i2v" else own.strength))
+        guidance = guides.of(dataclasses.asdict(own))
+        rule = cfg.rule.least(guidance)
+        params = self.parameters(name)
+        told = run(stage.condition, params, asked, cfg=cfg, rule=rule)
+        state = run(STARTS[name], keys, *given, cfg=cfg, steps=steps)
+        return chain.Chain(
+            cfg, params, told, guidance, rule, state, keys, steps, own, run, progress
         )
-        return self._finish("v2v", run, cfg, params, given, state, steps, scales)
+
+    def _stage(
+        self,
+        name: str,
+        prompts: Sequence[str],
+        keys: jax.Array,
+        negative: str,
+        more: Mapping[str, Any] | None,
+        progress: Progress,
+        numbers: Mapping[str, float | None],
+        *given: Any,
+    ) -> jax.Array:
+        """A diffusion stage from its inputs to its pixels [B, T, H, W, 3]."""
+        rest = {"negative": negative, "more": more, "progress": progress}
+        begun = self.chain(name, prompts, keys, numbers, *given, **rest)
+        vae, vae_cfg = self._picture_vae() if name == "t2i" else (self.params["vae"], self.vae)
+        return begun.run(_decode, vae, begun.end().x, cfg=vae_cfg, dtype=self.dtype)
+
+    def _small(self, run: Any, cfg: Config, pixels: Any) -> jax.Array:
+        """Pictures or clips as scaled latents at a stage's size."""
+        pixels = run(_resize, jnp.asarray(pixels, jnp.float32), size=cfg.stage.size)
+        return run(_encode, self.params["vae"], pixels, cfg=self.vae, dtype=self.dtype)
 
     def vfi(self, frames: Any, times: int, *, progress: Progress = silent) -> jax.Array:
         """Frames [B, T, H, W, 3] -> [B, (T - 1) * times + 1, H, W, 3]."""
@@ -237,24 +241,24 @@ class Cascade:
             towards, away = (Marked(ids[half], weights[half], empty) for half in halves)
         return towards, away
 
+    def stage(self, name: str) -> Config:
+        """A diffusion stage's config. Raises ValueError; the nearest is named."""
+        if name not in HELD:
+            raise ValueError(f"there is no stage {name!r}{nearest(name, HELD)}")
+        return getattr(self, HELD[name])
+
     def parameters(self, stage: str) -> dict[str, Any]:
-        """The trees that a stage's functions take: `t2i`'s, or for "i2v" and "v2v" `video`'s."""
-        if stage == "t2i":
-            second = ("text_encoder_2",) if self.picture.text_2 else ()
-            names = ("text_encoder", *second, "spatial")
-            return {name: self.params[self.component("t2i", name)] for name in names}
-        second = ("text_encoder_2",) if self.keyframes.text_2 else ()
-        names = ("text_encoder", *second, "spatial", "image_encoder", "image_attn", "control")
-        params = {name: self.params[name] for name in names}
-        return {**params, "motion": self.params[f"motion_{stage}"]}
+        """The trees that a stage's functions take."""
+        return {name: self.params[self.component(stage, name)] for name in self.stage(stage).trees}
 
     def component(self, stage: str, name: str) -> str:
-        """The component that holds a stage's network of this name, for `with_params`.
+        """The component that holds a stage's tree of this name, for `with_params`.
 
-        T2I may have its own text encoders, VAE and UNet beside the video stages'.
+        A stage may have its own beside the others': motion modules each has ("motion_i2v"), T2I may
+        have text encoders, a VAE and a UNet.
         """
         own = PICTURE.get(name) if stage == "t2i" else None
-        return own if own in self.params else name
+        return next((held for held in (own, f"{name}_{stage}") if held in self.params), name)
 
     def with_params(self, **trees: Any) -> Cascade:
         """This cascade with other parameters for some components: `with_params(motion_i2v=...)`.
@@ -273,39 +277,33 @@ class Cascade:
         Raises:
             ValueError: an unknown stage or field; the nearest is named.
         """
-        held = {"t2i": "picture", "i2v": "keyframes", "v2v": "refined"}
-        if name not in held:
-            raise ValueError(f"there is no stage {name!r}{nearest(name, held)}")
-        cfg = getattr(self, held[name])
+        cfg = self.stage(name)
         known = [field.name for field in dataclasses.fields(cfg.stage)]
         for field_name in changes:
             if field_name not in known:
                 raise ValueError(f"a stage has no {field_name!r}{nearest(field_name, known)}")
-        stage = dataclasses.replace(cfg.stage, **changes)
-        return dataclasses.replace(self, **{held[name]: dataclasses.replace(cfg, stage=stage)})
+        if "conditions" in changes:
+            conditions = cfg.with_conditions(changes["conditions"])
+            cfg = dataclasses.replace(cfg, conditions=conditions)
+        return dataclasses.replace(self, **{HELD[name]: stage.with_stage(cfg, **changes)})
 
-    def _denoise(
-        self,
-        name: str,
-        run: Any,
-        cfg: video.Config,
-        params: dict[str, Any],
-        given: video.Condition,
-        state: State,
-        steps: int,
-        scales: guides.Guidance,
-    ) -> State:
-        """The chain of a video stage from its first state to its last."""
+    def with_numbers(self, name: str, **changes: float) -> Cascade:
+        """This cascade with other numbers for a stage: `with_numbers("i2v", guidance=4.0)`.
 
-        def some(state: State, k: int) -> State:
-            return run(video.advance, params, given, scales, state, cfg=cfg, steps=steps, k=k)
+        Raises:
+            ValueError: an unknown stage or number; the nearest is named.
+        """
+        if name not in self.numbers:
+            raise ValueError(f"there is no stage {name!r}{nearest(name, self.numbers)}")
+        own = sets.changed(name, self.numbers[name], changes)
+        return dataclasses.replace(self, numbers={**self.numbers, name: own})
 
-        return chain.to_end(name, some, state, steps, run.keywords["progress"])
 
-    def _finish(self, *given: Any) -> jax.Array:
-        """The chain of a video stage (`_denoise`'s arguments) to its end, and that in pixels."""
-        run, state = given[1], self._denoise(*given)
-        return run(_decode, self.params["vae"], state.x, cfg=self.vae, dtype=self.dtype)
+STARTS = {"t2i": t2i.start, "i2v": i2v.start, "v2v": v2v.start}
+
+
+def _arrays(more: Mapping[str, Any]) -> dict[str, jax.Array]:
+    return {name: jnp.asarray(value) for name, value in more.items()}
 
 
 @partial(jax.jit, static_argnames=("cfg", "times", "dtype"))
@@ -353,42 +351,22 @@ def load(
         params[name] = held[component.sha256]
     tree, between = interpolator or _interpolator(bundle)
     params["interpolator"] = jax.device_put(trees.cast(tree, dtype))
-    vae, text = bundle.config("vae"), bundle.config("text_encoder")
+    vae = bundle.config("vae")
+    picture_vae = bundle.config(PICTURE["vae"] if PICTURE["vae"] in bundle.components else "vae")
 
-    def video_config(stage: str) -> video.Config:
-        return video.Config(
-            stage=bundle.stages[stage],
-            text=text,
-            vision=bundle.config("image_encoder"),
-            projection=bundle.config("image_attn"),
-            control=bundle.config("control"),
-            factor=vae.factor,
-            dtype=dtype,
-            text_2=encoder_2("text_encoder_2", bundle.config("spatial")),
-        )
+    def config(name: str) -> Config:
+        factor = (picture_vae if name == "t2i" else vae).factor
+        return stage.build(name, bundle.stages[name], bundle.configs(name), factor, dtype)
 
-    def encoder_2(name: str, unet: Any) -> Any:
-        """The config of a second text encoder, where that UNet wants one."""
-        return bundle.config(name) if unet.pooled_width is not None else None
-
-    def own(name: str) -> Any:
-        """The config of T2I's own network of this name, or of the one it shares."""
-        held = PICTURE[name] in bundle.components
-        return bundle.config(PICTURE[name] if held else name)
-
-    picture_vae = own("vae")
-    second = "t2i_text_encoder_2" if "t2i_unet" in bundle.components else "text_encoder_2"
-    text_2 = encoder_2(second, bundle.stages["t2i"].unet)
     return Cascade(
         params=params,
         tokenizer=tokenizers.from_json(bundle.tokenizer),
         vae=vae,
         interpolator=between,
-        picture=t2i.Config(
-            bundle.stages["t2i"], own("text_encoder"), picture_vae.factor, dtype, text_2
-        ),
-        keyframes=video_config("i2v"),
-        refined=video_config("v2v"),
+        picture=config("t2i"),
+        keyframes=config("i2v"),
+        refined=config("v2v"),
         dtype=dtype,
         picture_vae=picture_vae,
+        numbers=bundle.numbers,
     )

@@ -112,7 +112,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     subparsers = {
-        "generate": _generate_parser(commands),
+        "generate": _generate_parser(commands, {"-h", "--help"} & {*arguments}),
         "train": _train_parser(commands),
         "info": _info_parser(commands),
         "eval": _eval_parser(commands),
@@ -141,7 +141,10 @@ def _top(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     return 0
 
 
-def _generate_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
+def _generate_parser(
+    commands: argparse._SubParsersAction, helping: object
+) -> argparse.ArgumentParser:
+    from mv2_jax import bundle
     from mv2_jax.infer.choices import CHOICES
     from mv2_jax.infer.settings import SETTINGS
 
@@ -177,11 +180,22 @@ def _generate_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentP
     add("--stages", action="store_true", help="keep what every stage made")
     add("--batch", type=_positive, default=1, metavar="N", help="prompts made at a time (1)")
     add("--weights", metavar="DIR", help="a cascade folder (the one that ships)")
-    numbers = parser.add_argument_group("numbers, by stage; the weights know good ones")
+    add(
+        "--tell",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="what a condition of the weights' own is told; once for each",
+    )
+    numbers = parser.add_argument_group(
+        "numbers, by stage",
+        "In brackets: what the shipped weights like best, and the range. Other weights have their "
+        "own (`mv2 info --weights DIR`).",
+    )
+    weights = bundle.read() if helping else None
     for setting in SETTINGS:
-        stages = ", ".join(stage.upper() for stage in setting.stages)
         numbers.add_argument(
-            setting.flag, dest=setting.dest, metavar="N", help=f"{stages}: {setting.help}"
+            setting.flag, dest=setting.dest, metavar="N", help=setting.help(weights)
         )
     others = parser.add_argument_group("samplers, lengths and sizes; the weights know good ones")
     for choice in CHOICES:

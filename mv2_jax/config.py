@@ -258,9 +258,14 @@ class StageConfig:
     `clip_skip`: last layers of the text encoder left out, in diffusers' counting.
     Clips longer than `window` frames (None: what the motion modules know) are denoised in windows
     that overlap by `overlap` (None: a quarter), blended by `blend`; see `diffusion.windows`.
+    `unet`: the backbone; a UNet's config, or a backbone of one's own (`stages.backbones`).
+    `rule`: the guidance rule, a word of `diffusion.names.RULES` or `module:name`; None: "apart",
+    as folders of before have it.
+    `conditions`: what it is told, in order: "text", "image", "control", or conditions of one's own
+    (`stages.conditions`); None: the text, and but for T2I the picture's tokens and control.
     """
 
-    unet: UNetConfig
+    unet: Any
     schedule: Any
     size: tuple[int, int]
     frames: int = 1
@@ -270,6 +275,8 @@ class StageConfig:
     window: int | None = None
     overlap: int | None = None
     blend: str = "pyramid"
+    rule: str | None = _later(None)
+    conditions: tuple[Any, ...] | None = _later(None)
 
     def __post_init__(self) -> None:
         if min(*self.size, self.frames, self.steps) < 1:
@@ -278,7 +285,10 @@ class StageConfig:
     @property
     def windows(self) -> tuple[int, int]:
         """Frames of a motion window, and of an overlap of two."""
-        known = self.unet.motion.max_frames if self.unet.motion else self.frames
+        if isinstance(self.unet, UNetConfig):
+            known = self.unet.motion.max_frames if self.unet.motion else self.frames
+        else:
+            known = self.unet.frames or self.frames
         window = known if self.window is None else self.window
         return window, window // 4 if self.overlap is None else self.overlap
 

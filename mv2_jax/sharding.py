@@ -145,21 +145,29 @@ def fit(axes: Axes, size: int, mesh: Mesh | AbstractMesh) -> Axes:
     return best
 
 
-def spec_for(path: str, shape: Sequence[int], mesh: Mesh | AbstractMesh | None = None) -> P:
+Rules = Sequence[tuple[str, tuple[Axes, ...]]]
+"""(pattern, axes) rows, as `RULES`."""
+
+
+def spec_for(
+    path: str, shape: Sequence[int], mesh: Mesh | AbstractMesh | None = None, more: Rules = ()
+) -> P:
     """How the parameter at a '/'-joined path is split.
 
     Paths may carry a prefix, such as an optimiser's. Scalars are whole. With a `mesh`, axes that
-    do not divide the shape are left out.
+    do not divide the shape are left out. `more` are rules of networks from outside the package,
+    asked first.
 
     Raises:
         ValueError: no rule matches, or the rule is for another number of dimensions.
     """
     if not shape:
         return P()
-    found = matching(path)
+    found = [rule for rule in more if re.search(rule[0], path)]
+    found += [RULES[index] for index in matching(path)]
     if not found:
         raise ValueError(f"no sharding rule matches parameter {path!r} of shape {tuple(shape)}")
-    pattern, axes = RULES[found[0]]
+    pattern, axes = found[0]
     if axes and len(axes) != len(shape):
         raise ValueError(
             f"parameter {path!r} has shape {tuple(shape)}, but its sharding rule {pattern!r} is "
@@ -170,8 +178,8 @@ def spec_for(path: str, shape: Sequence[int], mesh: Mesh | AbstractMesh | None =
     return P(*(fit(a, size, mesh) for a, size in zip(axes, shape)))
 
 
-def shardings(tree: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
-    """A tree of `NamedSharding` for a tree of parameters, arrays or abstract.
+def shardings(tree: Mapping[str, Any], mesh: Mesh, more: Rules = ()) -> dict[str, Any]:
+    """A tree of `NamedSharding` for a tree of parameters, arrays or abstract; `more`: `spec_for`.
 
     Raises:
         ValueError: parameters that no rule fits; the message lists all of them.
@@ -179,7 +187,7 @@ def shardings(tree: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
     out, wrong = {}, []
     for path, leaf in params.flatten(tree).items():
         try:
-            out[path] = NamedSharding(mesh, spec_for(path, leaf.shape, mesh))
+            out[path] = NamedSharding(mesh, spec_for(path, leaf.shape, mesh, more))
         except ValueError as error:
             wrong.append(str(error))
     if wrong:
@@ -202,9 +210,10 @@ def put(x: Any, layout: NamedSharding) -> jax.Array:
     return jax.make_array_from_callback(host.shape, layout, lambda part: host[part])
 
 
-def shard_params(tree: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
-    """The parameters laid out over the mesh by `RULES`. Raises as `shardings` does."""
-    return jax.tree.map(put, params.unflatten(params.flatten(tree)), shardings(tree, mesh))
+def shard_params(tree: Mapping[str, Any], mesh: Mesh, more: Rules = ()) -> dict[str, Any]:
+    """The parameters laid out over the mesh by `RULES` and `more`. Raises as `shardings` does."""
+    where = shardings(tree, mesh, more)
+    return jax.tree.map(put, params.unflatten(params.flatten(tree)), where)
 
 
 def shard_batch(batch: Any, mesh: Mesh) -> Any:

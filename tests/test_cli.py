@@ -296,7 +296,7 @@ def test_wrong_sidecars_get_one_line(generate, here, capsys):
         ({"promt": "x"}, "unknown key 'promt'; did you mean 'prompt'?"),
         ({"seed": "x"}, "'seed' is missing or of the wrong kind"),
         ({"settings": {"t2i": {"stepz": 3}}}, "t2i has no setting 'stepz'; did you mean 'steps'?"),
-        ({"settings": {"t2i": {"steps": -3}}}, "--t2i-steps is -3"),
+        ({"settings": {"t2i": {"steps": -3}}}, "the sidecar: t2i steps is -3"),
         ({"size": [1]}, "'size'"),
         ({"from_image": {"file": "gone.png"}}, "'from_image'"),
         ({"from_image": {"file": "gone.png", "sha256": ""}}, "gone.png: no such file"),

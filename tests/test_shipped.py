@@ -7,7 +7,8 @@ import pytest
 from quick import quick
 
 from mv2_jax import bundle, cascade
-from mv2_jax.stages import video
+from mv2_jax.diffusion import guidance
+from mv2_jax.stages import stage as stages
 from mv2_jax.toybox import captions
 from mv2_jax.toybox.world import MOTIONS, sample_world
 from mv2_jax.train.toybox import worlds
@@ -29,15 +30,14 @@ def test_falling_and_bouncing_make_different_clips_of_one_picture(four, shown):
     image = worlds.first_frames(jax.tree.map(lambda x: x[None], drawn), cfg.stage.size)
     image = jnp.repeat(image, 2, axis=0)
     ids, none = four.ids([captions.canonical(0, 0, 0, m) for m in words])
-    one = jnp.float32(1)
     noise = np.random.default_rng(0).normal(size=cfg.latent_shape).astype(np.float32)
     x = jnp.repeat(noise[None], 2, axis=0)
 
     def apart(params):
-        given = quick(video.condition, "cfg")(params, ids, none, image, one, one, cfg=cfg)
-        given = jax.tree.map(lambda x: x[-2:], given)  # the way that is told everything
-        t = jnp.full((2,), 950.0)
-        v = np.asarray(quick(video.predict, "cfg")(params, cfg=cfg, x=x, t=t, condition=given))
+        asked, static = {"ids": ids, "negative": none, "image": image}, ("cfg", "rule")
+        told = quick(stages.condition, *static)(params, asked, cfg=cfg, rule=guidance.NONE)
+        t = jnp.full((1, 2), 950.0)
+        v = np.asarray(quick(stages.predict, "cfg")(params, cfg=cfg, x=x[None], t=t, told=told))[0]
         return np.square(v[0] - v[1]).mean()
 
     # 0.22 and 0.23 on the two pictures; over T2I's own encoder a tenth of that.

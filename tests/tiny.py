@@ -22,7 +22,7 @@ from mv2_jax.config import (
     VisionConfig,
 )
 from mv2_jax.models.vae import AutoencoderKL
-from mv2_jax.stages import t2i, video
+from mv2_jax.stages import stage as stages
 from mv2_jax.text import WordTokenizer
 from mv2_jax.toybox import captions
 
@@ -62,15 +62,23 @@ def random(shapes, seed):
     return params.unflatten(out)
 
 
-def stage(config):
-    """The video stage's whole config."""
-    return video.Config(config, TEXT, VISION, PROJECTION, CONTROL, VAE.factor)
+NETWORKS = {
+    "text_encoder": TEXT,
+    "image_encoder": VISION,
+    "image_attn": PROJECTION,
+    "control": CONTROL,
+}
+
+
+def stage(config, name="i2v"):
+    """A stage, put together."""
+    return stages.build(name, config, NETWORKS, VAE.factor)
 
 
 def make(rife=None) -> cascade.Cascade:
     """The cascade; `rife` is an interpolator's tree where its stage is to run."""
     key, clip = jax.random.key(0), stage(KEYFRAMES)
-    shapes = jax.eval_shape(lambda k: video.init(clip, k), key)
+    shapes = jax.eval_shape(lambda k: stages.init(clip, k), key)
     trees = random(shapes, 1)
     pixels = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
     vae = jax.eval_shape(AutoencoderKL(VAE).init, key, pixels)
@@ -82,9 +90,9 @@ def make(rife=None) -> cascade.Cascade:
         tokenizer=WORDS,
         vae=VAE,
         interpolator=RIFE_SIZES,
-        picture=t2i.Config(PICTURE, TEXT, VAE.factor),
+        picture=stage(PICTURE, "t2i"),
         keyframes=stage(KEYFRAMES),
-        refined=stage(REFINED),
+        refined=stage(REFINED, "v2v"),
         dtype=np.float32,
     )
 
@@ -92,14 +100,11 @@ def make(rife=None) -> cascade.Cascade:
 def write(folder, four: cascade.Cascade) -> bundle.Bundle:
     """The cascade as a folder, without an interpolator and with no frames to put in between."""
     configs = {
-        "text_encoder": TEXT,
+        **NETWORKS,
         "vae": VAE,
         "spatial": SPATIAL,
         "motion_i2v": MOTION,
         "motion_v2v": MOTION,
-        "image_encoder": VISION,
-        "image_attn": PROJECTION,
-        "control": CONTROL,
     }
     parts = {
         name: bundle.Part(four.params[name], config, "Apache-2.0", "random numbers")

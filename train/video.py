@@ -19,8 +19,9 @@ from mv2_jax import params as trees
 from mv2_jax.config import nearest
 from mv2_jax.diffusion import guidance, keys, losses
 from mv2_jax.errors import InputError
-from mv2_jax.stages import i2v, v2v, video
+from mv2_jax.stages import i2v, v2v
 from mv2_jax.stages import latents as codec
+from mv2_jax.stages import stage as stages
 from mv2_jax.train import encoded
 from mv2_jax.train import source as sources
 from mv2_jax.train import words as tokens
@@ -29,7 +30,9 @@ from mv2_jax.train.placement import host
 from mv2_jax.train.report import grid, to_uint8
 from mv2_jax.train.task import Batch, Component, Params, Task, compute_dtype
 
-TREES = ("text_encoder", "spatial", "motion", "image_encoder", "image_attn", "control")
+# What a recipe's `model` calls the configs of a stage's networks.
+MODEL = {"image_encoder": "vision", "image_attn": "projection", "control": "control"}
+SCALES = ("image_scale", "control_scale")
 
 
 class VideoTask:
@@ -47,24 +50,19 @@ class VideoTask:
         self.words = tokens.tokenizer(begin, self.source, self.text)
         tokens.check(self.text, self.words)
         self.null = jnp.asarray(self.words.encode([""])[0])
-        for name in cfg.train:
-            if name not in TREES:
-                raise InputError(f"train: there is no tree {name!r}{nearest(name, TREES)}")
-
-        def held(name: str, key: str) -> Any:
+        configs = {"text_encoder": self.text}
+        for name, key in MODEL.items():
             stored = begin[name].config if name in begin else None
-            return stored or config.from_dict(cfg.model[key].to_dict())
-
-        self.net = video.Config(
-            stage=config.from_dict(cfg.model[stage].to_dict()),
-            text=self.text,
-            vision=held("image_encoder", "vision"),
-            projection=held("image_attn", "projection"),
-            control=held("control", "control"),
-            factor=factor,
-            dtype=compute_dtype(cfg.precision),
-            remat=cfg.remat,
+            if stored or key in cfg.model:
+                configs[name] = stored or config.from_dict(cfg.model[key].to_dict())
+        own = config.from_dict(cfg.model[stage].to_dict())
+        self.net = stages.build(
+            stage, own, configs, factor, compute_dtype(cfg.precision), cfg.remat
         )
+        for name in cfg.train:
+            if name not in self.net.trees:
+                hint = nearest(name, self.net.trees)
+                raise InputError(f"train: there is no tree {name!r}{hint}")
         self.size = self.net.stage.size
         if any(side % factor for side in self.size):
             raise InputError(f"model.{stage}.size: {self.size} are no multiples of {factor}")
@@ -78,24 +76,25 @@ class VideoTask:
 
         On the host: a mesh takes its shares from there, and no device need hold them all.
         """
-        spatial = trees.cast(self.begin["spatial"].params, np.float32)
+        shared = [name for name in ("spatial",) if name in self.net.trees and name in self.begin]
+        held = {name: trees.cast(self.begin[name].params, np.float32) for name in shared}
         with jax.default_device(host()):
-            made = jax.tree.map(np.asarray, video.init(self.net, key, spatial))
-        sources = {name: (name,) for name in TREES}
-        # V2V's motion modules begin as I2V's.
-        sources["motion"] = (f"motion_{self.stage}", "motion_i2v")
-        for name, options in sources.items():
+            made = jax.tree.map(np.asarray, stages.init(self.net, key, held))
+        for name in made:
+            # V2V's own trees, its motion modules, begin as I2V's.
+            options = (f"{name}_{self.stage}", f"{name}_i2v", name)
             found = [self.begin[option].params for option in options if option in self.begin]
             if found:
                 made[name] = trees.cast(found[0], np.float32)
         return made
 
     def loss(self, params: Params, frozen: Params, batch: Batch, key: jax.Array):
-        whole = {name: {**frozen, **params}[name] for name in TREES}
         batch = {**batch, "latent": batch["latent"].astype(jnp.float32), "null_ids": self.null}
-        names = ("drop_text", "drop_image", "image_scale", "control_scale")
-        given = {name: self.cfg.loss[name] for name in names if name in self.cfg.loss}
-        return video.loss(whole, self.net, batch, key, **given, shape=self.shape)
+        chances = {**self.cfg.loss}
+        rates = {name: rate for name, rate in chances.items() if name.startswith("drop_")}
+        scales = {name: chances[name] for name in SCALES if name in chances}
+        given = {"rates": rates, "scales": scales, "shape": self.shape}
+        return stages.loss({**frozen, **params}, self.net, batch, key, **given)
 
     def shards(self) -> Shards:
         """The source's keyframes: "latent" [T, h, w, C] fp16, and its notes."""
@@ -137,7 +136,9 @@ class VideoTask:
             else:
                 image = source.clips(numbers, 1, self.size)[0][:, 0]
             ids = self.words.encode(source.captions(found, seed, step))
-            yield {"latent": latent, "image": image, "ids": ids}
+            # What else the source notes of a sample, for conditions of one's own.
+            notes = {name: found[name] for name in self.net.inputs if name in found}
+            yield {**notes, "latent": latent, "image": image, "ids": ids}
             step += 1
 
     def components(self, params: Params) -> dict[str, Params]:
@@ -145,39 +146,32 @@ class VideoTask:
         return {self._stored(name): tree for name, tree in params.items()}
 
     def configs(self, params: Params) -> dict[str, Any]:
-        net = self.net
-        known = {
-            "text_encoder": net.text,
-            "spatial": self.begin["spatial"].config,
-            "motion": net.stage.unet.motion,
-            "image_encoder": net.vision,
-            "image_attn": net.projection,
-            "control": net.control,
-        }
+        known = stages.configs(self.net)
+        if "spatial" in self.begin:
+            known["spatial"] = self.begin["spatial"].config
         return {self._stored(name): known[name] for name in params}
 
     def _stored(self, name: str) -> str:
-        return f"motion_{self.stage}" if name == "motion" else name
+        return f"{name}_{self.stage}" if name in self.net.backbone.own else name
 
     def sample(self, params: Params, frozen: Params, key: jax.Array) -> np.ndarray:
         """Six clips, a row each: the reference, then the frames (for V2V: of noised keyframes)."""
         net, cfg = self.net, self.cfg.sample
-        whole = {name: {**frozen, **params}[name] for name in TREES}
+        whole = {**frozen, **params}
         each = keys.per_sample(key, 6)
         ids = self.words.encode(self.source.examples(6))
         negative = np.repeat(self.words.encode([""]), len(ids), axis=0)
         truth = self.source.example_clips(key, 6, net.stage.frames, net.stage.size)
-        image, one = truth[:, 0], jnp.float32(1.0)
-        z = self.encode(frozen["vae"], truth)
-        shown = z[:, 0] if net.sparse else None
-        given = video.condition(whole, ids, negative, image, one, one, shown, cfg=net)
+        image, z = truth[:, 0], self.encode(frozen["vae"], truth)
+        asked = {**stages.blank(net, len(ids)), "ids": ids, "negative": negative}
+        asked |= {"image": image, "reference": z[:, 0]}
         scales = guidance.make(cfg.guidance, cfg.image_guidance)
+        given = (whole, net, asked)
         if self.stage == "i2v":
-            out = i2v.sample(whole, net, given, z[:, 0], each, scales, steps=cfg.steps)
+            out = i2v.sample(*given, z[:, 0], each, scales, steps=cfg.steps)
         else:
-            out = v2v.sample(
-                whole, net, given, z, each, scales, strength=cfg.strength, steps=cfg.steps
-            )
+            more = {"strength": cfg.strength, "steps": cfg.steps}
+            out = v2v.sample(*given, z, each, scales, **more)
         frames = self.decode(frozen["vae"], out)
         rows = jnp.concatenate([image[:, None], frames], axis=1)
         return grid(to_uint8(rows).reshape(-1, *rows.shape[2:]), columns=rows.shape[1])

@@ -1,26 +1,37 @@
-"""Guidance: several evaluations of a network, under more or fewer conditions, made into one.
+"""Guidance: several evaluations of a network, each told more or less, made into one.
 
-The network is asked once a step, with all evaluations stacked along the batch. They are stacked in
-the order of growing condition:
+A `Rule` says which rows of the network are run and what is withheld from each. Rows are an axis of
+their own: inputs and outputs are [R, B, ...]. They stand in the order of growing condition, and the
+last one is told everything. Conditions are withheld by their role: "text", "image" (tokens of a
+picture) or "control" (its layout).
 
-- 1 way:  (all,)
-- 2 ways: (none, all), classifier-free guidance (arXiv 2207.12598);
-- 3 ways: (none, image only, image and text), with a scale for each condition
+- "none": one row; nothing is guided.
+- "text": away from the negative prompt, with picture and control on both sides (classifier-free
+  guidance, arXiv 2207.12598).
+- "public": away from the negative prompt and a picture of zeros, with the control on both sides;
+  so do the public pipelines for AnimateDiff with IP-Adapter and ControlNet.
+- "apart": nothing; picture and control; those and the text, with a scale for each step
   (InstructPix2Pix, arXiv 2211.09800, eq. 3).
 
-How many ways there are is structure (it is the size of the batch); every number is traced.
+Rows are structure (they are the size of the batch); every number is traced.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from mv2_jax import lookup
+from mv2_jax.diffusion.names import RULES
 from mv2_jax.diffusion.prediction import divide, expand
 from mv2_jax.diffusion.samplers import Point
+
+ROLES = ("text", "image", "control")
 
 
 class Guidance(NamedTuple):
@@ -28,8 +39,8 @@ class Guidance(NamedTuple):
 
     Make it with `make`, so that every call has the same types and compiles once.
 
-    text: scale of the text (of all conditions together in 2 ways); 1 guides nothing.
-    image: scale of the image, in 3 ways only.
+    text: scale of the text (of all that the rule withholds, in two rows); 1 guides nothing.
+    image: scale of the picture, for rules that have one for it.
     rescale: phi of arXiv 2305.08891, sec. 3.4: how far the guided output's spread is brought
         back to that of the conditioned one; 0 not, 1 wholly.
     low, high: guide only where low <= sigma / alpha <= high (arXiv 2404.07724); elsewhere the
@@ -69,94 +80,139 @@ def of(numbers: Mapping[str, float]) -> Guidance:
     )
 
 
-def stack(*conditions: Any) -> Any:
-    """Trees of equal structure with leading axis B, stacked to one with leading axis ways * B.
+@dataclass(frozen=True)
+class Rule:
+    """Which rows are run, and how their outputs become one.
 
-    Once per chain, outside of the loop. Order: see the module.
-    """
-    if not 1 <= len(conditions) <= 3:
-        raise ValueError(f"guidance takes 1, 2 or 3 conditions, not {len(conditions)}")
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis=0), *conditions)
+    For a rule of one's own, subclass it (frozen), override `mix` or `least`, and name an instance
+    of it as `module:name` where a rule is wanted.
 
-
-def fewest(condition: Any, ways: int, text: float, image: float = 1.0) -> Any:
-    """The part of a stacked condition that these scales need, so that the network is asked less.
-
-    Scales of 1 need the evaluation under all conditions alone (1 way), and equal scales of text and
-    image need no evaluation between (2 of 3 ways): the sums of `combine` are the same. For numbers
-    that are known before the program is chosen; `rescale` and the interval change nothing here.
-
-    Args:
-        condition: from `stack`, of `ways` conditions.
-        text, image: the scales that `make` is to be given.
-    """
-    if float(text) == 1.0 and (ways < 3 or float(image) == 1.0):
-        kept = (ways - 1,)
-    elif ways == 3 and float(text) == float(image):
-        kept = (0, 2)
-    else:
-        return condition
-
-    def pick(leaf: jax.Array) -> jax.Array:
-        parts = jnp.split(leaf, ways)
-        return jnp.concatenate([parts[k] for k in kept])
-
-    return jax.tree.map(pick, condition)
-
-
-def combine(outputs: jax.Array, guidance: Guidance, ways: int, k: jax.Array) -> jax.Array:
-    """One output `[B, ...]` from the stacked `outputs` `[ways * B, ...]` at noise k = sigma/alpha.
-
-    Linear in the outputs with weights that sum to 1, so that it is the same whether they are eps,
-    v or x0 (but for the rescale, which is of the outputs as they are, as in diffusers).
+    withheld: the roles that each row is not told; the last row is told everything.
+    scales: for each row but the first, the number of `Guidance` that weighs the step to it from
+        the row before.
 
     Raises:
-        ValueError: `ways` is not 1, 2 or 3, or does not divide the batch.
+        ValueError: scales and rows that do not fit together, or a last row that lacks something.
     """
-    if ways not in (1, 2, 3) or outputs.shape[0] % ways:
-        raise ValueError(
-            f"{outputs.shape[0]} outputs are no stack of 1, 2 or 3 ways ({ways} asked)"
+
+    withheld: tuple[tuple[str, ...], ...] = ((),)
+    scales: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.scales) != len(self.withheld) - 1:
+            raise ValueError(
+                f"a rule of {len(self.withheld)} rows needs {len(self.withheld) - 1} scales, not "
+                f"{len(self.scales)}"
+            )
+        if self.withheld[-1]:
+            raise ValueError("the last row of a guidance rule is told everything")
+        for name in self.scales:
+            if name not in Guidance._fields:
+                raise ValueError(
+                    f"guidance has no number {name!r}{lookup.nearest(name, Guidance._fields)}"
+                )
+
+    @property
+    def rows(self) -> int:
+        """How many rows are run."""
+        return len(self.withheld)
+
+    def least(self, guidance: Guidance) -> Rule:
+        """The rule with only the rows that these numbers need; `combine` makes the same of them.
+
+        A row that weighs nothing is left out: at scales of 1 the last row is all. For numbers that
+        are known before the program is chosen; `rescale` and the interval change nothing here.
+        """
+        scales = [1.0, *(float(getattr(guidance, name)) for name in self.scales), 0.0]
+        last = self.rows - 1
+        kept = [i for i in range(self.rows) if i == last or scales[i] != scales[i + 1]]
+        return dataclasses.replace(
+            self,
+            withheld=tuple(self.withheld[i] for i in kept),
+            scales=tuple(self.scales[i - 1] for i in kept[1:]),
         )
-    outputs = outputs.astype(jnp.float32)
-    if ways == 1:
-        return outputs
-    parts = jnp.split(outputs, ways)
-    active = (guidance.low <= k) & ((k <= guidance.high) | (guidance.high == 0))
-    ndim = outputs.ndim
-    text = expand(jnp.where(active, guidance.text, 1.0), ndim)
-    full, base = parts[-1], parts[0]
-    if ways == 3:
-        image = expand(jnp.where(active, guidance.image, 1.0), ndim)
-        guided = base + image * (parts[1] - base) + text * (full - parts[1])
-    else:
-        guided = base + text * (full - base)
-    axes = tuple(range(1, ndim))
-    spread = divide(full.std(axes, keepdims=True), guided.std(axes, keepdims=True))
-    phi = expand(guidance.rescale, ndim)
-    rescaled = guided * (1.0 - phi + phi * spread)
-    # `full` itself outside of the interval: the sums above only come near it.
-    return jnp.where(active, rescaled, full)
+
+    def among(self, roles: Iterable[str]) -> Rule:
+        """The rule for a stage whose conditions have these roles: rows that would then be told the
+        same are run once, so that T2I's "apart" is "text"."""
+        roles = tuple(roles)
+        rows = [tuple(role for role in row if role in roles) for row in self.withheld]
+        kept = [i for i in range(self.rows) if i == self.rows - 1 or rows[i] != rows[i + 1]]
+        return dataclasses.replace(
+            self,
+            withheld=tuple(rows[i] for i in kept),
+            scales=tuple(self.scales[i] for i in kept[:-1]),
+        )
+
+    def mix(self, outputs: jax.Array, scales: tuple[jax.Array, ...]) -> jax.Array:
+        """The guided output [B, ...] from the rows' [R, B, ...] and each step's scale."""
+        guided = outputs[0]
+        for scale, before, row in zip(scales, outputs, outputs[1:]):
+            guided = guided + scale * (row - before)
+        return guided
+
+    def combine(self, outputs: jax.Array, guidance: Guidance, k: jax.Array) -> jax.Array:
+        """One output `[B, ...]` from the rows' `[R, B, ...]` at noise k = sigma / alpha.
+
+        Linear in the outputs with weights that sum to 1, so that it is the same whether they are
+        eps, v or x0 (but for the rescale, which is of the outputs as they are, as in diffusers).
+
+        Raises:
+            ValueError: another number of rows than the rule's.
+        """
+        if outputs.shape[0] != self.rows:
+            raise ValueError(f"{outputs.shape[0]} rows of outputs; this rule has {self.rows}")
+        outputs = outputs.astype(jnp.float32)
+        full, ndim = outputs[-1], outputs.ndim - 1
+        if self.rows == 1:
+            return full
+        active = (guidance.low <= k) & ((k <= guidance.high) | (guidance.high == 0))
+        scales = tuple(
+            expand(jnp.where(active, getattr(guidance, name), 1.0), ndim) for name in self.scales
+        )
+        guided = self.mix(outputs, scales)
+        axes = tuple(range(1, ndim))
+        spread = divide(full.std(axes, keepdims=True), guided.std(axes, keepdims=True))
+        phi = expand(guidance.rescale, ndim)
+        rescaled = guided * (1.0 - phi + phi * spread)
+        # `full` itself outside of the interval: the sums above only come near it.
+        return jnp.where(active, rescaled, full)
+
+
+NONE = Rule()
+TEXT = Rule((("text",), ()), ("text",))
+PUBLIC = Rule((("text", "image"), ()), ("text",))
+APART = Rule((ROLES, ("text",), ()), ("image", "text"))
+
+
+def rule(name: str) -> Rule:
+    """The rule of a name: one of `names.RULES`, or anyone's `module:name`.
+
+    Raises:
+        InputError: there is none; the message names the nearest.
+    """
+    return lookup.find(name, RULES, "guidance rule", fits=Rule, wants="a guidance.Rule")
 
 
 def guided(
     model: Callable[[jax.Array, jax.Array, Any], jax.Array],
     condition: Any,
     guidance: Guidance,
-    ways: int,
+    rule: Rule,
 ) -> Callable[[jax.Array, Point], jax.Array]:
     """`predict(x, point) -> output` for `samplers.denoiser`.
 
     Args:
-        model: `model(x, t, condition) -> output`: x `[ways * B, ...]`, t `[ways * B]` float32 and
-            the stacked condition in, an output like x out. Called once a step.
-        condition: from `stack`, with leading axis ways * B.
+        model: `model(x, t, condition) -> output`: x `[R, B, ...]`, t `[R, B]` float32 and the
+            condition in, an output like x out. Called once a step.
+        condition: what the rows are told, leading axes [R, B].
         guidance: from `make`; its numbers may be traced.
-        ways: how many evaluations are stacked (static).
+        rule: static.
     """
 
     def predict(x: jax.Array, point: Point) -> jax.Array:
-        stacked = jnp.concatenate([x] * ways) if ways > 1 else x
-        t = jnp.broadcast_to(point.t, stacked.shape[:1]).astype(jnp.float32)
-        return combine(model(stacked, t, condition), guidance, ways, point.k)
+        rows = jnp.broadcast_to(x[None], (rule.rows, *x.shape))
+        t = jnp.broadcast_to(point.t, rows.shape[:2]).astype(jnp.float32)
+        return rule.combine(model(rows, t, condition), guidance, point.k)
 
     return predict

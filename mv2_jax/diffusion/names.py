@@ -4,6 +4,7 @@ Nothing here imports JAX, so that help texts and flags read these tables too.
 """
 
 _SOLVERS, _MULTISTEP = "mv2_jax.diffusion.solvers", "mv2_jax.diffusion.multistep"
+_GUIDANCE = "mv2_jax.diffusion.guidance"
 _PREDICTION, _LOSSES = "mv2_jax.diffusion.prediction", "mv2_jax.diffusion.losses"
 
 # Functions that make a `points.Sampler`.
@@ -20,6 +21,14 @@ SAMPLERS = {
     "lcm": f"{_SOLVERS}:lcm",
     "tcd": f"{_SOLVERS}:tcd",
     "consistency": f"{_SOLVERS}:consistency",
+}
+
+# Rules of guidance: `guidance.Rule`s.
+RULES = {
+    "none": f"{_GUIDANCE}:NONE",
+    "text": f"{_GUIDANCE}:TEXT",
+    "public": f"{_GUIDANCE}:PUBLIC",
+    "apart": f"{_GUIDANCE}:APART",
 }
 
 # What a network outputs: `prediction.Prediction`s.

@@ -64,10 +64,11 @@ def over(
     window: int,
     overlap: int,
     kind: str = "pyramid",
+    axis: int = 1,
 ) -> Callable[[jax.Array, jax.Array, Any], jax.Array]:
     """`model(x, t, condition) -> output` of clips of `frames` from one that knows `window`.
 
-    x and the output are [B, frames, ...]; t and the condition have no frames. A clip that fits
+    x and the output have their frames at `axis`; t and the condition have none. A clip that fits
     the window is left to `model` itself. Windows are run one after another: memory is one window's.
 
     Raises:
@@ -81,11 +82,11 @@ def over(
     def whole(x: jax.Array, t: jax.Array, condition: Any) -> jax.Array:
         def one(total: jax.Array, this: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
             begin, weight = this
-            weight = weight.reshape(1, window, *[1] * (x.ndim - 2))
-            output = model(lax.dynamic_slice_in_dim(x, begin, window, axis=1), t, condition)
-            sofar = lax.dynamic_slice_in_dim(total, begin, window, axis=1)
+            weight = weight.reshape(*[1] * axis, window, *[1] * (x.ndim - axis - 1))
+            output = model(lax.dynamic_slice_in_dim(x, begin, window, axis), t, condition)
+            sofar = lax.dynamic_slice_in_dim(total, begin, window, axis)
             added = sofar + weight * output.astype(jnp.float32)
-            return lax.dynamic_update_slice_in_dim(total, added, begin, axis=1), None
+            return lax.dynamic_update_slice_in_dim(total, added, begin, axis), None
 
         none = jnp.zeros(x.shape, jnp.float32)
         return lax.scan(one, none, (jnp.asarray(at), jnp.asarray(share)))[0]

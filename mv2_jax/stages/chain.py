@@ -1,19 +1,34 @@
-"""What the three diffusion stages do alike: step a guided chain further, and to its end."""
+"""One driver of a chain, for every stage and everything that runs one.
+
+A chain goes from a state (`t2i.start`, `i2v.start`, `v2v.start`) to its end in guided steps, and
+where FreeInit is asked for it begins again from the slow part of its end. The cascade drives it in
+parts through its compiled programs and tells its progress; `jit`, `grad` and `vmap` take it whole;
+`mv2 explain` looks in on the way.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from mv2_jax.config import StageConfig
+from mv2_jax.diffusion import free_init as slow_part
 from mv2_jax.diffusion import guidance as guides
+from mv2_jax.diffusion import keys as named
 from mv2_jax.diffusion import process, samplers
-from mv2_jax.diffusion.guidance import Guidance
+from mv2_jax.diffusion.guidance import Guidance, Rule
 from mv2_jax.diffusion.samplers import State
 from mv2_jax.diffusion.schedules import Grid
-from mv2_jax.programs import Progress
+from mv2_jax.programs import Progress, silent
+from mv2_jax.stages import stage as stages
+from mv2_jax.stages.conditions import Params
+from mv2_jax.stages.stage import Config, Told
 
 STEPS_AT_ONCE = 5  # a progress bar breathes this often; the result is that of one whole scan
 
@@ -24,36 +39,179 @@ def program(cfg: StageConfig, steps: int) -> tuple[samplers.Sampler, Grid]:
     return sampler, sampler.grid(cfg.schedule, steps)
 
 
-def further(
-    model: Callable[[jax.Array, jax.Array, Any], jax.Array],
-    cfg: StageConfig,
-    condition: Any,
+def noise(keys: jax.Array, cfg: Config, shape: tuple[int, ...] | None = None) -> jax.Array:
+    """The standard normal noise that the stage's clips begin with, one a key."""
+    return named.normal(named.fold(keys, f"{cfg.name} noise"), shape or cfg.latent_shape)
+
+
+def begin(
+    cfg: Config, grid: Grid, x: jax.Array, keys: jax.Array, index: int | jax.Array = 0
+) -> State:
+    """The state of a chain before its step `index`, at x [B, T, h, w, C]."""
+    sampler = samplers.make(cfg.stage.sampler)
+    return samplers.start(sampler, grid, x, named.fold(keys, f"{cfg.name} sampler"), index)
+
+
+@partial(jax.jit, static_argnames=("cfg", "steps"))
+def again(
+    keys: jax.Array, latents: jax.Array, turn: jax.Array, *, cfg: Config, steps: int
+) -> State:
+    """A new first state from where a chain ended, by FreeInit (`diffusion.free_init`).
+
+    Args:
+        keys: [B], those that the first chain began with.
+        latents: [B, T, h, w, C], the end of the chain before.
+        turn: int32 [], which restart this is, from 0: each has its own noise.
+    """
+    _, grid = program(cfg.stage, steps)
+    fresh = named.fold(named.fold(keys, f"{cfg.name} free init"), turn)
+    gain = slow_part.low_pass(cfg.latent_shape[:-1])
+    new = named.normal(fresh, cfg.latent_shape)
+    x = slow_part.restart(grid, latents, noise(keys, cfg), new, gain)
+    return begin(cfg, grid, x, fresh)
+
+
+@partial(jax.jit, static_argnames=("cfg", "rule", "steps", "k"))
+def advance(
+    params: Params,
+    told: Told,
     guidance: Guidance,
     state: State,
     *,
-    ways: int,
+    cfg: Config,
+    rule: Rule,
     steps: int,
-    k: int | None,
+    k: int | None = None,
 ) -> State:
-    """The next `k` steps (all where None) of a chain of `steps`, under guidance.
+    """The next `k` of `steps` steps (all where None); the last state's x is the latent.
 
     Args:
-        model: `model(x, t, condition) -> output`, as `guidance.guided` wants it.
-        condition: stacked over `ways`, see `guidance.stack`.
+        told: `stage.condition`'s, of the same rule.
+
+    Raises:
+        ValueError: a condition that cannot be told to so long a clip.
     """
-    sampler, grid = program(cfg, steps)
-    predict = guides.guided(model, condition, guidance, ways)
-    denoise = samplers.denoiser(predict, process.of(cfg.schedule).prediction)
+    sampler, grid = program(cfg.stage, steps)
+    model = stages.in_windows(params, cfg, state.x.shape[1])
+    predict = guides.guided(model, told, guidance, rule)
+    denoise = samplers.denoiser(predict, process.of(cfg.stage.schedule).prediction)
     return samplers.sample(denoise, sampler, grid, state, k)
 
 
-def to_end(name: str, some: Any, state: State, steps: int, progress: Progress) -> State:
-    """Runs a chain to its end in equal parts, telling `progress` after each."""
-    first = int(state.index)
-    total = steps - first
-    progress(name, 0, total)
-    k = min(STEPS_AT_ONCE, steps)
-    for _ in range(0, total, k):
-        state = jax.block_until_ready(some(state, k))
-        progress(name, min(int(state.index), steps) - first, total)
+def plainly(function: Callable[..., Any], *args: Any, **static: Any) -> Any:
+    """Calls a jitted function; `programs.Programs` does so aloud."""
+    return function(*args, **static)
+
+
+def drive(
+    params: Params,
+    cfg: Config,
+    told: Told,
+    guidance: Guidance,
+    state: State,
+    keys: jax.Array,
+    *,
+    rule: Rule | None = None,
+    steps: int | None = None,
+    free_init: int = 0,
+    run: Callable[..., Any] = plainly,
+    progress: Progress = silent,
+    at_once: int | None = None,
+    look: Callable[[State], bool] | None = None,
+) -> State:
+    """A chain from its first state to its last.
+
+    Args:
+        told: what its rows are told (`stage.condition`), of the same `rule` (`cfg.rule`).
+        keys: [B], those that `state` began with.
+        steps: of a whole chain (the stage's).
+        free_init: how often the chain begins again.
+        run: calls the jitted functions.
+        at_once: steps of one call; None runs a chain in one, and reads nothing from the device, so
+            that it may be traced.
+        look: called with the state before each part of the last chain, where there are parts;
+            where it returns True the chain ends there.
+    """
+    rule, steps = rule or cfg.rule, steps or cfg.stage.steps
+    static = {"cfg": cfg, "rule": rule, "steps": steps}
+    for turn in range(free_init + 1):
+        if turn:
+            state = run(again, keys, state.x, np.int32(turn - 1), cfg=cfg, steps=steps)
+        if at_once is None:
+            state = run(advance, params, told, guidance, state, **static)
+            continue
+        first = int(state.index)
+        k = min(at_once, steps)
+        progress(cfg.name, 0, steps - first)
+        for _ in range(first, steps, k):
+            if look is not None and turn == free_init and look(state):
+                return state
+            some = run(advance, params, told, guidance, state, **static, k=k)
+            state = jax.block_until_ready(some)
+            progress(cfg.name, min(int(state.index), steps) - first, steps - first)
     return state
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A chain before its first step, with all that `drive` takes. `numbers` are the stage's."""
+
+    cfg: Config
+    params: Params
+    told: Told
+    guidance: Guidance
+    rule: Rule
+    state: State
+    keys: jax.Array
+    steps: int
+    numbers: Any
+    run: Callable[..., Any] = plainly
+    progress: Progress = silent
+
+    def end(
+        self, look: Callable[[State], bool] | None = None, at_once: int | None = STEPS_AT_ONCE
+    ) -> State:
+        """Its last state; `look` and `at_once` as in `drive`."""
+        return drive(
+            self.params,
+            self.cfg,
+            self.told,
+            self.guidance,
+            self.state,
+            self.keys,
+            rule=self.rule,
+            steps=self.steps,
+            free_init=int(getattr(self.numbers, "free_init", 0)),
+            run=self.run,
+            progress=self.progress,
+            at_once=at_once,
+            look=look,
+        )
+
+
+def sample(
+    params: Params,
+    cfg: Config,
+    asked: dict[str, Any],
+    keys: jax.Array,
+    guidance: Guidance,
+    start: Callable[..., State],
+    *given: Any,
+    rule: Rule | None = None,
+    steps: int | None = None,
+    free_init: int = 0,
+) -> jax.Array:
+    """Raw inputs (`conditions.Asked`) -> latents [B, T, h, w, C], in one jitted scan a chain.
+
+    `start(keys, *given, cfg=, steps=)` makes the first state: `t2i.start` and its like.
+    """
+    rule, steps = rule or cfg.rule, steps or cfg.stage.steps
+    told = stages.condition(params, asked, cfg=cfg, rule=rule)
+    state = start(keys, *given, cfg=cfg, steps=steps)
+    chosen = {"rule": rule, "steps": steps, "free_init": free_init}
+    return drive(params, cfg, told, guidance, state, keys, **chosen).x
+
+
+def look_at(cfg: Config, steps: int, state: State) -> samplers.Point:
+    """Where in the noise a chain stands."""
+    return samplers.point_at(program(cfg.stage, steps)[1], jnp.asarray(state.index))

@@ -10,7 +10,7 @@ The marks are those of the Stable Diffusion web UI, which other tools took over:
 Marks nest, and their factors multiply. A bracket that is never closed counts to the end; one that
 was never opened means itself.
 
-What a weight does is left to `Marked`'s reader (`stages.prompts`). A prompt that is longer than the
+What a weight does is left to `Marked`'s reader (`conditions.text`). A prompt longer than the
 text encoder reads is cut into rows of as many tokens as fit (75 for CLIP), wherever that falls.
 """
 

@@ -27,7 +27,8 @@ from mv2_jax import cascade
 from mv2_jax.convert import assemble
 from mv2_jax.diffusion import guidance, keys
 from mv2_jax.models import clip_vision
-from mv2_jax.stages import i2v, v2v, video
+from mv2_jax.stages import chain, i2v, v2v
+from mv2_jax.stages import stage as stages
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
@@ -84,7 +85,8 @@ def cascades(public, tmp_path_factory):
     return make
 
 
-CONDITION, ADVANCE = quick(video.condition, "cfg"), quick(video.advance, "cfg", "steps", "k")
+CONDITION = quick(stages.condition, "cfg", "rule")
+ADVANCE = quick(chain.advance, "cfg", "rule", "steps", "k")
 
 
 def pictures():
@@ -94,21 +96,18 @@ def pictures():
     return raw, raw.astype(np.float32) / 127.5 - 1.0
 
 
-def condition(four, scale, reference=None):
-    """Ours for both prompts; `scale` weighs the picture's tokens and its ControlNet."""
-    ids = four.ids(PROMPTS, NEGATIVE)
-    image, scale = jnp.asarray(pictures()[1]), np.float32(scale)
-    params = four.parameters("i2v")
-    return CONDITION(params, *ids, image, scale, scale, reference, cfg=four.keyframes)
-
-
-def ours(four, given, scales, state):
-    """Our latents after each step, [B, C, T, h, w]."""
-    states = []
+def ours(four, name, state, image_scale=1.0, control_scale=1.0):
+    """Our latents after each step, [B, C, T, h, w], guided as the cascade's own rule says."""
+    params, cfg = four.parameters(name), four.stage(name)
+    image = jnp.asarray(pictures()[1])
+    asked = {**dict(zip(("ids", "negative"), four.ids(PROMPTS, NEGATIVE))), "image": image}
+    asked |= {"image_scale": np.float32(image_scale), "control_scale": np.float32(control_scale)}
+    asked["reference"] = four.encode(image)
+    scales, states = guidance.make(GUIDANCE), []
+    rule = cfg.rule.least(scales)
+    told = CONDITION(params, asked, cfg=cfg, rule=rule)
     for _ in range(int(state.index), STEPS):
-        state = ADVANCE(
-            four.parameters("i2v"), given, scales, state, cfg=four.keyframes, steps=STEPS, k=1
-        )
+        state = ADVANCE(params, told, scales, state, cfg=cfg, rule=rule, steps=STEPS, k=1)
         states.append(np.moveaxis(np.asarray(state.x), -1, 1))
     return states
 
@@ -153,14 +152,13 @@ class Torch:
         return dict(zip(("prompt_embeds", "negative_prompt_embeds"), states))
 
     @torch.no_grad()
-    def picture(self, negative):
-        """The states of the picture before those (`negative`: of a zero picture, or the same)."""
+    def picture(self):
+        """The states of the picture, and before them those of a zero picture."""
         image = jnp.asarray(pictures()[1][self.sample][None])
         pixels = torch.from_numpy(np.array(clip_vision.preprocess(image, 28)))
         pixels = pixels.permute(0, 3, 1, 2)
-        first = torch.zeros_like(pixels) if negative == "zero" else pixels
-        encode = self.modules["vision"]
-        states = [encode(x, output_hidden_states=True).hidden_states[-2] for x in (first, pixels)]
+        encode, both = self.modules["vision"], (torch.zeros_like(pixels), pixels)
+        states = [encode(x, output_hidden_states=True).hidden_states[-2] for x in both]
         return [torch.stack(states)]
 
     @torch.no_grad()
@@ -237,8 +235,7 @@ def test_text_to_video(public, cascades, scope):
     four = cascades(scope)
     z = jnp.zeros((2, 5, 7, 4))
     state = i2v.start(KEYS, z, np.float32(0), cfg=four.keyframes, steps=STEPS)
-    given = guidance.fewest(condition(four, 0.0), video.WAYS, GUIDANCE, GUIDANCE)
-    mine = ours(four, given, guidance.make(GUIDANCE, GUIDANCE), state)
+    mine = ours(four, "i2v", state, 0.0, 0.0)
     ids = four.ids(PROMPTS, NEGATIVE)
     theirs = [
         Torch(public, n, scope, pictured=False).run("AnimateDiffPipeline", first(state, n), ids)
@@ -256,17 +253,13 @@ def test_picture_to_video(public, cascades):
     four = cascades("frame")
     z = four.encode(pictures()[1])
     state = i2v.start(KEYS, z, np.float32(1), cfg=four.keyframes, steps=STEPS)
-    given = condition(four, 1.0)
-    # With the scales of text and picture equal, two ways remain: guidance over both at once.
-    given = given.replace(control_scale=jnp.ones_like(given.control_scale))
-    given = guidance.fewest(given, video.WAYS, GUIDANCE, GUIDANCE)
-    mine = ours(four, given, guidance.make(GUIDANCE, GUIDANCE), state)
+    mine = ours(four, "i2v", state)
     ids, theirs = four.ids(PROMPTS, NEGATIVE), []
     for n in range(2):
         side = Torch(public, n)
         latents = side.noised(side.latents(), 0, keys.fold(KEYS, "i2v noise"))
         np.testing.assert_allclose(first(state, n), latents, rtol=0, atol=BOUND)
-        picture = side.picture(negative="zero")
+        picture = side.picture()
         name = "AnimateDiffControlNetPipeline"
         theirs.append(side.run(name, latents, ids, ip_adapter_image_embeds=picture))
     assert len(mine) == STEPS
@@ -279,13 +272,7 @@ def test_sparse_picture_to_video(public, cascades):
     four = cascades("frame", "sparse")
     z = four.encode(pictures()[1])
     state = i2v.start(KEYS, z, np.float32(0), cfg=four.keyframes, steps=STEPS)
-    given = condition(four, 1.0, z)
-    given = given.replace(
-        control_scale=jnp.ones_like(given.control_scale),
-        image_scale=jnp.zeros_like(given.image_scale),  # the picture's tokens are other tests'
-    )
-    given = guidance.fewest(given, video.WAYS, GUIDANCE, GUIDANCE)
-    mine = ours(four, given, guidance.make(GUIDANCE, GUIDANCE), state)
+    mine = ours(four, "i2v", state, image_scale=0.0)  # the picture's tokens are other tests'
     ids, name = four.ids(PROMPTS, NEGATIVE), "AnimateDiffSparseControlNetPipeline"
     theirs = [
         Torch(public, n, pictured=False).run(
@@ -300,8 +287,7 @@ def test_sparse_picture_to_video(public, cascades):
 @pytest.mark.slow
 @pytest.mark.parametrize("strength, steps", [(0.3, 7), (1.0, 25)])
 def test_video_to_video(public, cascades, strength, steps):
-    """AnimateDiffVideoToVideoControlNetPipeline with an IP-Adapter-Plus, guided as V2V is here by
-    default: over the text alone, with the picture's tokens and ControlNet on both sides."""
+    """AnimateDiffVideoToVideoControlNetPipeline with an IP-Adapter-Plus, as it guides."""
     four = cascades("frame")
     clips = (
         pictures()[1][:, None]
@@ -310,13 +296,13 @@ def test_video_to_video(public, cascades, strength, steps):
     z = four.encode(clips)
     cfg = four.refined
     state = v2v.start(KEYS, z, np.float32(strength), cfg=cfg, steps=STEPS)
-    mine = ours(four, condition(four, 1.0), guidance.make(GUIDANCE, 1.0), state)
+    mine = ours(four, "v2v", state)
     ids, theirs = four.ids(PROMPTS, NEGATIVE), []
     for n in range(2):
         side = Torch(public, n)
         latents = side.noised(side.latents(clips[n]), STEPS - steps, keys.fold(KEYS, "v2v noise"))
         np.testing.assert_allclose(first(state, n), latents, rtol=0, atol=BOUND)
-        picture = side.picture(negative="same")
+        picture = side.picture()
         name = "AnimateDiffVideoToVideoControlNetPipeline"
         given = {"strength": strength, "ip_adapter_image_embeds": picture}
         theirs.append(side.run(name, latents, ids, **given))

@@ -12,7 +12,8 @@ from torch_chains import ddim, drift, sdxl_prompt, show_pictures
 from mv2_jax import bundle, cascade, cli
 from mv2_jax.diffusion import guidance, keys
 from mv2_jax.models import clip_vision
-from mv2_jax.stages import i2v, video
+from mv2_jax.stages import chain, i2v
+from mv2_jax.stages import stage as stages
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
@@ -116,13 +117,15 @@ def test_twenty_five_guided_steps(small, sources, whole):
             output_type="latent",
             callback_on_step_end=keep,
         )
-    params, one = four.parameters("i2v"), np.float32(1)
-    condition, advance = quick(video.condition, "cfg"), quick(video.advance, "cfg", "steps", "k")
-    given = condition(params, *ids, jnp.asarray(image), one, 0 * one, cfg=four.keyframes)
-    given = guidance.fewest(given, video.WAYS, scale, scale)
-    mine, scales = [], guidance.make(scale, scale)
+    params, cfg = four.parameters("i2v"), four.keyframes
+    condition = quick(stages.condition, "cfg", "rule")
+    advance = quick(chain.advance, "cfg", "rule", "steps", "k")
+    asked = {**dict(zip(("ids", "negative"), ids)), "image": jnp.asarray(image)}
+    scales, mine = guidance.make(scale), []
+    rule = cfg.rule.least(scales)
+    told = condition(params, {**asked, "control_scale": np.float32(0)}, cfg=cfg, rule=rule)
     for _ in range(steps):
-        state = advance(params, given, scales, state, cfg=four.keyframes, steps=steps, k=1)
+        state = advance(params, told, scales, state, cfg=cfg, rule=rule, steps=steps, k=1)
         mine.append(state.x)
     assert drift(mine, theirs) < 1e-5  # measured: 2.1e-6 after any step
 

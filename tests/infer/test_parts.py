@@ -2,17 +2,20 @@ import io
 import os
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from mv2_jax import bundle
 from mv2_jax.errors import InputError
 from mv2_jax.infer import cache, progress, settings
 
 
 def weights(**defaults):
     steps = {stage: SimpleNamespace(steps=20) for stage in ("t2i", "i2v", "v2v")}
-    return SimpleNamespace(stages=steps, defaults=defaults, folder="somewhere")
+    folder = Path("somewhere")
+    return bundle.Bundle(folder, "ours", {}, steps, defaults, None, None)
 
 
 def test_numbers_come_from_the_user_then_the_sidecar_then_the_weights_then_the_table():
@@ -34,7 +37,9 @@ def test_resolved_numbers_resolve_to_themselves():
 def test_wrong_defaults_of_the_weights_are_named():
     with pytest.raises(InputError, match="defaults of somewhere: t2i has no setting 'guidence'"):
         settings.resolve({}, {}, weights(t2i={"guidence": 1.0}))
-    with pytest.raises(InputError, match="--t2i-guidance is 1000; it goes from 0 to 100"):
+    with pytest.raises(
+        InputError, match="defaults of somewhere: guidance is 1000; it goes from 0 to 100"
+    ):
         settings.resolve({}, {}, weights(t2i={"guidance": 1000}))
 
 

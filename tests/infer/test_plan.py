@@ -11,7 +11,7 @@ import pytest
 
 from mv2_jax import cli, config
 from mv2_jax.infer import ahead, machines, plan
-from mv2_jax.stages import video
+from mv2_jax.stages import stage as stages
 
 UNET = config.UNetConfig(
     channels=(16, 16),
@@ -24,16 +24,20 @@ UNET = config.UNetConfig(
     image_tokens=True,
 )
 BODY = dataclasses.replace(UNET, motion=None, image_tokens=False)
-TINY = video.Config(
-    config.StageConfig(UNET, config.ScheduleConfig(), (48, 32), frames=4, steps=10),
-    config.TextConfig(vocab_size=9, max_length=5, width=12, layers=1, heads=2, mlp_width=8),
-    config.VisionConfig(image_size=28, width=8, layers=1, heads=2, mlp_width=8, projection=8),
-    config.ImageProjectionConfig(
+NETWORKS = {
+    "text_encoder": config.TextConfig(
+        vocab_size=9, max_length=5, width=12, layers=1, heads=2, mlp_width=8
+    ),
+    "image_encoder": config.VisionConfig(
+        image_size=28, width=8, layers=1, heads=2, mlp_width=8, projection=8
+    ),
+    "image_attn": config.ImageProjectionConfig(
         in_width=8, width=8, out_width=12, tokens=2, depth=1, heads=1, head_width=8
     ),
-    config.ControlNetConfig(BODY, condition_channels=(4, 4, 4, 4)),
-    factor=8,
-)
+    "control": config.ControlNetConfig(BODY, condition_channels=(4, 4, 4, 4)),
+}
+STAGE = config.StageConfig(UNET, config.ScheduleConfig(), (48, 32), frames=4, steps=10)
+TINY = stages.build("i2v", STAGE, NETWORKS, factor=8)
 
 
 @pytest.fixture
@@ -95,24 +99,25 @@ def test_help_loads_no_jax():
 
 
 def test_the_paper_sizes():
-    assert ahead.full_size("t2i").latent_shape == (128, 128, 4)
+    assert ahead.full_size("t2i").latent_shape == (1, 128, 128, 4)
     assert ahead.full_size("i2v").latent_shape == (32, 75, 75, 4)
     assert ahead.full_size("v2v").latent_shape == (32, 131, 131, 4)
 
 
 def test_the_network_is_the_stages_own_without_its_encoders():
-    function, (parameters, *inputs) = ahead.denoiser("i2v", TINY, rows=3)
+    function, (parameters, *inputs) = ahead.denoiser(TINY, batch=1)
     assert set(parameters) == {"spatial", "motion", "control", "image_attn"}
     assert set(parameters["image_attn"]) == {"unet"}
-    assert jax.eval_shape(function, parameters, *inputs).shape == (3, 4, 6, 4, 4)
+    assert jax.eval_shape(function, parameters, *inputs).shape == (3, 1, 4, 6, 4, 4)
 
 
 def test_a_sparse_control_is_planned_with_the_references_latent():
     body = dataclasses.replace(UNET, image_tokens=False)
-    cfg = dataclasses.replace(TINY, control=config.SparseControlConfig(body))
-    function, (parameters, *inputs) = ahead.denoiser("i2v", cfg, rows=3)
-    assert inputs[-1].pixels.shape == (3, 6, 4, 4)
-    assert jax.eval_shape(function, parameters, *inputs).shape == (3, 4, 6, 4, 4)
+    networks = {**NETWORKS, "control": config.SparseControlConfig(body)}
+    cfg = stages.build("i2v", STAGE, networks, factor=8)
+    function, (parameters, *inputs) = ahead.denoiser(cfg, batch=1)
+    assert inputs[-1]["control"]["shown"].shape == (3, 1, 6, 4, 4)
+    assert jax.eval_shape(function, parameters, *inputs).shape == (3, 1, 4, 6, 4, 4)
 
 
 @pytest.mark.slow
@@ -127,10 +132,10 @@ def test_a_plan_for_eight_devices_splits_parameters_and_frames(fake, monkeypatch
     monkeypatch.setattr(ahead, "compile_stage", kept)
     arguments = ["i2v", "--on", "any", "--dtype", "float32"]
     assert cli.main(["plan", *arguments]) == 0
-    ((stage, cfg, mesh, rows), answer) = made[0]
-    assert (stage, rows, cfg.dtype) == ("i2v", 3, jnp.float32)
+    ((cfg, mesh, batch), answer) = made[0]
+    assert (cfg.name, batch, cfg.dtype) == ("i2v", 1, jnp.float32)
     assert dict(mesh.shape) == {"data": 1, "fsdp": 2, "context": 4, "tensor": 1}
-    _, (parameters, *_) = ahead.denoiser(stage, cfg, rows)
+    _, (parameters, *_) = ahead.denoiser(cfg, batch)
     whole = 4 * sum(leaf.size for leaf in jax.tree.leaves(parameters))
     assert 0.5 * whole < answer.arguments < 0.75 * whole  # over fsdp 2, and the inputs
     assert answer.temporaries > 0 and answer.outputs > 0 and answer.refused is None

@@ -15,7 +15,8 @@ from mv2_jax.convert import schedules
 from mv2_jax.diffusion import guidance, keys, samplers
 from mv2_jax.errors import InputError
 from mv2_jax.infer import rehearse
-from mv2_jax.stages import i2v, interpolators, latents, t2i, v2v, video
+from mv2_jax.stages import chain, i2v, interpolators, latents, t2i, v2v
+from mv2_jax.stages import stage as stages
 
 
 def end_to_end(preset, steps=3):
@@ -28,22 +29,24 @@ def end_to_end(preset, steps=3):
     encode = partial(latents.encode, cfg=preset.VAE)
     decode = partial(latents.decode, cfg=preset.VAE)
     scales, one = guidance.make(7.5, 1.5), jnp.float32(1)
+    asked = dict(zip(("ids", "negative"), ids))
+
+    def end(tree, cfg, asked, state):
+        told = stages.condition(tree, asked, cfg=cfg, rule=cfg.rule)
+        static = {"cfg": cfg, "rule": cfg.rule, "steps": steps}
+        return chain.advance(tree, told, scales, state, **static).x
 
     def picture(tree, key):
         held = {name.removeprefix("t2i_"): leaf for name, leaf in tree.items()}
         held["spatial"] = held.pop("unet")
-        cfg = four.picture
-        given = t2i.condition(held, *ids, cfg=cfg)
-        state = t2i.start(key, cfg=cfg, steps=steps)
-        z = t2i.advance(held, given, scales, state, cfg=cfg, steps=steps).x
+        state = t2i.start(key, cfg=four.picture, steps=steps)
+        z = end(held, four.picture, asked, state)[:, 0]
         return z, latents.decode(held["vae"], preset.PICTURE_VAE, z)
 
     def moving(tree, key, image, start, cfg, number):
         tree = dict(tree)
         tree["motion"] = tree.pop(next(name for name in tree if name.startswith("motion_")))
-        given = video.condition(tree, *ids, image, one, one, cfg=cfg)
-        state = start(key, cfg, tree, number)
-        z = video.advance(tree, given, scales, state, cfg=cfg, steps=steps).x
+        z = end(tree, cfg, {**asked, "image": image}, start(key, cfg, tree, number))
         return z, decode(tree["vae"], latents=z)
 
     def first(key, cfg, tree, image):
@@ -117,7 +120,7 @@ def test_what_a_folder_does_not_say_the_preset_that_fits_does():
     assert made.stages["t2i"] == sd15.T2I
     assert made.stages["i2v"] == sd15.I2V
     assert made.stages["v2v"].unet.motion.max_frames == 24
-    assert made.defaults["i2v"] == {"guidance": 3.0, "noise_prior": 1.0}
+    assert made.defaults["i2v"] == {"guidance": 3.0, "noise_prior": 0.0}
     large = presets.complete(folder(configs={"t2i_unet": paper.PICTURE}))
     assert large.stages["t2i"] == paper.T2I and large.stages["i2v"] == paper.I2V
     whole = presets.complete(folder(configs={"spatial": paper.PICTURE}))

@@ -19,7 +19,9 @@ from mv2_jax.config import (
 )
 from mv2_jax.diffusion import guidance, keys, samplers
 from mv2_jax.models import clip_text
-from mv2_jax.stages import i2v, prompts, t2i, video
+from mv2_jax.stages import chain, i2v
+from mv2_jax.stages import stage as stages
+from mv2_jax.stages.conditions import text as prompts
 from mv2_jax.text.emphasis import Marked
 
 TEXT = TextConfig(
@@ -32,14 +34,13 @@ UNET = dataclasses.replace(
     SPATIAL, motion=MotionConfig(max_frames=3, heads=2, norm_groups=4), image_tokens=True
 )
 STAGE = StageConfig(UNET, ScheduleConfig(kind="linear"), (24, 40), frames=3, steps=2)
-CLIP = video.Config(
-    stage=STAGE,
-    text=TEXT,
-    vision=VisionConfig(16, 8, 8, 2, 2, 16, projection=None),
-    projection=ImageProjectionConfig("resampler", 8, 8, 8, 2, 1, 2, 4),
-    control=ControlNetConfig(SPATIAL, (8, 8), 4),
-    factor=8,
-)
+NETWORKS = {
+    "text_encoder": TEXT,
+    "image_encoder": VisionConfig(16, 8, 8, 2, 2, 16, projection=None),
+    "image_attn": ImageProjectionConfig("resampler", 8, 8, 8, 2, 1, 2, 4),
+    "control": ControlNetConfig(SPATIAL, (8, 8), 4),
+}
+CLIP = stages.build("i2v", STAGE, NETWORKS, 8)
 EMPTY = np.array([[2, 3, 0, 0, 0, 0]], np.int32)
 ROWS = np.array([[[2, 5, 6, 7, 8, 3], [2, 9, 3, 0, 0, 0]]], np.int32)  # one prompt of two rows
 
@@ -51,13 +52,13 @@ def staged(**changes):
 @pytest.fixture(scope="module")
 def params():
     rng = np.random.default_rng(0)
-    tree = jax.eval_shape(lambda key: video.init(CLIP, key), jax.random.key(0))
+    tree = jax.eval_shape(lambda key: stages.init(CLIP, key), jax.random.key(0))
     return jax.tree.map(lambda x: 0.2 * rng.standard_normal(x.shape, np.float32), tree)
 
 
 @pytest.fixture(scope="module")
 def encode(params):
-    return jax.jit(lambda ids: video.encode_text(params, CLIP, ids).text)
+    return jax.jit(lambda ids: CLIP.condition("text").prompt(params, CLIP, ids).text)
 
 
 def test_a_long_prompt_is_its_rows_end_to_end(encode):
@@ -104,17 +105,14 @@ def test_clip_skip_is_the_stages(params, skip):
     ids = jnp.asarray(ROWS[0])
     output = clip_text.TextEncoder(TEXT).apply({"params": params["text_encoder"]}, ids)
     expected = clip_text.context(params["text_encoder"], TEXT, output, skip)
-    found = video.encode_text(params, staged(clip_skip=skip), ids).text
+    found = CLIP.condition("text").prompt(params, staged(clip_skip=skip), ids).text
     np.testing.assert_allclose(found, expected, atol=1e-6)
-    picture = t2i.Config(dataclasses.replace(STAGE, unet=SPATIAL, clip_skip=skip), TEXT, 8)
-    np.testing.assert_allclose(t2i.encode_text(params, picture, ids).text, expected, atol=1e-6)
 
 
-def conditions(params, cfg):
+def conditions(params, cfg, rule=None):
     image = jnp.linspace(-1, 1, 24 * 40 * 3).reshape(1, 24, 40, 3)
-    one = np.float32(1)
-    ids = jnp.asarray(ROWS[:, 0])
-    return video.condition(params, ids, jnp.asarray(EMPTY), image, one, one, cfg=cfg)
+    asked = {"ids": jnp.asarray(ROWS[:, 0]), "negative": jnp.asarray(EMPTY), "image": image}
+    return stages.condition(params, asked, cfg=cfg, rule=rule or cfg.rule)
 
 
 def test_a_pooled_controlnet_steers_only_what_is_told_the_prompt(params):
@@ -132,7 +130,8 @@ def test_a_clip_that_fits_its_window_runs_the_plain_program(params):
 
     def text(**changes):
         cfg = staged(**changes)
-        lowered = video.advance.lower(params, given, scales, state, cfg=cfg, steps=2, k=1)
+        static = {"cfg": cfg, "rule": cfg.rule, "steps": 2, "k": 1}
+        lowered = chain.advance.lower(params, given, scales, state, **static)
         return lowered.as_text()
 
     assert text() == text(window=3, overlap=2) == text(window=7, overlap=1)
@@ -148,16 +147,15 @@ def test_a_long_clip_is_the_blend_of_its_windows(params):
         blend="uniform",
         schedule=ScheduleConfig(prediction="x0", spacing="trailing", final_alpha_one=True),
     )
-    given, one_way = conditions(params, cfg), guidance.make(1.0, 1.0)
+    given, one_way = conditions(params, cfg, guidance.NONE), guidance.make(1.0, 1.0)
     key = keys.seeds([4])
     z = jnp.ones((1, 3, 5, 4))
     state = i2v.start(key, z, np.float32(1), cfg=cfg, steps=1)
-    least = guidance.fewest(given, video.WAYS, 1.0, 1.0)
-    end = video.advance(params, least, one_way, state, cfg=cfg, steps=1).x
+    static = {"cfg": cfg, "rule": guidance.NONE, "steps": 1}
+    end = chain.advance(params, given, one_way, state, **static).x
     assert state.x.shape == end.shape == (1, 5, 3, 5, 4)
-    last = jax.tree.map(lambda leaf: leaf[2:], given)
-    t = jnp.asarray([999.0])
-    parts = [video.predict(params, cfg, state.x[:, i : i + 3], t, last) for i in (0, 2)]
+    t = jnp.asarray([[999.0]])
+    parts = [stages.predict(params, cfg, state.x[None, :, i : i + 3], t, given)[0] for i in (0, 2)]
     middle = (parts[0][:, 2:] + parts[1][:, :1]) / 2
     expected = jnp.concatenate([parts[0][:, :2], middle, parts[1][:, 1:]], axis=1)
     np.testing.assert_allclose(end, expected, atol=2e-5)
@@ -165,8 +163,8 @@ def test_a_long_clip_is_the_blend_of_its_windows(params):
 
 def test_free_init_begins_again_with_new_noise_and_its_own_slow_part():
     key, z = keys.seeds([5, 6]), jax.random.normal(jax.random.key(0), (2, 3, 3, 5, 4))
-    first, second = (i2v.again(key, z, jnp.int32(k), cfg=CLIP, steps=2) for k in (0, 1))
-    alone = i2v.again(key[1:], z[1:], jnp.int32(0), cfg=CLIP, steps=2)
+    first, second = (chain.again(key, z, jnp.int32(k), cfg=CLIP, steps=2) for k in (0, 1))
+    alone = chain.again(key[1:], z[1:], jnp.int32(0), cfg=CLIP, steps=2)
     np.testing.assert_allclose(first.x[1], alone.x[0], atol=1e-6)
     assert int(first.index) == 0 and np.abs(first.x - second.x).max() > 0.1
     # The mean over frames and plane is the slowest part: that of z at the first timestep's noise.

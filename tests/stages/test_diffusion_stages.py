@@ -19,7 +19,8 @@ from mv2_jax.config import (
     VisionConfig,
 )
 from mv2_jax.diffusion import guidance, keys
-from mv2_jax.stages import i2v, t2i, v2v, video
+from mv2_jax.stages import chain, i2v, t2i, v2v
+from mv2_jax.stages import stage as stages
 
 SCHEDULE = ScheduleConfig(kind="linear", prediction="v", spacing="trailing", final_alpha_one=True)
 SPATIAL = UNetConfig(
@@ -37,17 +38,16 @@ TEXT = TextConfig(
     vocab_size=20, max_length=6, width=8, layers=1, heads=2, mlp_width=16, eos_token_id=3
 )
 SIZE = (24, 40)  # odd planes: 3 x 5 latents
-PICTURE = t2i.Config(StageConfig(SPATIAL, SCHEDULE, SIZE, steps=4), TEXT, factor=8)
-CLIP = video.Config(
-    stage=StageConfig(
-        dataclasses.replace(SPATIAL, motion=MOTION, image_tokens=True), SCHEDULE, SIZE, 3, steps=4
-    ),
-    text=TEXT,
-    vision=VisionConfig(16, 8, 8, 2, 2, 16, projection=None),
-    projection=ImageProjectionConfig("resampler", 8, 8, 8, 2, 1, 2, 4),
-    control=ControlNetConfig(SPATIAL, (8, 8), 4),
-    factor=8,
-)
+NETWORKS = {
+    "text_encoder": TEXT,
+    "image_encoder": VisionConfig(16, 8, 8, 2, 2, 16, projection=None),
+    "image_attn": ImageProjectionConfig("resampler", 8, 8, 8, 2, 1, 2, 4),
+    "control": ControlNetConfig(SPATIAL, (8, 8), 4),
+}
+UNET = dataclasses.replace(SPATIAL, motion=MOTION, image_tokens=True)
+PICTURE = stages.build("t2i", StageConfig(SPATIAL, SCHEDULE, SIZE, steps=4), NETWORKS, 8)
+CLIP = stages.build("i2v", StageConfig(UNET, SCHEDULE, SIZE, 3, steps=4), NETWORKS, 8)
+REFINED = dataclasses.replace(CLIP, name="v2v")
 SCALES = guidance.make(3.0, 1.5)
 IDS = np.array([[2, 5, 6, 3, 0, 0], [2, 7, 8, 9, 3, 0], [2, 11, 3, 0, 0, 0]], np.int32)
 NOTHING = np.repeat(np.array([[2, 3, 0, 0, 0, 0]], np.int32), 3, axis=0)
@@ -64,14 +64,16 @@ def shaken(tree, seed):
 
 @pytest.fixture(scope="module")
 def fresh():
-    spatial = jax.jit(t2i.init, static_argnums=0)(PICTURE, jax.random.key(1))
-    whole = video.init(CLIP, jax.random.key(0), shaken(spatial["spatial"], 5))
+    spatial = jax.jit(stages.init, static_argnums=0)(PICTURE, jax.random.key(1))
+    held = {"spatial": shaken(spatial["spatial"], 5)}
+    whole = stages.init(CLIP, jax.random.key(0), held)
     return {**whole, "text_encoder": spatial["text_encoder"]}
 
 
 @pytest.fixture(scope="module")
 def params(fresh):
-    return {name: shaken(tree, seed) for seed, (name, tree) in enumerate(fresh.items())}
+    names = ("text_encoder", "spatial", "motion", "image_encoder", "image_attn", "control")
+    return {name: shaken(fresh[name], seed) for seed, name in enumerate(names)}
 
 
 @pytest.fixture(scope="module")
@@ -79,33 +81,42 @@ def image():
     return jnp.asarray(np.random.default_rng(3).uniform(-1, 1, (3, 30, 50, 3)), jnp.float32)
 
 
-def given(params, image, rows, image_scale=1.0, control_scale=1.0):
-    scales = (np.float32(image_scale), np.float32(control_scale))
+def asked(image, rows, image_scale=1.0, control_scale=1.0):
     rows = slice(rows, rows + 1) if isinstance(rows, int) else rows
-    return video.condition(params, IDS[rows], NOTHING[rows], image[rows], *scales, cfg=CLIP)
+    scales = {"image_scale": np.float32(image_scale), "control_scale": np.float32(control_scale)}
+    return {"ids": IDS[rows], "negative": NOTHING[rows], "image": image[rows], **scales}
+
+
+def told(params, *given, rule=guidance.NONE):
+    """Of one row, leading axis B."""
+    made = stages.condition(params, asked(*given), cfg=CLIP, rule=rule)
+    return jax.tree.map(lambda leaf: leaf[0], made)
 
 
 def test_t2i_sample_of_a_batch_equals_the_sample_alone(params):
     each = keys.seeds([7, 8, 9])
-    batch = t2i.sample(params, PICTURE, IDS, NOTHING, each, SCALES)
-    alone = t2i.sample(params, PICTURE, IDS[1:2], NOTHING[1:2], each[1:2], SCALES)
-    assert batch.shape == (3, 3, 5, 4)
+    words = {"ids": IDS, "negative": NOTHING}
+    batch = t2i.sample(params, PICTURE, words, each, SCALES)
+    one = {name: ids[1:2] for name, ids in words.items()}
+    alone = t2i.sample(params, PICTURE, one, each[1:2], SCALES)
+    assert batch.shape == (3, 1, 3, 5, 4)
     np.testing.assert_allclose(batch[1], alone[0], rtol=0, atol=2e-5)
     assert np.abs(batch[1] - batch[0]).max() > 0.1
 
 
 def test_guidance_and_seed_compile_nothing_new(params):
-    t2i.sample(params, PICTURE, IDS, NOTHING, keys.seeds([1, 2, 3]), SCALES)
-    before = t2i.advance._cache_size()
-    t2i.sample(params, PICTURE, IDS, NOTHING, keys.seeds([4, 5, 6]), guidance.make(1.0, 0.3, 0.7))
-    assert t2i.advance._cache_size() == before
+    words = {"ids": IDS, "negative": NOTHING}
+    t2i.sample(params, PICTURE, words, keys.seeds([1, 2, 3]), SCALES)
+    before = chain.advance._cache_size()
+    t2i.sample(params, PICTURE, words, keys.seeds([4, 5, 6]), guidance.make(1.0, 0.3, 0.7))
+    assert chain.advance._cache_size() == before
 
 
 def test_i2v_sample_of_a_batch_equals_the_sample_alone(params, image):
     each = keys.seeds([7, 8, 9])
     z = jnp.asarray(np.random.default_rng(4).standard_normal((3, 3, 5, 4)), jnp.float32)
-    batch = i2v.sample(params, CLIP, given(params, image, slice(0, 3)), z, each, SCALES)
-    alone = i2v.sample(params, CLIP, given(params, image, 2), z[2:], each[2:], SCALES)
+    batch = i2v.sample(params, CLIP, asked(image, slice(0, 3)), z, each, SCALES)
+    alone = i2v.sample(params, CLIP, asked(image, 2), z[2:], each[2:], SCALES)
     assert batch.shape == (3, 3, 3, 5, 4)
     np.testing.assert_allclose(batch[2], alone[0], rtol=0, atol=5e-5)
 
@@ -114,12 +125,12 @@ def test_a_fresh_video_network_is_the_picture_network_on_every_frame(fresh, imag
     """Motion, image tokens at scale 0 and a fresh ControlNet add nothing to the spatial UNet."""
     x = jnp.asarray(np.random.default_rng(6).standard_normal((1, 3, 3, 5, 4)), jnp.float32)
     t = jnp.asarray([400.0])
-    condition = given(fresh, image, 0, image_scale=0.0)
-    last = jax.tree.map(lambda leaf: leaf[2:], condition)
-    clip = video.predict(fresh, CLIP, x, t, last)
+    last = told(fresh, image, 0, 0.0)
+    clip = stages.predict_one(fresh, CLIP, x, t, last)
     for frame in range(3):
-        picture = t2i.predict(fresh, PICTURE, x[:, frame], t, t2i.Prompt(last.text))
-        np.testing.assert_allclose(clip[:, frame], picture, rtol=0, atol=2e-6)
+        words = {"text": last["text"]}
+        picture = stages.predict_one(fresh, PICTURE, x[:, frame, None], t, words)
+        np.testing.assert_allclose(clip[:, frame], picture[:, 0], rtol=0, atol=2e-6)
     assert np.abs(clip).max() > 0.1
 
 
@@ -131,36 +142,50 @@ def test_the_reference_acts_through_its_two_ways_alone(
 ):
     x = jnp.asarray(np.random.default_rng(6).standard_normal((3, 3, 3, 5, 4)), jnp.float32)
     t = jnp.full((3,), 400.0)
-    one = given(params, image, 0, image_scale, control_scale)
-    other = given(params, image[::-1], 0, image_scale, control_scale)
-    last = [jax.tree.map(lambda leaf: leaf[2:], c) for c in (one, other)]
-    out = [np.asarray(video.predict(params, CLIP, x[:1], t[:1], c)) for c in last]
+    scales = (image_scale, control_scale)
+    both = [told(params, pictures, 0, *scales) for pictures in (image, image[::-1])]
+    out = [np.asarray(stages.predict_one(params, CLIP, x[:1], t[:1], c)) for c in both]
     difference = np.abs(out[0] - out[1]).max()
     assert difference > 1e-3 if moves else difference == 0
 
 
-def test_the_three_ways_are_nothing_image_and_image_with_text(params, image):
-    condition = given(params, image, 0)
-    nothing, picture, both = (
-        video.Condition(*(leaf[i] for leaf in jax.tree.leaves(condition))) for i in range(3)
-    )
-    assert nothing.control_scale == 0 and picture.control_scale == both.control_scale == 1
-    np.testing.assert_array_equal(nothing.text, picture.text)
-    assert np.abs(both.text - picture.text).max() > 0
-    np.testing.assert_array_equal(picture.tokens, both.tokens)
-    assert np.abs(nothing.tokens - picture.tokens).max() > 0
+@pytest.mark.parametrize(
+    "name, withheld",
+    [
+        ("none", [""]),
+        ("text", ["text", ""]),
+        ("public", ["text image", ""]),
+        ("apart", ["text image control", "text", ""]),
+    ],
+)
+def test_each_row_of_a_rule_is_told_what_it_is_to_be(params, image, name, withheld):
+    condition = stages.condition(params, asked(image, 0), cfg=CLIP, rule=guidance.rule(name))
+    away = told(params, image, 0, rule=guidance.APART)
+    towards = told(params, image, 0)
+    assert condition["control"]["shown"].shape[:2] == (len(withheld), 1)
+    for row, roles in enumerate(withheld):
+        for each in ("text", "image", "control"):
+            wanted = away if each in roles.split() else towards
+            found = jax.tree.leaves(condition[each])
+            for mine, theirs in zip(found, jax.tree.leaves(wanted[each])):
+                np.testing.assert_array_equal(mine[row], theirs)
+    assert away["control"]["scale"] == 0 and towards["control"]["scale"] == 1
+    assert np.abs(away["text"].text - towards["text"].text).max() > 0
+    assert np.abs(away["image"]["tokens"] - towards["image"]["tokens"]).max() > 0
 
 
 def test_v2v_at_strength_0_keeps_the_keyframes_and_at_1_forgets_them(params, image):
     rng = np.random.default_rng(8)
     z, other = (jnp.asarray(rng.standard_normal((1, 3, 3, 5, 4)), jnp.float32) for _ in range(2))
-    condition, key = given(params, image, 0), keys.seeds([3])
-    kept = v2v.sample(params, CLIP, condition, z, key, SCALES, strength=0.0)
+    condition, key = asked(image, 0), keys.seeds([3])
+    kept = v2v.sample(params, REFINED, condition, z, key, SCALES, strength=0.0)
     np.testing.assert_allclose(kept, z, rtol=0, atol=1e-6)
-    before = v2v.advance._cache_size()
-    half = [v2v.sample(params, CLIP, condition, x, key, SCALES, strength=0.5) for x in (z, other)]
+    before = chain.advance._cache_size()
+    half = [
+        v2v.sample(params, REFINED, condition, x, key, SCALES, strength=0.5) for x in (z, other)
+    ]
     assert np.abs(half[0] - half[1]).max() > 1e-2
-    assert v2v.advance._cache_size() == before
+    assert chain.advance._cache_size() == before
 
 
 def test_noise_prior_moves_the_start_towards_the_reference():
@@ -184,7 +209,8 @@ def test_every_tree_learns_from_pictures_and_clips(params, image, frames):
     }
 
     def value(params):
-        return video.loss(params, CLIP, batch, jax.random.key(3), drop_text=0.0, drop_image=0.0)
+        rates = {"drop_text": 0.0, "drop_image": 0.0}
+        return stages.loss(params, CLIP, batch, jax.random.key(3), rates=rates)
 
     (loss, metrics), grads = jax.jit(jax.value_and_grad(value, has_aux=True))(params)
     assert np.isfinite(loss) and {"mse", "mse_noisy", "mse_clean"} <= set(metrics)
@@ -202,8 +228,26 @@ def test_dropped_conditions_do_not_reach_the_loss(params, image):
     }
     other = {**batch, "image": -batch["image"], "ids": jnp.asarray(IDS[::-1])}
     run = jax.jit(
-        lambda batch: video.loss(
-            params, CLIP, batch, jax.random.key(3), drop_text=1.0, drop_image=1.0
+        lambda batch: stages.loss(
+            params, CLIP, batch, jax.random.key(3), rates={"drop_text": 1.0, "drop_image": 1.0}
         )[0]
     )
     assert run(batch) == run(other)
+
+
+def test_text_and_picture_are_dropped_independently_and_as_often_as_asked(params, image):
+    many = {
+        name: np.repeat(x[:1], 400, axis=0) for name, x in asked(image, 0).items() if np.ndim(x)
+    }
+    batch = {**many, "negative": NOTHING[:1], "image": jnp.asarray(many["image"][:, :24, :40])}
+    batch["latent"] = jnp.zeros((400, 1, 3, 5, 4))
+    rates = {"drop_text": 0.5, "drop_image": 0.25}
+    keyed = keys.per_sample(jax.random.key(0), 400)
+    found = jax.jit(lambda batch: stages.drop(params, CLIP, batch, keyed, rates))(batch)
+    towards = told(params, image, 0)
+    no_text = np.abs(found["text"].text - towards["text"].text).max((1, 2)) > 1e-4
+    no_tokens = np.abs(found["image"]["tokens"] - towards["image"]["tokens"]).max((1, 2)) > 1e-4
+    no_control = np.asarray(found["control"]["scale"]) == 0
+    assert (no_tokens == no_control).all()  # one picture: both of it or neither
+    assert abs(no_text.mean() - 0.5) < 0.1 and abs(no_control.mean() - 0.25) < 0.1
+    assert 0 < (no_text & no_control).sum() < no_control.sum()  # independently

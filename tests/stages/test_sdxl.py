@@ -23,7 +23,9 @@ from mv2_jax.convert.engine import convert
 from mv2_jax.convert.sources import Renamed
 from mv2_jax.convert.tables import clip, unet
 from mv2_jax.diffusion import guidance, keys
-from mv2_jax.stages import prompts, t2i, video
+from mv2_jax.stages import chain, t2i
+from mv2_jax.stages import stage as stages
+from mv2_jax.stages.conditions.text import Text
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
@@ -46,7 +48,15 @@ UNET = UNetConfig(
     size_ids_width=8,
 )
 SIZE = (40, 56)  # odd planes: 5 x 7 latents
-CFG = t2i.Config(StageConfig(UNET, ScheduleConfig(), SIZE), TEXT, factor=8, text_2=TEXT_2)
+NETWORKS = {"text_encoder": TEXT, "text_encoder_2": TEXT_2}
+CFG = stages.build("t2i", StageConfig(UNET, ScheduleConfig(), SIZE), NETWORKS, factor=8)
+
+
+def encode(params, cfg, ids):
+    """The prompt of token ids."""
+    return cfg.condition("text").prompt(params, cfg, ids)
+
+
 IDS = np.full((3, LENGTH), EOS, np.int32)  # the first tokenizer pads with the end
 IDS[:, 0], IDS[0, 1:4], IDS[1, 1:8], IDS[2, 1] = EOS - 1, (5, 6, 7), range(10, 17), 9
 EMPTY = np.full((3, LENGTH), EOS, np.int32)
@@ -101,7 +111,7 @@ def pair():
         projection_class_embeddings_input_dim=UNET.pooled_width + 6 * UNET.size_ids_width,
     )
     network = randomise(network, 2)
-    target = jax.eval_shape(lambda key: t2i.init(CFG, key), jax.random.key(0))
+    target = jax.eval_shape(lambda key: stages.init(CFG, key), jax.random.key(0))
     params = {"spatial": convert(network.state_dict(), unet.rules(UNET), target["spatial"])}
     for name, module in (("text_encoder", first), ("text_encoder_2", second)):
         state = module.state_dict()
@@ -121,8 +131,8 @@ def off(ours, theirs):
 
 def test_the_prompt_and_the_network(pair):
     (first, second, network), params = pair
-    encode = quick(t2i.encode_text, "cfg")
-    prompt = encode(params, CFG, IDS)
+    encoded = quick(encode, "cfg")
+    prompt = encoded(params, CFG, IDS)
     text, pooled = sdxl_prompt(first, second, IDS, EOS)
     assert off(prompt.text, text) < 3e-6
     assert off(prompt.pooled, pooled) < 3e-6
@@ -137,9 +147,9 @@ def test_the_prompt_and_the_network(pair):
             text,
             added_cond_kwargs=dict(text_embeds=pooled, time_ids=sizes),
         ).sample
-    got = quick(t2i.predict, "cfg")(params, CFG, x, t, prompt)
-    assert off(got, expected.permute(0, 2, 3, 1)) < 1e-5
-    nothing = encode(params, CFG, EMPTY)
+    got = quick(stages.predict_one, "cfg")(params, CFG, x[:, None], t, {"text": prompt})
+    assert off(got[:, 0], expected.permute(0, 2, 3, 1)) < 1e-5
+    nothing = encoded(params, CFG, EMPTY)
     assert not nothing.text.any() and not nothing.pooled.any()
 
 
@@ -148,7 +158,7 @@ def test_twenty_five_guided_steps(pair):
     """The whole chain against diffusers' pipeline from the same noise, step by step."""
     (first, second, network), params = pair
     state = t2i.start(keys.seeds([7, 8, 9]), cfg=CFG, steps=25)
-    noise = torch.from_numpy(np.array(state.x)).permute(0, 3, 1, 2)
+    noise = torch.from_numpy(np.array(state.x[:, 0])).permute(0, 3, 1, 2)
     text, pooled = sdxl_prompt(first, second, IDS, EOS)
     steps = []
 
@@ -173,33 +183,37 @@ def test_twenty_five_guided_steps(pair):
         output_type="latent",
         callback_on_step_end=keep,
     )
-    prompt = t2i.condition(params, IDS, EMPTY, cfg=CFG)
+    asked, rule = {"ids": IDS, "negative": EMPTY}, CFG.rule
+    told = stages.condition(params, asked, cfg=CFG, rule=rule)
     mine, scales = [], guidance.make(5.0)
     for _ in range(25):
-        state = t2i.advance(params, prompt, scales, state, cfg=CFG, steps=25, k=1)
-        mine.append(state.x)
+        state = chain.advance(params, told, scales, state, cfg=CFG, rule=rule, steps=25, k=1)
+        mine.append(state.x[:, 0])
     assert drift(mine, steps) < 1e-5  # measured: 1.0e-6 at every step
 
 
 def test_the_loss_says_the_sizes_of_its_pictures(pair, monkeypatch):
     _, params = pair
     seen = []
-    monkeypatch.setattr(
-        t2i, "predict", lambda params, cfg, x, t, prompt: seen.append(prompt.size_ids) or x
-    )
+
+    def predict(params, cfg, x, t, told):
+        seen.append(told["text"].size_ids)
+        return x
+
+    monkeypatch.setattr(stages, "predict_one", predict)
     batch = {"latent": jnp.ones((3, 2, 3, 4)), "ids": IDS, "null_ids": EMPTY[0]}
-    t2i.loss(params, CFG, batch, jax.random.key(0))
+    stages.loss(params, CFG, batch, jax.random.key(0))
     given = np.arange(18, dtype=np.float32).reshape(3, 6)
-    t2i.loss(params, CFG, {**batch, "size_ids": given}, jax.random.key(0))
+    stages.loss(params, CFG, {**batch, "size_ids": given}, jax.random.key(0))
     np.testing.assert_array_equal(seen[0], np.tile([16, 24, 0, 0, 16, 24], (3, 1)))
     np.testing.assert_array_equal(seen[1], given)
 
 
 def test_encoders_that_do_not_fit_the_network_are_refused():
     with pytest.raises(ValueError, match="needs a second text encoder"):
-        t2i.Config(CFG.stage, TEXT, factor=8)
+        replace(CFG, conditions=(Text(TEXT),))
     with pytest.raises(ValueError, match="width 12, but the second text encoder's projection"):
-        t2i.Config(CFG.stage, TEXT, factor=8, text_2=TextConfig(projection=16))
+        replace(CFG, conditions=(Text(TEXT, TextConfig(projection=16)),))
 
 
 def test_the_video_stages_read_the_same_prompt(pair):
@@ -207,53 +221,37 @@ def test_the_video_stages_read_the_same_prompt(pair):
     and both its ways with words and without reach it."""
     _, params = pair
     moving = replace(UNET, motion=MotionConfig(4, heads=2, norm_groups=8), image_tokens=True)
-    cfg = video.Config(
-        replace(CFG.stage, unet=moving, frames=2),
-        TEXT,
-        VisionConfig(28, 14, 16, 2, 2, 32, projection=None),
-        ImageProjectionConfig("resampler", 16, 16, 40, tokens=3, depth=1, heads=2, head_width=8),
-        ControlNetConfig(UNET, (4, 8, 8, 16)),
-        factor=8,
-        text_2=TEXT_2,
-    )
+    networks = {
+        **NETWORKS,
+        "image_encoder": VisionConfig(28, 14, 16, 2, 2, 32, projection=None),
+        "image_attn": ImageProjectionConfig(
+            "resampler", 16, 16, 40, tokens=3, depth=1, heads=2, head_width=8
+        ),
+        "control": ControlNetConfig(UNET, (4, 8, 8, 16)),
+    }
+    cfg = stages.build("i2v", replace(CFG.stage, unet=moving, frames=2), networks, factor=8)
     # Zeros are what modules that do nothing yet are made of.
-    nothing = jax.eval_shape(lambda key: video.init(cfg, key), jax.random.key(0))
+    nothing = jax.eval_shape(lambda key: stages.init(cfg, key), jax.random.key(0))
     assert nothing["control"]["add_embedding"]["linear_1"]["kernel"].shape[0] == 12 + 6 * 8
     nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), nothing)
     whole = {**nothing, **params}
 
     def told(params, cfg, ids, none):
-        image, one = jnp.ones((3, 30, 30, 3)), jnp.float32(1)
-        return video.condition.__wrapped__(params, ids, none, image, one, one, cfg=cfg)
+        asked = {"ids": ids, "negative": none, "image": jnp.ones((3, 30, 30, 3))}
+        return stages.condition.__wrapped__(params, asked, cfg=cfg, rule=cfg.rule)
 
     given = quick(told, "cfg")(whole, cfg, IDS, EMPTY)
-    assert given.pooled.shape == (9, 12) and not given.pooled[:6].any() and given.pooled[6:].any()
-    x = jax.random.normal(jax.random.key(1), (9, *cfg.latent_shape))
-    t = jnp.tile(jnp.array([901.0, 500.0, 7.0]), 3)
-    ours = quick(video.predict, "cfg")(whole, cfg, x, t, given)
+    pooled = given["text"].pooled
+    assert pooled.shape == (3, 3, 12) and not pooled[:2].any() and pooled[2].any()
+    x = jax.random.normal(jax.random.key(1), (3, 3, *cfg.latent_shape))
+    t = jnp.tile(jnp.array([901.0, 500.0, 7.0])[None], (3, 1))
+    ours = quick(stages.predict, "cfg")(whole, cfg, x, t, given)
     # Rows of the empty prompt, then of the prompts, for either frame.
-    rows = np.array([0, 1, 2, 6, 7, 8])
-    prompt = quick(prompts.encode, "cfg")(params, CFG, np.concatenate([EMPTY, IDS] * 2))
-    frames = jnp.concatenate([x[rows, 0], x[rows, 1]])
-    pictures = quick(t2i.predict, "cfg")(params, CFG, frames, jnp.tile(t[rows], 2), prompt)
-    both = jnp.concatenate([ours[rows, 0], ours[rows, 1]])
-    np.testing.assert_allclose(both, pictures, atol=2e-5)
-
-
-def test_the_video_loss_says_the_sizes_of_its_clips(pair, monkeypatch):
-    seen = []
-
-    def predict(params, cfg, x, t, given):
-        seen.append(given.size_ids)
-        return x
-
-    monkeypatch.setattr(video, "predict", predict)
-    monkeypatch.setattr(
-        video, "encode_image", lambda *_: (jnp.ones((3, 1, 4)), jnp.ones((1, 1, 4)))
-    )
-    stage = replace(CFG.stage, frames=2)
-    cfg = video.Config(stage, TEXT, None, None, ControlNetConfig(UNET), factor=8, text_2=TEXT_2)
-    batch = {"latent": jnp.ones((3, 2, 2, 3, 4)), "image": jnp.ones((3, 16, 24, 3))}
-    batch |= {"ids": IDS, "null_ids": EMPTY[0]}
-    video.loss(pair[1], cfg, batch, jax.random.key(0))
-    np.testing.assert_array_equal(seen[0], np.tile([16, 24, 0, 0, 16, 24], (3, 1)))
+    rows = np.array([0, 2])
+    ids = np.concatenate([EMPTY, IDS] * 2)
+    prompt = quick(encode, "cfg")(params, CFG, ids)
+    frames = jnp.concatenate([x[rows, :, frame].reshape(-1, 1, *x.shape[3:]) for frame in (0, 1)])
+    times = jnp.tile(t[0], 4)
+    pictures = quick(stages.predict_one, "cfg")(params, CFG, frames, times, {"text": prompt})
+    both = jnp.concatenate([ours[rows, :, frame].reshape(-1, *x.shape[3:]) for frame in (0, 1)])
+    np.testing.assert_allclose(both, pictures[:, 0], atol=2e-5)

@@ -14,7 +14,7 @@ from mv2_jax.configs.toybox import dpo as recipe
 from mv2_jax.diffusion import keys as named
 from mv2_jax.diffusion import losses, process, schedules
 from mv2_jax.errors import InputError
-from mv2_jax.stages import video
+from mv2_jax.stages import stage as stages
 from mv2_jax.toybox.world import MOTIONS
 from mv2_jax.train import lora
 from mv2_jax.train.preference import dpo_loss
@@ -176,10 +176,11 @@ def test_a_sparse_control_learns_from_the_latent_it_was_sampled_with(tmp_path, m
     body = dataclasses.replace(
         tiny.SPATIAL, motion=dataclasses.replace(tiny.MOTION, mid_block=False)
     )
-    clip = dataclasses.replace(tiny.stage(tiny.KEYFRAMES), control=SparseControlConfig(body))
-    made = tiny.random(jax.eval_shape(partial(video.init, clip), jax.random.key(0)), 1)
+    control = SparseControlConfig(body)
+    clip = stages.build("i2v", tiny.KEYFRAMES, {**tiny.NETWORKS, "control": control}, 8)
+    made = tiny.random(jax.eval_shape(partial(stages.init, clip), jax.random.key(0)), 1)
     held = {"text_encoder": tiny.TEXT, "spatial": tiny.SPATIAL, "motion": tiny.MOTION}
-    held |= {"image_encoder": tiny.VISION, "image_attn": tiny.PROJECTION, "control": clip.control}
+    held |= {"image_encoder": tiny.VISION, "image_attn": tiny.PROJECTION, "control": control}
     parts = {name: Component(made[name], config) for name, config in held.items()}
     parts |= {
         "motion_i2v": parts.pop("motion"),
@@ -190,8 +191,8 @@ def test_a_sparse_control_learns_from_the_latent_it_was_sampled_with(tmp_path, m
     cfg.data.update(count=2, shard=2, motions=dict.fromkeys(MOTIONS[1:], 0.0))
     seen = []
 
-    def sample(params, net, given, reference, *rest, **more):
-        seen.append((given.pixels, reference))
+    def sample(params, net, asked, reference, *rest, **more):
+        seen.append((asked.get("reference", reference), reference))
         return np.zeros((2, *net.latent_shape), np.float32)
 
     def rank(jury, words, candidates, make):
@@ -203,23 +204,18 @@ def test_a_sparse_control_learns_from_the_latent_it_was_sampled_with(tmp_path, m
     task = dpo.make(cfg, parts, tmp_path / "clips")
     batch = next(task.batches(0, 0))
     shown, reference = seen[0]
-    assert np.array_equal(shown, np.concatenate([reference] * video.WAYS))
+    assert np.array_equal(shown, reference)
     assert np.array_equal(batch["reference"], np.asarray(reference, np.float16))
-    given = []
-    monkeypatch.setattr(dpo.video, "predict", watched(given, video.predict))
+    given, predict = [], stages.predict_one
+
+    def watched(params, cfg, x, t, told):
+        given.append(told["control"]["shown"])
+        return predict(params, cfg, x, t, told)
+
+    monkeypatch.setattr(dpo.stages, "predict_one", watched)
     weights = task.init(jax.random.key(0))
     loss, _ = jax.eval_shape(task.loss, weights, task.frozen, batch, jax.random.key(1))
-    assert loss.shape == () and {x.pixels.shape for x in given} == {(4, *reference.shape[1:])}
-
-
-def watched(given, predict):
-    """`video.predict`, which leaves the conditions that it was called with in `given`."""
-
-    def call(params, cfg, x, t, condition):
-        given.append(condition)
-        return predict(params, cfg, x, t, condition)
-
-    return call
+    assert loss.shape == () and {x.shape for x in given} == {(4, *reference.shape[1:])}
 
 
 def test_pairs_that_the_judge_does_not_tell_apart_are_left_out(begin, tmp_path, monkeypatch):
@@ -233,17 +229,17 @@ def test_pairs_that_the_judge_does_not_tell_apart_are_left_out(begin, tmp_path, 
         next(task_of(cfg, begin, tmp_path, monkeypatch).batches(0, 0))
 
 
-def test_prompts_and_references_are_dropped_as_often_as_asked(begin, tmp_path, monkeypatch):
+def test_prompts_are_dropped_as_often_as_asked(begin, tmp_path, monkeypatch):
     cfg = phase("pictures", drop_text=0.5, drop_image=0.25)
     made = dpo.Pictures(cfg, begin, tmp_path / "arm")
-    ids, empty = (made.words.encode([text]) for text in ("a red ball", ""))
-    batch = {"ids": np.repeat(ids, 400, axis=0)}
-    found = made.dropped(batch, named.per_sample(jax.random.key(0), 400))
-    no_text = (np.asarray(found["ids"]) == empty).all(axis=1)
-    assert ((np.asarray(found["ids"]) == ids).all(axis=1) == ~no_text).all()
-    no_image = np.asarray(found["no_image"])
-    assert abs(no_text.mean() - 0.5) < 0.1 and abs(no_image.mean() - 0.25) < 0.1
-    assert 0 < (no_text & no_image).sum() < no_image.sum()  # independently
+    words = [made.words.encode([text]) for text in ("a red ball", "")]
+    asked = {"ids": np.repeat(words[0], 400, axis=0), "negative": words[1]}
+    keys = named.per_sample(jax.random.key(0), 400)
+    told = stages.drop(made.base, made.net, asked, keys, {**cfg.loss})["text"].text
+    ball, nothing = (made.net.condition("text").prompt(made.base, made.net, x) for x in words)
+    dropped = np.abs(told - nothing.text).max((1, 2)) < 1e-5
+    kept = np.abs(told - ball.text).max((1, 2)) < 1e-5
+    assert (dropped ^ kept).all() and abs(dropped.mean() - 0.5) < 0.1
 
 
 def test_unknown_words_are_named(begin, tmp_path):

@@ -18,7 +18,7 @@ from mv2_jax.configs.toybox import dpo as dpo_recipe
 from mv2_jax.configs.toybox import vfi as vfi_recipe
 from mv2_jax.errors import InputError
 from mv2_jax.models.vae import AutoencoderKL
-from mv2_jax.stages import video
+from mv2_jax.stages import stage as stages
 from mv2_jax.toybox import captions
 from mv2_jax.toybox.world import MOTIONS
 from mv2_jax.train import words
@@ -26,9 +26,10 @@ from mv2_jax.train.task import Component
 from mv2_jax.train.tasks import i2v, t2i, v2v, vfi
 from mv2_jax.train.toybox import dpo, prompts
 from mv2_jax.train.toybox.source import Toybox
-from mv2_jax.train.video import TREES, VideoTask
+from mv2_jax.train.video import VideoTask
 
-INIT = video.init
+INIT = stages.init
+TREES = ("text_encoder", "spatial", "motion", "image_encoder", "image_attn", "control")
 
 
 def zeros(shapes):
@@ -47,10 +48,13 @@ def parts():
     vae = jax.eval_shape(
         AutoencoderKL(smoke.VAE).init, jax.random.key(0), jnp.zeros((1, 64, 64, 3))
     )
-    factor = smoke.VAE.factor
-    net = video.Config(
-        smoke.NETWORKS["i2v"], text, smoke.VISION, smoke.PROJECTION, smoke.CONTROL, factor
-    )
+    networks = {
+        "text_encoder": text,
+        "image_encoder": smoke.VISION,
+        "image_attn": smoke.PROJECTION,
+        "control": smoke.CONTROL,
+    }
+    net = stages.build("i2v", smoke.NETWORKS["i2v"], networks, smoke.VAE.factor)
     trees = jax.eval_shape(lambda key: INIT(net, key), jax.random.key(0))
     configs = {
         "text_encoder": text,
@@ -65,8 +69,8 @@ def parts():
     return {**found, "vae": Component(zeros(vae["params"]), smoke.VAE)}
 
 
-def nothing(net, key, spatial):
-    """In place of video.init: the same trees, all zeros, without compiling anything."""
+def nothing(net, key, held):
+    """In place of stages.init: the same trees, all zeros, without compiling anything."""
     return zeros(jax.eval_shape(lambda k: INIT(net, k), key))
 
 
@@ -104,7 +108,7 @@ def test_captions_say_what_the_labels_say():
 
 
 def test_i2v_trains_its_own_trees_on_clips_and_pictures(tmp_path, monkeypatch):
-    monkeypatch.setattr("mv2_jax.train.video.video.init", nothing)
+    monkeypatch.setattr("mv2_jax.train.video.stages.init", nothing)
     cfg = recipe().phases.i2v
     task = i2v.make(cfg, first_phases(), tmp_path / "i2v")
     weights = task.init(jax.random.key(0))
@@ -129,7 +133,7 @@ def test_i2v_trains_its_own_trees_on_clips_and_pictures(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("every, batch", [(4, 4), (2, 4), (0, 4), (4, 3)])
 def test_every_epoch_shows_all_clips_and_all_pictures(tmp_path, monkeypatch, every, batch):
-    monkeypatch.setattr("mv2_jax.train.video.video.init", nothing)
+    monkeypatch.setattr("mv2_jax.train.video.stages.init", nothing)
     cfg = smoke.get_config().phases.i2v  # of 16 clips
     cfg.batch = batch
     cfg.data.update(image_every=every, image_batch=8, decoded=0.0)
@@ -160,7 +164,7 @@ def test_every_epoch_shows_all_clips_and_all_pictures(tmp_path, monkeypatch, eve
 
 
 def test_clips_are_of_the_motions_asked_for(tmp_path, monkeypatch):
-    monkeypatch.setattr("mv2_jax.train.video.video.init", nothing)
+    monkeypatch.setattr("mv2_jax.train.video.stages.init", nothing)
     cfg = smoke.get_config().phases.i2v  # not the shared one: it is changed here
     folders = set()
     for motions in ({}, {name: float(name == "spinning") for name in MOTIONS}):
@@ -173,7 +177,7 @@ def test_clips_are_of_the_motions_asked_for(tmp_path, monkeypatch):
 
 
 def test_a_sparse_control_is_shown_the_references_latent(tmp_path, monkeypatch):
-    monkeypatch.setattr("mv2_jax.train.video.video.init", nothing)
+    monkeypatch.setattr("mv2_jax.train.video.stages.init", nothing)
     motion = dataclasses.replace(smoke.MOTION, attentions=1, mid_block=False)
     body = dataclasses.replace(smoke.SPATIAL, motion=motion)
     control = SparseControlConfig(body, smoke.VAE.latent_channels)
@@ -186,8 +190,8 @@ def test_a_sparse_control_is_shown_the_references_latent(tmp_path, monkeypatch):
     assert shapes_of(task, next(task.batches(0, 0)))[0].shape == ()
     seen = []
 
-    def sample(params, net, given, reference, *rest, **more):
-        seen.append((given.pixels, reference))
+    def sample(params, net, asked, reference, *rest, **more):
+        seen.append((asked["reference"], reference))
         return np.zeros((6, *net.latent_shape), np.float32)
 
     monkeypatch.setattr("mv2_jax.train.video.i2v.sample", sample)
@@ -195,11 +199,11 @@ def test_a_sparse_control_is_shown_the_references_latent(tmp_path, monkeypatch):
     task.sample(weights, task.frozen, jax.random.key(0))
     ((shown, reference),) = seen
     assert np.abs(reference).max() > 0
-    assert np.array_equal(shown, np.concatenate([reference] * video.WAYS))
+    assert np.array_equal(shown, reference)
 
 
 def test_v2v_begins_from_i2v_and_trains_its_motion_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr("mv2_jax.train.video.video.init", nothing)
+    monkeypatch.setattr("mv2_jax.train.video.stages.init", nothing)
     ones = jax.tree.map(np.ones_like, parts()["motion_i2v"].params)
     begin = {**parts(), "motion_i2v": Component(ones, smoke.MOTION)}
     task = v2v.make(recipe().phases.v2v, begin, tmp_path / "v2v")

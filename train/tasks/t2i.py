@@ -15,6 +15,7 @@ from mv2_jax import params as trees
 from mv2_jax.diffusion import guidance, keys, losses
 from mv2_jax.errors import InputError
 from mv2_jax.stages import latents as codec
+from mv2_jax.stages import stage as stages
 from mv2_jax.stages import t2i
 from mv2_jax.text import Tokenizer
 from mv2_jax.train import encoded
@@ -61,18 +62,21 @@ def make(cfg: Any, begin: Mapping[str, Component], folder: Path) -> Task:
         text = tokens.fit(text, words)
     stage = config.from_dict(cfg.model.t2i.to_dict())
     dtype = compute_dtype(cfg.precision)
-    net = t2i.Config(stage, text, vae.config.factor, dtype, remat=cfg.remat)
+    configs = {"text_encoder": text}
+    net = stages.build("t2i", stage, configs, vae.config.factor, dtype, cfg.remat)
     shape = losses.of(cfg.loss.shape)
     null = jnp.asarray(words.encode([""])[0])
 
     def init(key: jax.Array) -> Params:
-        fresh = jax.jit(t2i.init, static_argnums=0)(net, key)
+        fresh = jax.jit(stages.init, static_argnums=0)(net, key)
         return {name: full(begin[name].params) if name in begin else fresh[name] for name in fresh}
 
     def loss(params: Params, frozen: Params, batch: Batch, key: jax.Array):
         del frozen
         batch = {**batch, "latent": batch["latent"].astype(jnp.float32), "null_ids": null}
-        return t2i.loss(params, net, batch, key, drop_text=cfg.loss.drop_text, shape=shape)
+        chances = {**cfg.loss}
+        rates = {name: rate for name, rate in chances.items() if name.startswith("drop_")}
+        return stages.loss(params, net, batch, key, rates=rates, shape=shape)
 
     def batches(seed: int, start: int) -> Iterator[Batch]:
         root = folder.parent / "latents"
@@ -82,7 +86,9 @@ def make(cfg: Any, begin: Mapping[str, Component], folder: Path) -> Task:
             turn, which = divmod(step, len(sets))
             found = sets[which].take(source.pick(seed, turn, cfg.batch, cfg.data.count))
             latent = found.pop("latent")
-            yield {"latent": latent, "ids": words.encode(source.captions(found, seed, step))}
+            notes = {name: found[name] for name in net.inputs if name in found}
+            ids = words.encode(source.captions(found, seed, step))
+            yield {**notes, "latent": latent, "ids": ids}
             step += 1
 
     return Task(
@@ -91,13 +97,13 @@ def make(cfg: Any, begin: Mapping[str, Component], folder: Path) -> Task:
         loss=loss,
         batches=batches,
         components=lambda params: params,
-        configs=lambda params: {"text_encoder": text, "spatial": stage.unet},
+        configs=lambda params: stages.configs(net),
         sample=sampler(cfg, net, vae, words, source),
         notes={"stages": {"t2i": config.to_dict(stage)}, "tokenizer": words.to_json()},
     )
 
 
-def sampler(cfg: Any, net: t2i.Config, vae: Component, words: Tokenizer, source: Source) -> Any:
+def sampler(cfg: Any, net: stages.Config, vae: Component, words: Tokenizer, source: Source) -> Any:
     """Sheets of sixteen pictures from fixed captions of the training split."""
     ids = words.encode(source.examples(16))
     negative = np.repeat(words.encode([""]), len(ids), axis=0)
@@ -106,7 +112,8 @@ def sampler(cfg: Any, net: t2i.Config, vae: Component, words: Tokenizer, source:
     def sample(params: Params, frozen: Params, key: jax.Array) -> np.ndarray:
         each = keys.per_sample(key, len(ids))
         scales = guidance.make(cfg.sample.guidance)
-        z = t2i.sample(params, net, ids, negative, each, scales, cfg.sample.steps)
+        asked = {**stages.blank(net, len(ids)), "ids": ids, "negative": negative}
+        z = t2i.sample(params, net, asked, each, scales, steps=cfg.sample.steps)[:, 0]
         return grid(to_uint8(decode(frozen["vae"], z)), columns=8)
 
     return sample

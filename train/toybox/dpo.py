@@ -25,8 +25,9 @@ from mv2_jax.diffusion import guidance
 from mv2_jax.diffusion import keys as named
 from mv2_jax.diffusion.losses import LossConfig, diffusion_loss
 from mv2_jax.errors import InputError
-from mv2_jax.stages import i2v, t2i, video
+from mv2_jax.stages import i2v, t2i
 from mv2_jax.stages import latents as codec
+from mv2_jax.stages import stage as stages
 from mv2_jax.toybox import evaluate
 from mv2_jax.train import lora
 from mv2_jax.train import source as sources
@@ -35,7 +36,7 @@ from mv2_jax.train.latents import Shards, position
 from mv2_jax.train.preference import dpo_loss
 from mv2_jax.train.task import Batch, Component, Params, Task, compute_dtype, require
 from mv2_jax.train.toybox import pairs, worlds
-from mv2_jax.train.video import TREES, VideoTask
+from mv2_jax.train.video import VideoTask
 
 STAGES, KINDS = ("t2i", "i2v"), ("dpo", "winners")
 NEEDED = {"t2i": ("vae", "text_encoder", "spatial")}
@@ -62,12 +63,13 @@ def make(cfg: Any, begin: Mapping[str, Component], folder: Path) -> Task:
 
 
 class Preferences(ABC):
-    """What both stages do alike. A subclass sets `net`, `words`, `null` and `base`, the trees of
-    its network before training, and says how to make candidates and what conditions them."""
+    """What both stages do alike. A subclass sets `net`, `words` and `base`, its network's trees
+    before training, and says how to make candidates."""
 
     net: Any
     words: Any
     base: Params
+    stored: dict[str, str] = {}  # noqa: RUF012 - what trees are called in a folder, if otherwise
 
     def __init__(self, cfg: Any, begin: Mapping[str, Component], folder: Path) -> None:
         self.cfg, self.begin, self.folder = cfg, begin, folder
@@ -80,10 +82,6 @@ class Preferences(ABC):
     @abstractmethod
     def candidates(self, numbers: np.ndarray, words: np.ndarray) -> dict[str, np.ndarray]:
         """What a batch needs of the prompts with these numbers: "better" and "worse" latents."""
-
-    @abstractmethod
-    def predict(self, whole: Params, batch: Batch, rows: int) -> Any:
-        """`f(x, t)` over `rows` times the batch's samples, under the batch's conditions."""
 
     def init(self, key: jax.Array) -> Params:
         """What is trained: whole trees, or LoRA factors for them."""
@@ -104,26 +102,30 @@ class Preferences(ABC):
 
     def loss(self, params: Params, frozen: Params, batch: Batch, key: jax.Array):
         keys = named.per_sample(key, batch["better"].shape[0])
-        batch = self.dropped(batch, keys)
         whole = {**frozen, **self.merged(params, frozen)}
-        better, worse = (batch[name].astype(jnp.float32) for name in ("better", "worse"))
-        schedule = self.net.stage.schedule
-        if self.cfg.loss.kind == "winners":
-            model = self.predict(whole, batch, 1)
-            return diffusion_loss(model, better, keys, schedule, self.shape)
-        models = (self.predict(tree, batch, 2) for tree in (whole, frozen))
-        beta = self.cfg.loss.beta
-        return dpo_loss(*models, better, worse, keys, schedule, beta, self.shape)
+        better, worse = (self.clips(batch[name]) for name in ("better", "worse"))
+        rest = {name: x for name, x in batch.items() if name not in ("better", "worse", "margin")}
+        asked = trees.cast(rest, jnp.float32)
+        asked |= {"latent": better, "negative": jnp.asarray(self.words.encode([""]))}
+        schedule, drop = self.net.stage.schedule, self.cfg.loss
 
-    def dropped(self, batch: Batch, keys: jax.Array) -> Batch:
-        """The batch with some prompts emptied and, under "no_image" [B], some references not to be
-        shown: guidance needs what the network answers without them, which must not drift."""
-        drop = self.cfg.loss
-        no_text = named.bernoulli(named.fold(keys, "drop_text"), drop.drop_text)
-        no_image = named.bernoulli(named.fold(keys, "drop_image"), drop.drop_image)
-        nothing = jnp.asarray(self.words.encode([""]))
-        ids = jnp.where(no_text[:, None], nothing, batch["ids"])
-        return {**batch, "ids": ids, "no_image": no_image}
+        def model(tree: Params, rows: int) -> Any:
+            """`f(x, t)` over `rows` times the batch's samples, under the batch's conditions."""
+            # Guidance needs what the network answers without them, which must not drift.
+            told = stages.drop(tree, self.net, asked, keys, {**drop})
+            told = jax.tree.map(lambda x: jnp.concatenate([x] * rows), told)
+            return partial(stages.predict_one, tree, self.net, told=told)
+
+        if self.cfg.loss.kind == "winners":
+            return diffusion_loss(model(whole, 1), better, keys, schedule, self.shape)
+        models = (model(tree, 2) for tree in (whole, frozen))
+        return dpo_loss(*models, better, worse, keys, schedule, drop.beta, self.shape)
+
+    @staticmethod
+    def clips(latents: jax.Array) -> jax.Array:
+        """Stored latents [B, (T,) h, w, C] in fp32, with their frames."""
+        latents = latents.astype(jnp.float32)
+        return latents[:, None] if latents.ndim == 4 else latents
 
     def shards(self) -> Shards:
         """All pairs, made when first needed; both kinds of loss read the same ones."""
@@ -177,9 +179,8 @@ class Preferences(ABC):
             step += 1
 
     def components(self, params: Params) -> dict[str, Params]:
-        named_as = {"motion": "motion_i2v"}
         merged = self.merged(params, self.base)
-        return {named_as.get(name, name): tree for name, tree in merged.items()}
+        return {self.stored.get(name, name): tree for name, tree in merged.items()}
 
     def task(self) -> Task:
         for name in self.cfg.train:
@@ -205,27 +206,23 @@ class Pictures(Preferences):
         text, factor = begin["text_encoder"].config, begin["vae"].config.factor
         stage = config.from_dict(cfg.model.t2i.to_dict())
         dtype = compute_dtype(cfg.precision)
-        self.net = t2i.Config(stage, text, factor, dtype, remat=cfg.remat)
+        configs = {"text_encoder": text}
+        self.net = stages.build("t2i", stage, configs, factor, dtype, cfg.remat)
         self.words = tokens.tokenizer(begin, sources.of(cfg), text)
-        names = ("text_encoder", "spatial")
-        self.base = {name: trees.cast(begin[name].params, np.float32) for name in names}
+        self.base = {name: trees.cast(begin[name].params, np.float32) for name in self.net.trees}
 
     def candidates(self, numbers: np.ndarray, words: np.ndarray) -> dict[str, np.ndarray]:
         ids = self.words.encode(pairs.prompts(words))
         nothing = np.repeat(self.words.encode([""]), len(ids), axis=0)
         scales, steps = guidance.make(self.cfg.sample.guidance), self.cfg.sample.steps
+        asked = {"ids": ids, "negative": nothing}
 
         def one(number: int) -> tuple[np.ndarray, Any]:
             keys = pairs.keys(self.cfg.seed, numbers, number)
-            z = t2i.sample(self.base, self.net, ids, nothing, keys, scales, steps)
+            z = t2i.sample(self.base, self.net, asked, keys, scales, steps=steps)[:, 0]
             return z, self.decode(self.vae, latents=z)[:, None]
 
         return pairs.rank(self.jury, words, self.cfg.data.candidates, one)
-
-    def predict(self, whole: Params, batch: Batch, rows: int) -> Any:
-        prompt = t2i.encode_text(whole, self.net, batch["ids"])
-        prompt = jax.tree.map(lambda x: jnp.concatenate([x] * rows), prompt)
-        return partial(t2i.predict, whole, self.net, prompt=prompt)
 
 
 class Clips(Preferences):
@@ -235,9 +232,10 @@ class Clips(Preferences):
         super().__init__(cfg, begin, folder)
         whole = VideoTask("i2v", cfg, begin, folder)
         self.net, self.words = whole.net, whole.words
-        own = {"motion": "motion_i2v"}
+        self.stored = {name: whole._stored(name) for name in self.net.trees}
         self.base = {
-            name: trees.cast(begin[own.get(name, name)].params, np.float32) for name in TREES
+            name: trees.cast(begin[stored].params, np.float32)
+            for name, stored in self.stored.items()
         }
         self.encode = whole.encode
 
@@ -246,37 +244,18 @@ class Clips(Preferences):
         image = worlds.first_frames(worlds.numbered(self.cfg.seed, numbers, self.motions), size)
         ids = self.words.encode(pairs.prompts(words))
         nothing = np.repeat(self.words.encode([""]), len(ids), axis=0)
-        reference, one_scale = self.encode(self.vae, image), jnp.float32(1.0)
-        shown = reference if self.net.sparse else None
-        given = video.condition(
-            self.base, ids, nothing, image, one_scale, one_scale, shown, cfg=self.net
-        )
+        reference = self.encode(self.vae, image)
+        asked = {"ids": ids, "negative": nothing, "image": image}
         scales = guidance.make(sample.guidance, sample.image_guidance)
 
         def one(number: int) -> tuple[np.ndarray, Any]:
             keys = pairs.keys(self.cfg.seed, numbers, number)
-            z = i2v.sample(self.base, self.net, given, reference, keys, scales, steps=sample.steps)
+            given = (self.base, self.net, asked, reference)
+            z = i2v.sample(*given, keys, scales, steps=sample.steps)
             return z, self.decode(self.vae, latents=z)
 
         found = pairs.rank(self.jury, words, self.cfg.data.candidates, one)
         found["image"] = np.asarray(image, np.float16)
-        if shown is not None:
-            found["reference"] = np.asarray(shown, np.float16)
+        if "reference" in self.net.inputs:  # a SparseCtrl is shown what the candidates were made of
+            found["reference"] = np.asarray(reference, np.float16)
         return found
-
-    def predict(self, whole: Params, batch: Batch, rows: int) -> Any:
-        image = batch["image"].astype(jnp.float32)
-        tokens, none = video.encode_image(whole, self.net, image)
-        no_image = batch["no_image"]
-        # A SparseCtrl is shown the latent with which the candidates were made.
-        sparse = self.net.sparse
-        shown = batch["reference"].astype(jnp.float32) if sparse else image * 0.5 + 0.5
-        given = video.Condition(
-            text=video.encode_text(whole, self.net, batch["ids"]).text,
-            tokens=jnp.where(no_image[:, None, None], none, tokens),
-            image_scale=jnp.ones(len(image)),
-            pixels=shown,
-            control_scale=1.0 - no_image.astype(jnp.float32),
-        )
-        given = jax.tree.map(lambda x: jnp.concatenate([x] * rows), given)
-        return partial(video.predict, whole, self.net, condition=given)

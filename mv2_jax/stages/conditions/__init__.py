@@ -1,0 +1,136 @@
+"""What a stage is told beside its noisy latents: one file a condition.
+
+A condition is a frozen dataclass (static under jit) with the members of `Condition`. What it is
+told at sampling, and what "nothing" is instead, `encode` says once a chain; `feed` then adds it to
+what the backbone gets, at every step. The stage stacks the rows that a guidance rule wants
+(`stages.stage.condition`) and drops conditions in training, each by its own "nothing".
+
+A condition of one's own is such a dataclass, named as `module:Class` in a stage's config
+(`config.StageConfig.conditions`); docs/extending.md walks through one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import flax.struct
+import jax
+
+if TYPE_CHECKING:
+    from mv2_jax.stages.stage import Config
+
+Params = dict[str, Any]
+Asked = Mapping[str, Any]
+"""Raw inputs by name, as a user or a training batch gives them: "ids" and "negative" (token ids),
+"image" [B, H, W, 3] in [-1, 1], its scaled latent "reference" [B, h, w, C], scales, and whatever
+other conditions need. In training the batch's "latent" [B, T, h, w, C] is there too."""
+
+
+@flax.struct.dataclass
+class Fed:
+    """What a backbone is fed beside x and t; N are the rows of guidance times the samples.
+
+    text: [N, L, C], what cross-attention reads.
+    image: [N, Li, C], tokens of a picture for a cross-attention of their own, and how much they
+        count, image_scale [N].
+    pooled [N, P], size_ids [N, 6]: SDXL's, which join the time embedding.
+    residuals: (skips, mid), added to a UNet's states: each [N * T, h, w, c].
+    more: whatever conditions and backbones of one's own agree on.
+    """
+
+    text: jax.Array | None = None
+    image: jax.Array | None = None
+    image_scale: jax.Array | None = None
+    pooled: jax.Array | None = None
+    size_ids: jax.Array | None = None
+    residuals: tuple[tuple[jax.Array, ...], jax.Array] | None = None
+    more: dict[str, Any] = flax.struct.field(default_factory=dict)
+
+    @property
+    def added(self) -> dict[str, jax.Array | None]:
+        """What of it joins the time embedding, by the networks' names for it."""
+        return {"pooled": self.pooled, "size_ids": self.size_ids}
+
+
+@runtime_checkable
+class Condition(Protocol):
+    """One thing that a stage is told.
+
+    name: under which it is known, and its own number or input on the command line.
+    role: with what a guidance rule withholds it: one of `guidance.ROLES`.
+    drop: the name of the chance that drops it in training; those of one name are dropped together.
+    needs: names of the raw inputs without which it cannot be encoded.
+    trees: names of the parameter trees that it reads; those of `init` are its own.
+    rules: (pattern, axes) rows for parameters that `sharding.RULES` does not know.
+    at_steps: which of its trees `feed` reads.
+    sharded: whether `feed` knows of shards (`models.backbone.denoise`), as this package's layers
+        do; where one part of a stage does not, each device has whole clips and parameters.
+
+    It may also have `configs()`, {tree name: what stands as its config in a cascade folder}, where
+    that is not the condition itself.
+    """
+
+    name: str
+    role: str
+    drop: str
+    needs: tuple[str, ...]
+    trees: tuple[str, ...]
+    rules: tuple[tuple[str, tuple[Any, ...]], ...]
+    at_steps: tuple[str, ...]
+    sharded: bool
+
+    def blank(self, cfg: Config, batch: int) -> dict[str, Any]:
+        """Raw inputs of zeros, of the shapes that a chain of `batch` samples has."""
+        ...
+
+    def init(
+        self, cfg: Config, key: jax.Array, x: jax.Array, t: jax.Array, fed: Fed, held: Params
+    ) -> Params:
+        """Fresh trees. x, t and fed are zeros as in `feed`, of one sample; `held` are trees that
+        are given, to begin as a copy of one."""
+        ...
+
+    def encode(self, params: Params, cfg: Config, asked: Asked) -> tuple[Any, Any]:
+        """(told, nothing): two trees of arrays of equal shapes, leading axis B."""
+        ...
+
+    def feed(
+        self, params: Params, cfg: Config, told: Any, x: jax.Array, t: jax.Array, fed: Fed
+    ) -> Fed:
+        """`fed` with this condition in it.
+
+        Args:
+            told: of `encode`, leading axis N, rows of guidance times samples.
+            x, t: noisy latents [N, T, h, w, C] and timesteps [N].
+            fed: what the conditions before this one fed.
+        """
+        ...
+
+
+class Usual:
+    """What most conditions of one's own have in common: nothing is needed, one tree, no rules."""
+
+    role = "text"
+    needs: tuple[str, ...] = ()
+    rules: tuple[tuple[str, tuple[Any, ...]], ...] = ()
+    at_steps: tuple[str, ...] = ()
+    sharded = True
+
+    @property
+    def drop(self) -> str:
+        return f"drop_{self.name}"
+
+    @property
+    def trees(self) -> tuple[str, ...]:
+        return (self.name,)
+
+    def read(self, words: list[str]) -> Any:
+        """The raw input of a batch from what a user wrote, one text a sample: numbers [B].
+
+        Raises:
+            ValueError: the words do not say one.
+        """
+        import numpy as np
+
+        return np.asarray([float(word) for word in words], np.float32)

@@ -1,0 +1,103 @@
+"""Image tokens: the reference picture's look, for a cross-attention of its own.
+
+IP-Adapter's decoupled attention (arXiv 2308.06721), for the appearance encoder of MagicVideo-V2
+(arXiv 2401.04468, section 2.2), which gives no equations.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+
+from mv2_jax import shards
+from mv2_jax.config import ImageProjectionConfig, VisionConfig
+from mv2_jax.diffusion import keys as named
+from mv2_jax.models import clip_vision, image_projection
+from mv2_jax.stages.conditions import Asked, Fed, Params
+
+if TYPE_CHECKING:
+    from mv2_jax.stages.stage import Config
+
+
+@dataclass(frozen=True)
+class ImageTokens:
+    """The reference's tokens. Nothing is those of no picture (zeros, as the encoder sees them).
+
+    Its trees are the vision encoder and, of "image_attn", the projection; the rest of that tree is
+    the UNet's (to_k_ip and to_v_ip).
+    """
+
+    vision: VisionConfig
+    projection: ImageProjectionConfig
+
+    name = "image"
+    role = "image"
+    drop = "drop_image"
+    needs = ("image",)
+    trees = ("image_encoder", "image_attn")
+    rules = ()
+    at_steps = ()
+    sharded = True
+
+    def configs(self) -> dict[str, Any]:
+        return {"image_encoder": self.vision, "image_attn": self.projection}
+
+    def blank(self, cfg: Config, batch: int) -> dict[str, Any]:
+        return {"image": jnp.zeros((batch, *cfg.stage.size, 3))}
+
+    def init(
+        self, cfg: Config, key: jax.Array, x: jax.Array, t: jax.Array, fed: Fed, held: Params
+    ) -> Params:
+        side = self.vision.image_size
+        vision = jax.jit(clip_vision.VisionEncoder(self.vision).init)(
+            named.fold(key, "vision"), jnp.zeros((1, side, side, 3))
+        )
+        shape = (1, self.projection.in_width)
+        if self.projection.kind == "resampler":
+            patches = (side // self.vision.patch_size) ** 2 + 1
+            shape = (1, patches, self.projection.in_width)
+        projection = jax.jit(image_projection.ImageProjection(self.projection).init)(
+            named.fold(key, "projection"), jnp.zeros(shape)
+        )
+        return {
+            "image_encoder": vision["params"],
+            "image_attn": {"projection": projection["params"]},
+        }
+
+    def encode(self, params: Params, cfg: Config, asked: Asked) -> tuple[Any, Any]:
+        """Told "image" [B, H, W, 3] in [-1, 1], of any size, and "image_scale" [] (1)."""
+        tokens, none = self.tokens(params, cfg, asked["image"])
+        scale = jnp.ones(tokens.shape[:1]) * asked.get("image_scale", 1.0)
+        nothing = jnp.broadcast_to(none, tokens.shape)
+        return {"tokens": tokens, "scale": scale}, {"tokens": nothing, "scale": scale}
+
+    def feed(
+        self, params: Params, cfg: Config, told: Any, x: jax.Array, t: jax.Array, fed: Fed
+    ) -> Fed:
+        return fed.replace(image=told["tokens"], image_scale=told["scale"])
+
+    def tokens(self, params: Params, cfg: Config, image: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Pictures [B, H, W, 3] -> their tokens [B, Li, C], and those of no picture [1, Li, C]."""
+        vision = clip_vision.VisionEncoder(self.vision, cfg.dtype)
+        project = image_projection.ImageProjection(self.projection, cfg.dtype)
+        kind = self.projection.kind
+
+        def run(params: Params, image: jax.Array) -> tuple[jax.Array, jax.Array]:
+            def encode(pixels: jax.Array) -> clip_vision.VisionOutput:
+                return vision.apply({"params": params["image_encoder"]}, pixels)
+
+            pixels = clip_vision.preprocess(image, self.vision.image_size)
+            features = image_projection.features(kind, encode(pixels))
+            none = image_projection.null_features(kind, encode, pixels)
+            both = jnp.concatenate([features, none])
+            tokens = project.apply({"params": params["projection"]}, both)
+            return tokens[:-1], tokens[-1:]
+
+        networks = {
+            "image_encoder": params["image_encoder"],
+            "projection": params["image_attn"]["projection"],
+        }
+        return shards.over_samples(run, networks, image, results=("rows", "same"))

@@ -1,0 +1,70 @@
+"""SparseCtrl: the reference as the clip's first frame alone (arXiv 2311.16933)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+
+from mv2_jax import shards
+from mv2_jax.config import SparseControlConfig
+from mv2_jax.diffusion import keys as named
+from mv2_jax.models.sparse_control import SparseControlNet, given_frames
+from mv2_jax.nn.transformer import Context
+from mv2_jax.stages.conditions import Asked, Fed, Params
+from mv2_jax.stages.conditions.control import copied, scaled
+
+if TYPE_CHECKING:
+    from mv2_jax.stages.stage import Config
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """The reference's latent, in the ControlNet's place. Nothing is residuals of zero."""
+
+    net: SparseControlConfig
+
+    name = "control"
+    role = "control"
+    drop = "drop_image"
+    needs = ("reference",)
+    trees = ("control",)
+    rules = ()
+    at_steps = ("control",)
+    sharded = True
+
+    def configs(self) -> dict[str, Any]:
+        return {"control": self.net}
+
+    def blank(self, cfg: Config, batch: int) -> dict[str, Any]:
+        return {"reference": jnp.zeros((batch, *cfg.latent_shape[1:]))}
+
+    def init(
+        self, cfg: Config, key: jax.Array, x: jax.Array, t: jax.Array, fed: Fed, held: Params
+    ) -> Params:
+        init = jax.jit(SparseControlNet(self.net).init)
+        text = Context(fed.text)
+        made = init(named.fold(key, "control"), x, jnp.ones(x.shape[:2]), t, text)
+        return {"control": copied(made["params"], held.get("spatial"))}
+
+    def encode(self, params: Params, cfg: Config, asked: Asked) -> tuple[Any, Any]:
+        """Told "reference" [B, h, w, C], its scaled latent at the stage's size (in training the
+        first frame's), and "control_scale" [] (1)."""
+        shown = asked.get("reference")
+        if shown is None:
+            shown = asked["latent"][:, 0]
+        return scaled(shown, asked.get("control_scale", 1.0))
+
+    def feed(
+        self, params: Params, cfg: Config, told: Any, x: jax.Array, t: jax.Array, fed: Fed
+    ) -> Fed:
+        frames, window = cfg.stage.frames, cfg.stage.windows[0]
+        if frames > window:
+            raise ValueError(f"a SparseCtrl cannot steer {frames} frames in windows of {window}")
+        whole = given_frames(told["shown"][:, None], (0,), shards.frames(x.shape[1]))
+        latents, mask = (shards.own(part) for part in whole)
+        network, own = SparseControlNet(self.net, cfg.dtype, cfg.remat), params["control"]
+        given = (latents, mask, t, Context(fed.text), told["scale"])
+        return fed.replace(residuals=network.apply({"params": own}, *given))

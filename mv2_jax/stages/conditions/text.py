@@ -1,0 +1,205 @@
+"""Text: from prompts' tokens to what a network reads of them: weights, any length, SDXL's encoders.
+
+With one text encoder that is Stable Diffusion's recipe, cross-attention alone; with two it is
+SDXL's (arXiv 2307.01952): cross-attention reads the states of both before their last layers, and
+the second's pooled text and the picture's sizes join the time embedding.
+
+A weight w takes a token's state from the empty prompt's state at that place, w times as far as the
+token itself is (ComfyUI's and compel's rule). The web UI's own, to scale the states and then bring
+their mean back, divides by a mean that may be next to nothing. A prompt's rows are encoded each by
+itself and laid end to end, as all of these tools do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from mv2_jax import shards
+from mv2_jax.config import TextConfig
+from mv2_jax.diffusion import keys as named
+from mv2_jax.models import clip_text
+from mv2_jax.stages.conditions import Asked, Fed, Params
+from mv2_jax.text.emphasis import Marked
+
+if TYPE_CHECKING:
+    from mv2_jax.stages.stage import Config
+
+Ids = Any
+"""Token ids [B, L], or `Marked`."""
+Encode = Callable[[jax.Array], tuple[jax.Array, jax.Array | None]]
+
+
+@flax.struct.dataclass
+class Prompt:
+    """What the network is told in words, leading axis B.
+
+    text: [B, L, C] states that cross-attention reads.
+    pooled [B, P], size_ids [B, 6]: SDXL's alone, see `size_ids`.
+    """
+
+    text: jax.Array
+    pooled: jax.Array | None = None
+    size_ids: jax.Array | None = None
+
+
+@dataclass(frozen=True)
+class Text:
+    """A prompt. Nothing is what is steered away from, and in training the empty prompt.
+
+    `second`: SDXL's second text encoder (it has a projection); its UNet has a `pooled_width`.
+    """
+
+    first: TextConfig
+    second: TextConfig | None = None
+
+    name = "text"
+    role = "text"
+    drop = "drop_text"
+    needs = ("ids", "negative")
+    rules = ()
+    at_steps = ()
+    sharded = True
+
+    @property
+    def trees(self) -> tuple[str, ...]:
+        return ("text_encoder",) if self.second is None else ("text_encoder", "text_encoder_2")
+
+    def configs(self) -> dict[str, Any]:
+        return dict(zip(self.trees, (self.first, self.second)))
+
+    def blank(self, cfg: Config, batch: int) -> dict[str, Any]:
+        ids = jnp.zeros((batch, self.first.max_length), jnp.int32)
+        return {"ids": ids, "negative": ids}
+
+    def init(
+        self, cfg: Config, key: jax.Array, x: jax.Array, t: jax.Array, fed: Fed, held: Params
+    ) -> Params:
+        ids = jnp.zeros((1, self.first.max_length), jnp.int32)
+        return {
+            name: jax.jit(clip_text.TextEncoder(text).init)(named.fold(key, name), ids)["params"]
+            for name, text in zip(self.trees, (self.first, self.second))
+        }
+
+    def encode(self, params: Params, cfg: Config, asked: Asked) -> tuple[Prompt, Prompt]:
+        """Told "ids" [B, L], and "negative" [B, L] (or [1, L], for all of them), both `Marked` or
+        neither. In training SDXL is told the sizes of the batch's pictures: its own "size_ids"
+        [B, 6], or the whole plane of its "latent"."""
+        ids, negative = asked["ids"], asked["negative"]
+        both = self.prompt(params, cfg, together(negative, ids))
+        rows = first_rows(negative).shape[0]
+        told = jax.tree.map(lambda x: x[rows:], both)
+        nothing = jax.tree.map(lambda x, of: jnp.broadcast_to(x[:rows], of.shape), both, told)
+        if self.second is not None and "latent" in asked:
+            count, (height, width) = asked["latent"].shape[0], asked["latent"].shape[-3:-1]
+            plane = (height * cfg.factor, width * cfg.factor)
+            sizes = asked.get("size_ids", size_ids(count, plane))
+            told, nothing = (prompt.replace(size_ids=sizes) for prompt in (told, nothing))
+        return told, nothing
+
+    def feed(
+        self, params: Params, cfg: Config, told: Prompt, x: jax.Array, t: jax.Array, fed: Fed
+    ) -> Fed:
+        return fed.replace(text=told.text, pooled=told.pooled, size_ids=told.size_ids)
+
+    def check(self, pooled_width: int | None) -> None:
+        """Whether these text encoders are those that a UNet wants.
+
+        Raises:
+            ValueError: a second text encoder without a place for it, or a place without one.
+        """
+        if (self.second is None) != (pooled_width is None):
+            raise ValueError("a UNet with pooled text needs a second text encoder, and only it")
+        if self.second is not None and self.second.projection != pooled_width:
+            raise ValueError(
+                f"the UNet takes pooled text of width {pooled_width}, but the second text "
+                f"encoder's projection is {self.second.projection}"
+            )
+
+    def prompt(self, params: Params, cfg: Config, ids: Ids) -> Prompt:
+        """Token ids [B, L] (or `Marked`) -> the prompt, for pictures of the stage's size."""
+        if self.second is None:
+            return Prompt(states(partial(self._one, params, cfg), ids)[0])
+        text, pooled = states(partial(self._two, params, cfg), ids)
+        # SDXL was trained with zeros, not with an empty prompt's states, where text was dropped.
+        said = clip_text.end_positions(first_rows(ids), self.second.eos_token_id)[:, None] > 1
+        text, pooled = jnp.where(said[:, :, None], text, 0), jnp.where(said, pooled, 0)
+        return Prompt(text, pooled, size_ids(text.shape[0], cfg.stage.size))
+
+    def _one(self, params: Params, cfg: Config, ids: jax.Array) -> tuple[jax.Array, None]:
+        """Token ids [B, L] -> the states [B, L, C] of the one text encoder."""
+        encoder = clip_text.TextEncoder(self.first, cfg.dtype)
+
+        def run(own: Params, ids: jax.Array) -> jax.Array:
+            output = encoder.apply({"params": own}, ids)
+            return clip_text.context(own, self.first, output, cfg.stage.clip_skip)
+
+        return shards.over_samples(run, params["text_encoder"], ids), None
+
+    def _two(self, params: Params, cfg: Config, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Token ids [B, L] -> states [B, L, C] of both text encoders, the second's pooled text."""
+        encoders = self.configs()
+        # The two tokenizers differ in padding alone: the first repeats the end, the second zeros.
+        ends = clip_text.end_positions(ids, self.second.eos_token_id)[:, None]
+        second = jnp.where(jnp.arange(ids.shape[1])[None] > ends, 0, ids)
+        skip = 1 + cfg.stage.clip_skip
+
+        def run(own: Params, *ids: jax.Array) -> tuple[jax.Array, jax.Array]:
+            states, output = [], None
+            for (name, text), some in zip(encoders.items(), ids):
+                output = clip_text.TextEncoder(text, cfg.dtype).apply({"params": own[name]}, some)
+                state = clip_text.context(own[name], text, output, clip_skip=skip, final_norm=False)
+                states.append(state)
+            return jnp.concatenate(states, axis=-1), output.projected
+
+        own = {name: params[name] for name in encoders}
+        return shards.over_samples(run, own, ids, second)
+
+
+def size_ids(batch: int, size: tuple[int, int]) -> jax.Array:
+    """SDXL's six numbers for uncropped pictures of `size` pixels -> [B, 6].
+
+    Height and width before any resizing, top and left of the crop, height and width wanted.
+    """
+    numbers = jnp.asarray((*size, 0, 0, *size), jnp.float32)
+    return jnp.broadcast_to(numbers[None], (batch, 6))
+
+
+def states(encode: Encode, ids: Ids) -> tuple[jax.Array, jax.Array | None]:
+    """States [B, L, C] (n rows of `Marked`: [B, n * L, C]) and pooled text [B, P] of prompts.
+
+    Args:
+        encode: ids [B, L] -> (states [B, L, C], pooled [B, P] or None).
+        ids: token ids [B, L], or `Marked`. The pooled text is of its first row, unweighed.
+    """
+    if not isinstance(ids, Marked):
+        return encode(ids)
+    batch, count, length = ids.ids.shape
+    flat = jnp.concatenate([ids.ids.reshape(batch * count, length), ids.empty])
+    text, pooled = encode(flat)
+    text, none = text[:-1], text[-1:]
+    more = (ids.weights.reshape(batch * count, length, 1) - 1).astype(text.dtype)
+    # So written, a weight of 1 leaves the state as it is, bit for bit.
+    text = (text + more * (text - none)).reshape(batch, count * length, -1)
+    if pooled is not None:
+        pooled = pooled[:-1].reshape(batch, count, -1)[:, 0]
+    return text, pooled
+
+
+def first_rows(ids: Ids) -> jax.Array:
+    """The first row of tokens [B, L] of every prompt."""
+    return ids.ids[:, 0] if isinstance(ids, Marked) else ids
+
+
+def together(first: Ids, second: Ids) -> Ids:
+    """Two batches of prompts as one, the first one's before the second's."""
+    if not isinstance(first, Marked):
+        return jnp.concatenate([first, second])
+    ids, weights = (jnp.concatenate([a, b]) for a, b in zip(first[:2], second[:2]))
+    return Marked(ids, weights, first.empty)

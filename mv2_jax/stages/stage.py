@@ -1,0 +1,334 @@
+"""A diffusion stage: a backbone, a list of conditions, a process and a start.
+
+T2I, I2V and V2V are values of it (`t2i`, `i2v`, `v2v` say what is put together and where a chain
+starts). Everything here is a pure function over parameter trees: {tree name: nested dict}, by the
+names that the conditions and the backbone give their trees ("text_encoder", "spatial", "motion",
+"image_encoder", "image_attn", "control").
+
+What a chain is told is a dict {condition's name: tree}, leading axes [R, B]: the rows that the
+guidance rule runs, and the samples. A still picture is a clip of one frame.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mv2_jax.config import SparseControlConfig, StageConfig
+from mv2_jax.diffusion import guidance, windows
+from mv2_jax.diffusion import keys as named
+from mv2_jax.diffusion.guidance import Rule
+from mv2_jax.diffusion.losses import LossConfig, diffusion_loss
+from mv2_jax.errors import InputError
+from mv2_jax.lookup import nearest
+from mv2_jax.models.backbone import denoise
+from mv2_jax.stages import backbones
+from mv2_jax.stages.conditions import Asked, Condition, Fed, Params
+from mv2_jax.stages.conditions.control import Control
+from mv2_jax.stages.conditions.image import ImageTokens
+from mv2_jax.stages.conditions.sparse import Sparse
+from mv2_jax.stages.conditions.text import Text
+
+Told = dict[str, Any]
+USUAL = {"t2i": ("text",)}  # of a stage that names no conditions
+PICTURED = ("text", "image", "control")  # of every other stage
+USUAL_RULE = "apart"  # of folders that name none
+DROP = 0.1  # how often a condition is dropped in training
+
+
+@dataclass(frozen=True)
+class Config:
+    """A stage, put together; static under jit. Make it with `build`.
+
+    name: "t2i", "i2v" or "v2v": whose noise it draws, and whose own trees it takes.
+    conditions: in the order in which they feed the backbone.
+    factor: pixels along a latent cell; dtype: of computation.
+    remat: recompute blocks in the backward pass, for memory.
+
+    Raises:
+        ValueError: text encoders that are not those that the UNet wants.
+    """
+
+    name: str
+    stage: StageConfig
+    conditions: tuple[Condition, ...]
+    factor: int
+    dtype: Any = jnp.float32
+    remat: bool = False
+
+    def __post_init__(self) -> None:
+        for condition in self.conditions:
+            if isinstance(condition, Text):
+                condition.check(getattr(self.stage.unet, "pooled_width", None))
+
+    @property
+    def backbone(self) -> backbones.Backbone:
+        return backbones.of(self.stage.unet)
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int, int]:
+        """[T, h, w, C] of one clip."""
+        height, width = self.stage.size
+        cells = (height // self.factor, width // self.factor)
+        return self.stage.frames, *cells, self.backbone.in_channels
+
+    @property
+    def trees(self) -> tuple[str, ...]:
+        """Names of every parameter tree, each once."""
+        of_conditions = (name for each in self.conditions for name in each.trees)
+        return tuple(dict.fromkeys((*of_conditions, *self.backbone.parts)))
+
+    @property
+    def rule(self) -> Rule:
+        """The guidance rule that its config names, over the roles that its conditions have."""
+        named = guidance.rule(self.stage.rule or USUAL_RULE)
+        return named.among(each.role for each in self.conditions)
+
+    @property
+    def inputs(self) -> frozenset[str]:
+        """Names of the raw inputs that its conditions need."""
+        return frozenset(name for each in self.conditions for name in each.needs)
+
+    def with_conditions(self, wanted: tuple[Any, ...] | None) -> tuple[Condition, ...]:
+        """These conditions by their names, and others as they are: what a stage's
+        `StageConfig.conditions` would make of those that it has."""
+        wanted = tuple(each.name for each in self.conditions) if wanted is None else wanted
+        return tuple(self.condition(w) if isinstance(w, str) else _checked(w) for w in wanted)
+
+    def condition(self, name: str) -> Condition:
+        """The condition of this name. Raises ValueError; the nearest is named."""
+        for each in self.conditions:
+            if each.name == name:
+                return each
+        known = [each.name for each in self.conditions]
+        raise ValueError(f"{self.name} has no condition {name!r}{nearest(name, known)}")
+
+
+def build(
+    name: str,
+    stage: StageConfig,
+    configs: Mapping[str, Any],
+    factor: int,
+    dtype: Any = jnp.float32,
+    remat: bool = False,
+) -> Config:
+    """The stage that configs describe.
+
+    Args:
+        configs: of the networks that its conditions are made of: "text_encoder", "text_encoder_2"
+            (SDXL alone), "image_encoder", "image_attn", "control".
+
+    Raises:
+        InputError: a condition that is none, or the config of one is missing.
+        ValueError: as `Config`.
+    """
+    wanted = stage.conditions
+    wanted = USUAL.get(name, PICTURED) if wanted is None else wanted
+    pooled = getattr(stage.unet, "pooled_width", None)
+    try:
+        made = tuple(_condition(each, configs, pooled is not None) for each in wanted)
+    except KeyError as missing:
+        raise InputError(f"{name}: there is no config of {missing.args[0]!r} for it") from None
+    return Config(name, stage, made, factor, dtype, remat)
+
+
+def _condition(wanted: Any, configs: Mapping[str, Any], pooled: bool) -> Condition:
+    """A condition by its word, or as it is."""
+    if not isinstance(wanted, str):
+        return _checked(wanted)
+    if wanted not in PICTURED:
+        raise InputError(f"unknown condition {wanted!r}{nearest(wanted, PICTURED)}")
+    if wanted == "text":
+        return Text(configs["text_encoder"], configs["text_encoder_2"] if pooled else None)
+    if wanted == "image":
+        return ImageTokens(configs["image_encoder"], configs["image_attn"])
+    control = configs["control"]
+    return Sparse(control) if isinstance(control, SparseControlConfig) else Control(control)
+
+
+def _checked(wanted: Any) -> Condition:
+    if not isinstance(wanted, Condition):
+        names = [*Condition.__annotations__, "blank", "init", "encode", "feed"]
+        lacks = ", ".join(name for name in names if not hasattr(wanted, name))
+        raise InputError(f"{type(wanted).__name__} is no condition: it lacks {lacks}")
+    return wanted
+
+
+def rules(cfg: Config) -> tuple[tuple[str, tuple[Any, ...]], ...]:
+    """Sharding rows of its networks beside `sharding.RULES`."""
+    return tuple(row for each in (*cfg.conditions, cfg.backbone) for row in each.rules)
+
+
+def configs(cfg: Config) -> dict[str, Any]:
+    """What stands as the config of each tree where it is stored, {tree name: config}."""
+    made: dict[str, Any] = {}
+    for each in cfg.conditions:
+        made.update(each.configs() if hasattr(each, "configs") else dict.fromkeys(each.trees, each))
+    unet = cfg.stage.unet
+    own = cfg.backbone
+    of_parts = own.configs() if hasattr(own, "configs") else dict.fromkeys(own.parts, unet)
+    return {**of_parts, **made}
+
+
+def init(cfg: Config, key: jax.Array, held: Params | None = None) -> Params:
+    """Fresh parameters of every tree.
+
+    Args:
+        held: trees that are given and stand in the result; a ControlNet's body begins as a copy
+            of a "spatial" among them.
+    """
+    held = held or {}
+    x, t, fed = jnp.zeros((1, 1, *cfg.latent_shape[1:])), jnp.zeros(1), Fed()
+    made: Params = {}
+
+    def merged(more: Params) -> None:
+        for name, tree in more.items():
+            made[name] = {**made[name], **tree} if name in made else tree
+
+    for each in cfg.conditions:
+        merged(each.init(cfg, key, x, t, fed, held))
+        shapes = jax.eval_shape(partial(_fed_by, each, cfg), made, x, t, fed)
+        fed = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    merged(cfg.backbone.init(key, x, t, fed))
+    return {name: held.get(name, tree) for name, tree in made.items()}
+
+
+def _fed_by(
+    each: Condition, cfg: Config, params: Params, x: jax.Array, t: jax.Array, fed: Fed
+) -> Fed:
+    """`fed` with one condition's zeros in it, for the shapes."""
+    told, _ = each.encode(params, cfg, each.blank(cfg, 1))
+    return each.feed(params, cfg, told, x, t, fed)
+
+
+def blank(cfg: Config, batch: int) -> dict[str, Any]:
+    """Raw inputs of zeros for every condition."""
+    return {name: x for each in cfg.conditions for name, x in each.blank(cfg, batch).items()}
+
+
+@partial(jax.jit, static_argnames=("cfg", "rule"))
+def condition(params: Params, asked: Asked, *, cfg: Config, rule: Rule) -> Told:
+    """What the rows of a chain are told, leading axes [R, B].
+
+    Args:
+        asked: raw inputs by name; see `conditions.Asked`.
+        rule: which rows there are, such as `cfg.rule`.
+
+    Raises:
+        ValueError: a condition lacks an input.
+    """
+    told = {}
+    for each in cfg.conditions:
+        for name in each.needs:
+            if asked.get(name) is None:
+                raise ValueError(f"{cfg.name}'s condition {each.name!r} needs {name!r}")
+        pair = each.encode(params, cfg, asked)
+        rows = (pair[each.role in withheld] for withheld in rule.withheld)
+        told[each.name] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
+    return told
+
+
+def predict(params: Params, cfg: Config, x: jax.Array, t: jax.Array, told: Told) -> jax.Array:
+    """The backbone's output at noisy latents x [R, B, T, h, w, C] and timesteps t [R, B]; the same
+    on any mesh within float error (`models.backbone.denoise`)."""
+    backbone = cfg.backbone
+
+    def network(params: Params, x: jax.Array, t: jax.Array, told: Told) -> jax.Array:
+        shape, fed = x.shape, Fed()
+        x, t, told = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), (x, t, told))
+        for each in cfg.conditions:
+            fed = each.feed(params, cfg, told[each.name], x, t, fed)
+        out = backbone.apply(params, x, t, fed, dtype=cfg.dtype, remat=cfg.remat)
+        return out.reshape(*shape[:-1], out.shape[-1])
+
+    shared = backbone.sharded and all(each.sharded for each in cfg.conditions)
+    return denoise(network, at_steps(params, cfg), x, t, told, shared=shared)
+
+
+def at_steps(params: Params, cfg: Config) -> Params:
+    """The trees that a step reads, of all."""
+    of_conditions = {name: params[name] for each in cfg.conditions for name in each.at_steps}
+    return {**of_conditions, **cfg.backbone.select(params)}
+
+
+def predict_one(params: Params, cfg: Config, x: jax.Array, t: jax.Array, told: Told) -> jax.Array:
+    """`predict` without rows: x [B, T, h, w, C], t [B], `told` of leading axis B."""
+    told = jax.tree.map(lambda leaf: leaf[None], told)
+    return predict(params, cfg, x[None], t[None], told)[0]
+
+
+def in_windows(params: Params, cfg: Config, frames: int) -> Any:
+    """`model(x, t, told)` of clips of `frames`, in overlapping windows where the backbone knows
+    fewer."""
+
+    def model(x: jax.Array, t: jax.Array, told: Told) -> jax.Array:
+        return predict(params, cfg, x, t, told)
+
+    return windows.over(model, frames, *cfg.stage.windows, cfg.stage.blend, axis=2)
+
+
+def drop(
+    params: Params, cfg: Config, asked: Asked, keys: jax.Array, rates: Mapping[str, float]
+) -> Told:
+    """What a training batch is told, leading axis B: each condition now and then its "nothing".
+
+    Args:
+        asked: the batch; "negative" is the empty prompt's ids.
+        keys: [B], one a sample.
+        rates: how often, by the conditions' names of their chance (`drop_text`); `DROP` for those
+            that are not there.
+    """
+    told = {}
+    for each in cfg.conditions:
+        pair = each.encode(params, cfg, asked)
+        dropped = named.bernoulli(named.fold(keys, each.drop), rates.get(each.drop, DROP))
+        told[each.name] = jax.tree.map(partial(_chosen, dropped), *pair)
+    return told
+
+
+def _chosen(dropped: jax.Array, told: jax.Array, nothing: jax.Array) -> jax.Array:
+    return jnp.where(dropped.reshape(-1, *[1] * (told.ndim - 1)), nothing, told)
+
+
+def loss(
+    params: Params,
+    cfg: Config,
+    batch: dict[str, jax.Array],
+    key: jax.Array,
+    *,
+    rates: Mapping[str, float] = {},
+    scales: Mapping[str, float] = {},
+    shape: LossConfig = LossConfig(),
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The denoising loss of a batch of clips, or of pictures (clips of one frame).
+
+    Conditions are dropped independently, so that guidance over each has learnt its base.
+
+    Args:
+        batch: "latent" [B, T, h, w, C] (of pictures [B, h, w, C]) scaled, of any plane; "null_ids"
+            [L], the tokens of the empty prompt; and what the conditions need: "ids" [B, L],
+            "image" [B, H, W, 3] the reference in [-1, 1], of the latents' size in pixels; for SDXL
+            optionally "size_ids" [B, 6], else the latents' whole plane is meant.
+        key: one key of the step; each sample folds its own from it.
+        rates: how often each condition is dropped, see `drop`.
+        scales: "image_scale", "control_scale": at 0 the network learns to do without, and is to be
+            sampled so.
+    """
+    latent = batch["latent"]
+    latent = latent[:, None] if latent.ndim == 4 else latent
+    keys = named.per_sample(key, latent.shape[0])
+    asked = {**batch, **scales, "latent": latent, "negative": batch["null_ids"][None]}
+    told = drop(params, cfg, asked, keys, rates)
+    model = partial(predict_one, params, cfg, told=told)
+    return diffusion_loss(model, latent, keys, cfg.stage.schedule, shape)
+
+
+def with_stage(cfg: Config, **changes: Any) -> Config:
+    """The stage with another `StageConfig`."""
+    return dataclasses.replace(cfg, stage=dataclasses.replace(cfg.stage, **changes))
