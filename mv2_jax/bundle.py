@@ -109,20 +109,9 @@ class Bundle:
         """The config of a component. Raises InputError where the folder lacks it."""
         return self._component(name).config
 
-    def configs(self, stage: str) -> _Configs:
-        """The configs of the networks that a stage takes, by its names for them.
-
-        T2I's own, where it has some. Asking for one that the folder lacks raises InputError.
-        """
-        return _Configs(self, stage)
-
     @property
     def numbers(self) -> numbers.Numbers:
-        """Every stage's numbers, as the weights like them best.
-
-        Raises:
-            InputError: the folder stores one that there is not, or that is out of range.
-        """
+        """Every stage's numbers, as the weights like them best; InputError for unsound ones."""
         return numbers.read(self.defaults, f"defaults of {self.folder}")
 
     def load(self, name: str) -> params.Tree:
@@ -184,20 +173,6 @@ class Bundle:
             )
 
 
-class _Configs:
-    """See `Bundle.configs`."""
-
-    def __init__(self, bundle: Bundle, stage: str) -> None:
-        self._bundle, self._pictures = bundle, stage == "t2i"
-
-    def __getitem__(self, name: str) -> Any:
-        held = self._bundle.components
-        own = PICTURE.get(name) if self._pictures else None
-        # T2I with a UNet of its own has its second text encoder with it, or none.
-        alone = name == "text_encoder_2" and PICTURE["spatial"] in held
-        return self._bundle.config(own if own in held or (own and alone) else name)
-
-
 def write(
     folder: str | os.PathLike[str],
     components: Mapping[str, Part],
@@ -223,7 +198,7 @@ def write(
         OSError: the folder cannot be written.
     """
     folder = Path(folder)
-    _known_components(components)
+    _known_components({name: part.config for name, part in components.items()})
     occupied = folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))
     if occupied and not (replace and (folder / INDEX).is_file()):
         raise InputError(f"{folder} already exists; choose another folder or remove it")
@@ -274,7 +249,7 @@ def read(folder: str | os.PathLike[str] | None = None) -> Bundle:
         components = {
             name: _read_component(folder, name, data) for name, data in index["components"].items()
         }
-        _known_components(components)
+        _known_components({name: part.config for name, part in components.items()})
         stages = {name: _from_json(data) for name, data in index["stages"].items()}
         _known(stages, STAGES, "stage")
         for name, stage in stages.items():
@@ -385,15 +360,16 @@ def _check_finite(name: str, tree: params.Tree) -> None:
             raise InputError(f"{name}: {leaf_name} has numbers that {leaf.dtype} cannot hold")
 
 
+def _known_components(configs: Mapping[str, Any]) -> None:
+    """Refuses unknown names, but for interpolators and networks from outside the package."""
+    own = [name for name, cfg in configs.items() if type(cfg).__module__.startswith("mv2_jax.")]
+    _known((name for name in own if not vfi_table.is_component(name)), COMPONENTS, "component")
+
+
 def _known(names: Iterable[str], known: tuple[str, ...], what: str) -> None:
     for name in names:
         if name not in known:
             raise InputError(f"unknown {what} {name!r}{config.nearest(name, known)}")
-
-
-def _known_components(names: Iterable[str]) -> None:
-    """Refuses what no cascade folder holds; interpolators from outside have names of their own."""
-    _known((name for name in names if not vfi_table.is_component(name)), COMPONENTS, "component")
 
 
 def _exactly(data: Mapping[str, Any], keys: tuple[str, ...], what: str) -> None:

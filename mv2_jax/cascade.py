@@ -319,6 +319,21 @@ def _interpolator(bundle: Bundle) -> tuple[Any, Any]:
     return vfi_table.complete(bundle.load(own), bundle.config(own))
 
 
+class _Configs:
+    """The configs of the networks that a stage takes, by its names for them: T2I's own, where it
+    has some. Asking for one that the folder lacks raises InputError."""
+
+    def __init__(self, bundle: Bundle, stage: str) -> None:
+        self._bundle, self._pictures = bundle, stage == "t2i"
+
+    def __getitem__(self, name: str) -> Any:
+        held = self._bundle.components
+        own = PICTURE.get(name) if self._pictures else None
+        # T2I with a UNet of its own has its second text encoder with it, or none.
+        alone = name == "text_encoder_2" and PICTURE["spatial"] in held
+        return self._bundle.config(own if own in held or (own and alone) else name)
+
+
 def _one_each(**given: Any) -> None:
     """Refuses batches of different lengths, which would broadcast to something nobody meant."""
     counts = {name: len(rows) for name, rows in given.items()}
@@ -356,7 +371,7 @@ def load(
 
     def config(name: str) -> Config:
         factor = (picture_vae if name == "t2i" else vae).factor
-        return stage.build(name, bundle.stages[name], bundle.configs(name), factor, dtype)
+        return stage.build(name, bundle.stages[name], _Configs(bundle, name), factor, dtype)
 
     return Cascade(
         params=params,

@@ -38,7 +38,8 @@ def gather(folders: Iterable[Path], licence: str) -> tuple[dict[str, bundle.Part
         for name, part in held.items():
             if name in SHARED and "t2i" in stages:
                 name = bundle.PICTURE[name]
-            if name in bundle.COMPONENTS:
+            own = not type(part.config).__module__.startswith("mv2_jax.")
+            if own or name in bundle.COMPONENTS:
                 trained = over if name in OVER_SPATIAL else None
                 tree = part.params
                 if name == "vfi_gan":  # its light model is the RIFE that ships once for all

@@ -23,8 +23,7 @@ def main(name):
     return module.main
 
 
-def test_there_are_five_and_they_are_short():
-    assert len(SCRIPTS) == 5
+def test_they_are_short():
     assert max(len(path.read_text().splitlines()) for path in SCRIPTS) <= 80
 
 
@@ -43,6 +42,15 @@ def test_own_condition(four):
     pictures = np.asarray(main("own_condition")(four, steps=2, batch=2))
     assert pictures.shape == (3, 48, 48, 3)
     assert np.abs(pictures[0] - pictures[2]).max() > 1e-3  # the size is heard
+
+
+def test_own_guidance(four, monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    sheet = main("own_guidance")(four).astype(int)
+    text, usual, projected = np.split(sheet, 3, axis=1)
+    # With all of the part along the prompted output the rule is guidance over the text.
+    assert np.abs(text - usual).max() <= 1
+    assert np.abs(text - projected).mean() > 1
 
 
 def test_guidance_vmap(four):
