@@ -7,8 +7,9 @@ import os
 import platform
 import sys
 import tempfile
-from importlib.metadata import version
 from pathlib import Path
+
+from mv2_jax.infer.release import version
 
 
 def user_cache() -> Path:
@@ -31,7 +32,7 @@ def folder() -> Path:
     processor at hand. Each version begins anew, since what JAX's cache has of an older one could
     not be kept whole (`infer.kept`).
     """
-    return user_cache() / f"xla-{version('mv2-jax')}-{machine()}"
+    return user_cache() / f"xla-{version()}-{machine()}"
 
 
 def machine() -> str:

@@ -30,7 +30,8 @@ from mv2_jax.configs import presets
 from mv2_jax.errors import InputError
 from mv2_jax.infer import cache, choices, interpolators, media, outputs, settings
 from mv2_jax.infer.progress import Bars
-from mv2_jax.infer.request import Request, interpolators_of, sidecar, version
+from mv2_jax.infer.release import version
+from mv2_jax.infer.request import Request, interpolators_of, sidecar
 
 if TYPE_CHECKING:
     from mv2_jax.infer.settings import Numbers

@@ -7,7 +7,7 @@ import platform
 from mv2_jax import bundle as bundles
 from mv2_jax import config, params
 from mv2_jax.infer import cache
-from mv2_jax.infer.request import version
+from mv2_jax.infer.release import version
 
 
 def command(weights: str | None = None) -> None:

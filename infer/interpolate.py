@@ -37,7 +37,7 @@ from mv2_jax.infer.interpolate_layout import Layout
 from mv2_jax.infer.interpolate_make import Rules, Scene, Tally
 from mv2_jax.infer.interpolate_read import Picture
 from mv2_jax.infer.interpolate_timeline import Even, Multiply, Span, without_repeats
-from mv2_jax.infer.request import version
+from mv2_jax.infer.release import version
 
 
 def main(arguments: Sequence[str]) -> int:

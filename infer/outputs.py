@@ -106,7 +106,7 @@ def provenance(sidecar: Mapping[str, Any]) -> dict[str, str]:
 
     `digital_source_type` is IPTC's term for what a trained model made.
     """
-    from mv2_jax.infer.request import version
+    from mv2_jax.infer.release import version
 
     prompt, seed = sidecar["prompt"], sidecar["seed"]
     return {

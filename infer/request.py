@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from mv2_jax.config import nearest
 from mv2_jax.errors import InputError
 from mv2_jax.infer import choices, interpolators
 from mv2_jax.infer.choices import Choices
+from mv2_jax.infer.release import version
 from mv2_jax.infer.settings import SETTINGS, Numbers, idle
 
 SCHEMA = 1
@@ -227,11 +227,6 @@ def read_sidecar(path: str | Path) -> dict[str, Any]:
         if key not in data or not sound(data[key]):
             raise InputError(f"{path}: {key!r} is missing or of the wrong kind")
     return data
-
-
-def version() -> str:
-    """This package's version."""
-    return metadata.version("mv2-jax")
 
 
 def _base(old: Numbers, chosen: Choices) -> Numbers:

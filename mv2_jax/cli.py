@@ -133,7 +133,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 def _top(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     if args.version:
-        from mv2_jax.infer.request import version
+        from mv2_jax.infer.release import version
 
         print(f"mv2 {version()}")
     else:
