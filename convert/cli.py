@@ -173,6 +173,7 @@ _BESIDE = {
 
 def _hints(built: object) -> Iterator[str]:
     """What a user may not know of the parts that were put together."""
+    yield from dict.fromkeys(note for piece in built.pieces.values() for note in piece.notes)
     control = built.pieces.get("control")
     if control is not None and "shuffle" in control.found.path.name and not control.found.settings:
         yield (

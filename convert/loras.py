@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from mv2_jax.config import nearest
 from mv2_jax.convert import kinds, lora, merge
 from mv2_jax.convert.checkpoint import Found
+from mv2_jax.convert.engine import shorten
 from mv2_jax.convert.pieces import Piece
 from mv2_jax.errors import InputError
 
@@ -61,13 +62,19 @@ def merge_into(
         products = lora.products(found.part.tensors, found.settings)
         merged: dict[str, merge.Changes] = {}
         misfits: list[str] = []
+        skipped: list[str] = []
         for names in sets:
             names = {model: name for model, name in names.items() if name in built}
             if "unet" not in names:
                 continue
             try:
                 networks = {model: _layers(built[name]) for model, name in names.items()}
-                changes = merge.fit(products, networks, weight)
+                absent: list[str] = []
+                changes = merge.fit(products, networks, weight, absent)
+                if 2 * len(absent) > len(products):
+                    more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
+                    raise InputError(f"no such layer: {absent[0]}{more}")
+                skipped = absent
             except InputError as error:
                 misfits.append(str(error))
                 continue
@@ -80,11 +87,24 @@ def merge_into(
     new: dict[int, Piece] = {}
     for name, leaves in merged.items():
         piece = built[name]
-        new.setdefault(id(piece), piece.with_changes(leaves, str(found.path), weight))
+        made = piece.with_changes(leaves, str(found.path), weight, _notes(found, skipped))
+        new.setdefault(id(piece), made)
     return {
         name: new[id(piece)] if id(piece) in new and (name in merged or not stages) else piece
         for name, piece in built.items()
     }
+
+
+def _notes(found: Found, skipped: Collection[str]) -> tuple[str, ...]:
+    """What of a LoRA was left out."""
+    notes = []
+    if skipped:
+        listed = ", ".join(shorten(skipped, limit=2))
+        notes.append(f"{found.asked}: {len(skipped)} of its layers are not there: {listed}")
+    names = lora.bundled(found.part.tensors)
+    if names:
+        notes.append(f"{found.asked}: its embeddings are left out: {', '.join(names)}")
+    return tuple(notes)
 
 
 def _chosen(kind: str, stages: Collection[str]) -> list[dict[str, str]]:

@@ -24,7 +24,7 @@ from mv2_jax.config import MotionConfig, UNetConfig
 from mv2_jax.convert import ldm
 from mv2_jax.convert.engine import Table, exported
 from mv2_jax.convert.lora import Product
-from mv2_jax.convert.ops import Op
+from mv2_jax.convert.ops import Op, as_numpy
 from mv2_jax.convert.tables import clip, motion, unet
 from mv2_jax.errors import InputError
 from mv2_jax.params import flatten
@@ -38,7 +38,9 @@ _MODELS = {
     "text_encoder_2": "text_2",
 }
 _PREFIX = re.compile(
-    r"(base_model_model_)?((lora_)?(?P<model>unet|te[12]?|text_encoder(_2)?)_)?(?P<layer>.+)"
+    r"(base_model_model_|lycoris_|diffusion_model_)?"
+    r"((lora_)?(?P<model>unet|te[12]?|text_encoder(_2)?)_)?"
+    r"(base_model_model_)?(?P<layer>.+)"
 )
 # diffusers' first LoRAs named a text encoder's layers as a UNet's.
 _OLD_TEXT = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
@@ -59,14 +61,25 @@ class Change(NamedTuple):
     weight: float
     place: Place
 
-    def value(self) -> np.ndarray:
-        """What is added to the leaf, fp32."""
+    def added(self, array: np.ndarray) -> np.ndarray:
+        """The leaf, fp32, with the product merged in."""
+        old = self.place.op.backward(array)
         change = self.product.change()
-        try:
-            (value,) = self.place.op.forward(change)
-        except ValueError:
-            (value,) = self.place.op.forward(change[:, :, None, None])  # a 1x1 convolution
-        return np.float32(self.weight) * value
+        if change.shape[0] != old.shape[0]:
+            raise InputError(f"{self.product.module}: a layer of another shape")
+        change = change.reshape(old.shape)  # matrices stand for convolutions too
+        if self.product.magnitude is not None:
+            change = self._lengthened(old + change) - old
+        (laid,) = self.place.op.forward(np.float32(self.weight) * change)
+        return array + laid
+
+    def _lengthened(self, weight: np.ndarray) -> np.ndarray:
+        """A DoRA's: rows or columns of the changed weight, brought to the lengths that it says."""
+        lengths = as_numpy(self.product.magnitude).astype(np.float32)
+        rows = lengths.ndim == 1 or lengths.shape[0] == weight.shape[0]
+        axes = tuple(n for n in range(weight.ndim) if n != (0 if rows else 1))
+        norm = np.sqrt((weight * weight).sum(axes, keepdims=True))
+        return weight * (lengths.reshape(norm.shape) / (norm + np.finfo(np.float32).eps))
 
 
 Changes = Mapping[str, list[Change]]
@@ -118,7 +131,10 @@ class Layers:
 
 
 def fit(
-    products: Iterable[Product], networks: Mapping[str, Layers], weight: float = 1.0
+    products: Iterable[Product],
+    networks: Mapping[str, Layers],
+    weight: float = 1.0,
+    absent: list[str] | None = None,
 ) -> dict[str, dict[str, list[Change]]]:
     """{network: {leaf: changes}} of a LoRA's products.
 
@@ -126,34 +142,31 @@ def fit(
         products: see `lora.products`.
         networks: the layers that there are, by "unet", "text" and "text_2".
         weight: how much of the LoRA is merged.
+        absent: gets the layers that none of the networks has; without it, one is an error.
 
     Raises:
-        InputError: a layer that none of the networks has, or one of another size.
+        InputError: such a layer, or one of another size.
     """
     found: dict[str, dict[str, list[Change]]] = defaultdict(lambda: defaultdict(list))
-    absent, unlike = [], []
+    missing, unlike = [], []
     for product in products:
         match = _PREFIX.fullmatch(product.module.replace(".", "_"))
         model = _MODELS[match["model"] or "unet"]
         place = networks[model].find(match["layer"]) if model in networks else None
         if place is None:
-            absent.append(product.module)
-        elif size(product) != place.size:
+            missing.append(product.module)
+        elif product.size != place.size:
             unlike.append(product.module)
         else:
             found[model][place.leaf].append(Change(product, weight, place))
-    for names, what in ((absent, "no such layer"), (unlike, "a layer of another size")):
+    if absent is not None:
+        absent.extend(missing)
+        missing = []
+    for names, what in ((missing, "no such layer"), (unlike, "a layer of another size")):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise InputError(f"{what}: {names[0]}{more}")
     return {model: dict(leaves) for model, leaves in found.items()}
-
-
-def size(product: Product) -> int:
-    """How many numbers a product changes."""
-    inner = product.down.shape[1] if product.mid is not None else np.prod(product.down.shape[1:])
-    plane = np.prod(product.mid.shape[2:]) if product.mid is not None else 1
-    return int(product.up.shape[0] * inner * plane)
 
 
 def changed(
@@ -165,8 +178,9 @@ def changed(
     """
     for name, array in pairs:
         if name in changes:
-            total = sum(change.value() for change in changes[name])
-            array = array.astype(np.float32) + total
+            array = array.astype(np.float32)
+            for change in changes[name]:
+                array = change.added(array)
         yield name, array
 
 

@@ -28,7 +28,8 @@ from mv2_jax.tensorfile import Spec
 class Piece:
     """One component: the tensors of `found`, by `table`, into a tree of `target`'s shapes.
 
-    `changes` are what LoRAs add to its leaves; `loras` are their paths and weights.
+    `changes` are what LoRAs add to its leaves; `loras` are their paths and weights, `notes` what of
+    them was left out.
     """
 
     found: Found
@@ -37,6 +38,7 @@ class Piece:
     table: engine.Table
     changes: merge.Changes = dataclasses.field(default_factory=dict)
     loras: tuple[tuple[str, float], ...] = ()
+    notes: tuple[str, ...] = ()
 
     @functools.cached_property
     def stored(self) -> dict[str, Spec]:
@@ -82,12 +84,15 @@ class Piece:
         except engine.ConversionError as error:
             raise InputError(f"{self.found.asked}: {error}") from None
 
-    def with_changes(self, changes: merge.Changes, path: str, weight: float) -> Piece:
+    def with_changes(
+        self, changes: merge.Changes, path: str, weight: float, notes: tuple[str, ...] = ()
+    ) -> Piece:
         """This piece with one LoRA more."""
         both = {leaf: list(known) for leaf, known in self.changes.items()}
         for leaf, more in changes.items():
             both.setdefault(leaf, []).extend(more)
-        return dataclasses.replace(self, changes=both, loras=(*self.loras, (path, weight)))
+        loras, said = (*self.loras, (path, weight)), (*self.notes, *notes)
+        return dataclasses.replace(self, changes=both, loras=loras, notes=said)
 
 
 def _kept(stored: np.dtype, wanted: Any) -> np.dtype:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mv2_jax.convert import kinds, structure
+from mv2_jax.convert import kinds, refusals, structure
 from mv2_jax.convert.engine import Ignore, shorten
 from mv2_jax.convert.kind import Part
 from mv2_jax.convert.sources import View
@@ -49,6 +49,9 @@ def recognise(source: Mapping[str, Any], settings: Mapping[str, Any] | None = No
             modules here cannot be.
     """
     settings = settings or {}
+    what = refusals.by_tensors(source)
+    if what:
+        raise InputError(what)
     for kind in ("lora", "motion_lora"):  # whose names may look like a network's
         changes = list(kinds.get(kind).find(source, settings))
         if changes:

@@ -32,6 +32,14 @@ _HALVES = {
     "_lora.down.weight": "down",
     "_lora.up.weight": "up",
     ".alpha": "alpha",
+    ".dora_scale": "dora",
+    ".lora_magnitude_vector": "rows",
+    ".lora_magnitude_vector.weight": "rows",
+    ".lora_A.default_0.weight": "down",
+    ".lora_B.default_0.weight": "up",
+    **{f".hada_{part}": part for part in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")},
+    **{f".lokr_{part}": f"k{part}" for part in ("w1", "w2", "t2")},
+    **{f".lokr_{part}": f"k{part}" for part in ("w1_a", "w1_b", "w2_a", "w2_b")},
 }
 # diffusers' first names for a text encoder's layers.
 _TEXT = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
@@ -53,6 +61,8 @@ def merge(
     source = sources.load(path)
     parts: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
     for name in source:
+        if name.startswith("bundle_emb."):
+            continue
         tail = next((tail for tail in _HALVES if name.endswith(tail)), None)
         if tail is None:
             raise InputError(f"{path}: {name} belongs to no LoRA that can be verified")
@@ -64,6 +74,9 @@ def merge(
         layer = _find(layers, module, tuple(prefixes))
         if layer is not None:
             change = _scale(module, halves, alphas) * _product(halves, weights[layer])
+            lengths = halves.get("dora", halves["rows"].flatten() if "rows" in halves else None)
+            if lengths is not None:
+                change = _dora(weights[layer] + change, lengths) - weights[layer]
             weights[layer] = weights[layer] + weight * change
 
 
@@ -89,7 +102,9 @@ def _layers(weights: Mapping[str, torch.Tensor]) -> dict[str, str]:
 
 def _find(layers: Mapping[str, str], module: str, prefixes: tuple[str, ...]) -> str | None:
     """The weight that a LoRA's module stands for; None for another network's."""
-    module = module.removeprefix("base_model.model.").replace(".processor", "")
+    for start in ("base_model.model.", "lycoris_", "diffusion_model."):
+        module = module.removeprefix(start)
+    module = module.replace(".processor", "").replace("unet.base_model.model.", "unet.")
     own = next((prefix for prefix in prefixes if module.startswith(prefix)), None)
     if own is None and re.match(r"(lora_)?(unet|te\d?|text_encoder(_2)?)[._]", module):
         return None
@@ -102,6 +117,12 @@ def _find(layers: Mapping[str, str], module: str, prefixes: tuple[str, ...]) -> 
 
 
 def _product(halves: Mapping[str, torch.Tensor], weight: torch.Tensor) -> torch.Tensor:
+    if "w1_a" in halves:
+        return (_factor(halves, "1") * _factor(halves, "2")).reshape(weight.shape)
+    if not halves.keys().isdisjoint(("kw1", "kw1_a")):
+        first, second = _factor(halves, "1", "k"), _factor(halves, "2", "k")
+        first = first.reshape(*first.shape, *[1] * (second.ndim - first.ndim))
+        return torch.kron(first, second).reshape(weight.shape)
     down, up = halves["down"], halves["up"]
     if "mid" in halves:  # LyCORIS' rebuilt Tucker product
         product = torch.einsum("ijkl,ip,jr->prkl", halves["mid"], up.flatten(1).T, down.flatten(1))
@@ -110,8 +131,33 @@ def _product(halves: Mapping[str, torch.Tensor], weight: torch.Tensor) -> torch.
     return product.reshape(weight.shape)
 
 
+def _factor(halves: Mapping[str, torch.Tensor], n: str, kind: str = "") -> torch.Tensor:
+    """One of the two factors of LyCORIS' LoHa, or (kind "k") LoKr."""
+    if f"{kind}w{n}" in halves:
+        return halves[f"{kind}w{n}"]
+    left, right = halves[f"{kind}w{n}_a"], halves[f"{kind}w{n}_b"]
+    core = halves.get(f"{kind}t{n}")
+    if core is not None:
+        return torch.einsum("ijkl,jr,ip->prkl", core, right, left)
+    return torch.tensordot(left, right, 1)
+
+
+def _dora(merged: torch.Tensor, magnitude: torch.Tensor) -> torch.Tensor:
+    """W' * m / |W'|, each row's or (magnitude [1, in]) each column's length set anew."""
+    if magnitude.ndim == 1 or magnitude.shape[0] == merged.shape[0]:
+        norm = torch.linalg.vector_norm(merged.flatten(1), dim=1)
+        shape = (-1, *[1] * (merged.ndim - 1))
+    else:
+        norm = torch.linalg.vector_norm(merged.transpose(0, 1).flatten(1), dim=1)
+        shape = (1, -1, *[1] * (merged.ndim - 2))
+    return merged * (magnitude.reshape(-1) / norm).reshape(shape)
+
+
 def _scale(module: str, halves: Mapping[str, torch.Tensor], alphas: Mapping[str, Any]) -> float:
-    rank = halves["down"].shape[0]
+    ranked = [halves[r] for r in ("down", "w1_b", "kw1_b", "kw2_b") if r in halves]
+    if not ranked:
+        return 1.0  # LyCORIS scales no LoKr of two whole factors
+    rank = ranked[0].shape[0]
     if "alpha" in halves:
         return float(halves["alpha"]) / rank
     network = module.partition(".")[0]

@@ -19,8 +19,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from mv2_jax.convert import containers
 from mv2_jax.tensorfile import TYPES, Spec
 
+SAFETENSORS = (".safetensors", ".sft")
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 # Containers that training programs wrap a state dict in, and prefixes that they leave in names.
 _WRAPPERS = ("state_dict", "model_state_dict")
@@ -175,13 +177,25 @@ def _header(path: Path) -> tuple[int, dict[str, Any]]:
 
 
 def _open(paths: list[Path]) -> Mapping[str, Any]:
-    """The tensors of one file, or of shards that hold different ones."""
-    if paths[0].suffix == ".safetensors":
+    """The tensors of one file, or of shards that hold different ones.
+
+    Which of the two containers it is, a file's first bytes say, whatever it is called.
+    """
+    for path in paths:
+        what = containers.other(path)
+        if what:
+            raise ValueError(f"{path} is {what}")
+    if paths[0].suffix in SAFETENSORS and containers.is_pickle(paths[0]):
+        raise ValueError(
+            f"{paths[0]} is a pickle that is called {paths[0].suffix}; call it .ckpt, if you trust "
+            "who made it"
+        )
+    if paths[0].suffix in SAFETENSORS or containers.is_safetensors(paths[0]):
         return Safetensors(paths)
     merged: dict[str, Any] = {}
     for path in paths:
         if path.suffix not in PICKLES:
-            kinds = f".safetensors, {', '.join(PICKLES)}"
+            kinds = ", ".join((*SAFETENSORS, *PICKLES))
             raise ValueError(f"{path.name}: unknown kind of checkpoint; known are {kinds}")
         state = _pickle(path)
         twice = next((key for key in state if key in merged), None)

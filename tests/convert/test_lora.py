@@ -71,6 +71,13 @@ def spellings():
         "metadata": (write(lambda m: f"unet.{m}", peft, False, WithMetadata), ALPHA / RANK),
         "diffusers": (write(lambda m: f"unet.{m}", (".lora.down", ".lora.up"), False), 1.0),
         "processor": (write(old, (".down", ".up"), False), 1.0),
+        "lycoris": (write(lambda m: f"lycoris_{m.replace('.', '_')}", kohya, True), ALPHA / RANK),
+        "lcm-script": (write(lambda m: f"unet.base_model.model.{m}", peft, False), 1.0),
+        "comfy": (write(lambda m: f"diffusion_model.{m}", kohya, True), ALPHA / RANK),
+        "default_0": (
+            write(lambda m: f"unet.{m}", (".lora_A.default_0", ".lora_B.default_0"), False),
+            1.0,
+        ),
     }
 
 
@@ -133,7 +140,7 @@ def test_convolutions():
         source = {f"{name}.lora_{part}.weight": value for part, value in parts.items()}
         layers = {"unet": merge.Layers.of_unet(CFG, TREE)}
         found = merge.fit(lora.products(source, {}), layers)["unet"][leaf(module)]
-        return found[0].value()
+        return found[0].added(np.zeros(flatten(TREE)[leaf(module)].shape, np.float32))
 
     expected = np.einsum("orxy,rihw->hwio", up.astype(np.float64), down)
     np.testing.assert_allclose(change(conv, down=down, up=up), expected, rtol=0, atol=5e-6)
@@ -183,9 +190,10 @@ def test_text_encoders_are_kept_apart():
 @pytest.mark.parametrize(
     "change, text",
     [
-        ({"lora_unet_x.hada_w1_a": 1}, "this is a LoHa"),
-        ({"lora_unet_x.lokr_w1": 1}, "this is a LoKr"),
-        ({"lora_unet_x.dora_scale": 1}, "this is a DoRA"),
+        ({"lora_unet_x.oft_blocks": 1}, "this is an OFT"),
+        ({"lora_unet_x.on_input": 1}, r"this is an \(IA\)\^3"),
+        ({"lora_unet_x.diff": 1}, "this is a file of whole differences"),
+        ({"lora_unet_x.hada_w1_a": 1}, "halves of a product alone: lora_unet_x"),
         ({"lora_unet_x.lora_down.weight": 1}, "halves of a product alone: lora_unet_x"),
         ({"mystery": 1}, "tensors that no LoRA has.*mystery"),
     ],
@@ -210,7 +218,7 @@ def test_what_has_no_place_is_refused_whole():
     bad = {f"unet.{Q}.lora_A.weight": down, f"unet.{Q}.lora_B.weight": up}
     (change,) = merge.fit(lora.products(bad, {}), layers)["unet"][leaf(Q)]
     with pytest.raises(InputError, match="not finite"):
-        change.value()
+        change.added(np.zeros((32, 32), np.float32))
 
 
 @pytest.mark.parametrize("alpha", [None, ALPHA])
@@ -258,3 +266,66 @@ def test_what_verify_merges_is_what_peft_merges(spelling, alpha, tmp_path):
         torch.testing.assert_close(ours[name], value, rtol=0, atol=2e-5)
         changed += not torch.equal(value, before[name])
     assert changed == 2
+
+
+def in_peft(method, kind):
+    """A layer that PEFT changed: (before, after, the file that says so in LyCORIS' names)."""
+    peft = pytest.importorskip("peft")
+    import torch
+
+    made = torch.nn.ModuleDict({"q": torch.nn.Linear(12, 8)})
+    if kind == "conv":
+        made = torch.nn.ModuleDict({"q": torch.nn.Conv2d(6, 8, 3)})
+    before = made["q"].weight.detach().clone()
+    configs = {
+        "loha": peft.LoHaConfig(r=3, alpha=6, target_modules=["q"]),
+        "lokr": peft.LoKrConfig(r=1, alpha=6, target_modules=["q"], decompose_both=True),
+        "dora": peft.LoraConfig(r=3, lora_alpha=6, target_modules=["q"], use_dora=True),
+    }
+    model = peft.get_peft_model(made, configs[method])
+    torch.manual_seed(0)
+    file = {"unet.q.alpha": torch.tensor(6.0)}
+    for name, value in model.named_parameters():
+        if value.requires_grad:
+            noise = 0.3 * torch.randn_like(value)
+            value.data = value + noise if "magnitude" in name else noise
+            part = name.removeprefix("base_model.model.q.").removesuffix(".default")
+            file[f"unet.q.{part.replace('.default', '')}"] = value.data
+    after = model.merge_and_unload()["q"].weight.detach()
+    return before, after, file
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv"])
+@pytest.mark.parametrize("method", ["loha", "lokr", "dora"])
+def test_lohas_lokrs_and_doras_are_merged_as_peft_merges_them(method, kind, tmp_path):
+    from safetensors.torch import save_file
+
+    from mv2_jax.convert import reference_lora
+    from mv2_jax.convert.ops import OPS
+
+    before, after, file = in_peft(method, kind)
+    op = OPS[kind]
+    (leaf,) = op.forward(before.numpy())
+    layers = merge.Layers({"q": merge.Place("q/kernel", op, leaf.size)})
+    changes = merge.fit(lora.products(file, {}), {"unet": layers})["unet"]["q/kernel"]
+    (expected,) = op.forward(after.numpy())
+    assert np.abs(expected - leaf).max() > 0.1
+    np.testing.assert_allclose(changes[0].added(leaf), expected, rtol=0, atol=2e-6)
+    path = tmp_path / "x.safetensors"
+    save_file({name: value.contiguous() for name, value in file.items()}, path)
+    weights = {"q.weight": before}
+    reference_lora.merge(weights, str(path), 1.0, ("unet.",))
+    np.testing.assert_allclose(weights["q.weight"], after, rtol=0, atol=2e-6)
+
+
+def test_layers_that_are_not_there_are_skipped_and_counted():
+    layers = {"unet": merge.Layers.of_unet(CFG, TREE)}
+    down, up = halves(0)
+    source, _ = spellings()["kohya"]
+    far = {"lora_te1_text_projection.lora_down.weight": down}
+    far |= {"lora_te1_text_projection.lora_up.weight": up}
+    far |= {"bundle_emb.word.string_to_param.*": up}
+    assert lora.bundled(far) == ["word"]
+    absent = []
+    found = merge.fit(lora.products({**source, **far}, {}), layers, absent=absent)
+    assert absent == ["lora_te1_text_projection"] and len(found["unet"]) == 2

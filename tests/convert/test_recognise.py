@@ -133,7 +133,7 @@ def test_what_looks_like_something_else_is_named():
     face |= {
         f"ip_adapter.0.to_q_lora.{x}.weight": np.ones((4, 4), np.float32) for x in ("up", "down")
     }
-    with pytest.raises(InputError, match="FaceID ones are not"):
+    with pytest.raises(InputError, match="this is an IP-Adapter FaceID"):
         recognise(face)
 
 

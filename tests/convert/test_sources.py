@@ -107,7 +107,7 @@ def test_bad_files_are_refused(tmp_path, capsys):
         load(write("x.txt", b"hello"))
     for name in ("x.safetensors", "x.ckpt", "x.bin"):
         for content in (b"", b"hello", b"PK\x03\x04 not a zip"):
-            with pytest.raises(ValueError, match=r"damaged"):
+            with pytest.raises(ValueError, match=r"damaged|a pickle that is called"):
                 load(write(name, content))
     save_file(TENSORS, tmp_path / "cut.safetensors")
     whole = (tmp_path / "cut.safetensors").read_bytes()
