@@ -58,13 +58,15 @@ class Choice:
             InputError: it is not among what is known.
         """
         if isinstance(self.known[0], str):
+            if self.files and self.own and interpolators.is_outside(str(value)):
+                return value
             if self.files and Path(str(value)).is_file():
                 return str(Path(value).absolute())
             if self.files and "+" in str(value):
                 return "+".join(self.parse(part) for part in str(value).split("+"))
             if self.files and Path(str(value)).suffix:
                 raise InputError(f"{self.flag}: cannot read {value}: no such file")
-            if self.own:
+            if self.own and not self.files:
                 try:
                     return lookup.known(value, self.known, self.name)
                 except InputError as error:
@@ -106,8 +108,9 @@ CHOICES = (
     Choice("--clip-skip", _EVERY, "clip_skip", (0, 47), "last layers of the text encoder left out; "
            "1 is the web UI's 2"),
     Choice("--vfi", ("vfi",), "network", interpolators.NAMES, "what makes the frames between the "
-           "keyframes: rife, ema, gan or a file of weights, A+B the mean of both; none shows the "
-           "keyframes alone, as long as the video would be", files=True),
+           "keyframes: rife, ema, gan, a file of weights or module:NAME of your own, A+B the mean "
+           "of both; none shows the keyframes alone, as long as the video would be", files=True,
+           own=True),
 )  # fmt: skip
 
 

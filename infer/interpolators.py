@@ -47,7 +47,7 @@ def check(name: str, bundle: Bundle | None = None) -> str:
                 )
         elif part == "none" and len(names) > 1:
             raise InputError(f"--vfi {name}: none is no network and joins no other")
-        elif not is_file(part) and _is_outside(part):
+        elif not is_file(part) and is_outside(part):
             if vfi_table.named(part).weights is None:
                 raise InputError(f"--vfi {part} has no weights of its own; name a file of them")
         elif part not in NAMES and not Path(part).is_file():
@@ -70,7 +70,7 @@ def described(name: str, bundle: Bundle | None = None) -> Any:
         return MeanVFIConfig(tuple(described(part, bundle) for part in names))
     if name in _HELD:
         return (bundle or _shipped()).config(_HELD[name])
-    if not is_file(name) and _is_outside(name):
+    if not is_file(name) and is_outside(name):
         return _own(name)[1]
     if name == "rife":
         held = bundle is not None and "rife" in bundle.components
@@ -113,7 +113,7 @@ def load(name: str, bundle: Bundle | None = None) -> tuple[dict[str, Any], Any]:
     if len(names) > 1:
         trees, members = zip(*(load(part, bundle) for part in names))
         return {str(k): tree for k, tree in enumerate(trees)}, MeanVFIConfig(members)
-    if not is_file(name) and _is_outside(name):
+    if not is_file(name) and is_outside(name):
         return _own(name)
     cfg = described(name, bundle)
     component = _HELD.get(name, name)
@@ -151,10 +151,10 @@ def _own(name: str) -> tuple[Any, Any]:
 
 def is_file(part: str) -> bool:
     """Whether a name is a file's, also where the file is gone."""
-    return Path(part).is_file() or bool(Path(part).suffix and not _is_outside(part))
+    return Path(part).is_file() or bool(Path(part).suffix and not is_outside(part))
 
 
-def _is_outside(part: str) -> bool:
+def is_outside(part: str) -> bool:
     """Whether a name has the form `module:NAME`."""
     module, colon, name = part.partition(":")
     return bool(colon) and all(word.isidentifier() for word in (*module.split("."), name))

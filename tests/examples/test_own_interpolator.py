@@ -77,6 +77,21 @@ def test_a_cascade_folder_holds_it(own, trained, tmp_path, tiny_weights):
     assert cfg == own.FadeConfig() and abs(float(np.exp(tree["pace"][0])) - 2) < 0.02
 
 
+def test_generate_takes_its_name_and_its_sidecar_keeps_it(
+    own, tmp_path, tiny_weights, fake_cascade, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    both = f"rife+{NAME}"
+    given = ["generate", "a red ball", "--weights", str(tiny_weights)]
+    for name in (NAME, both):
+        out = tmp_path / f"{len(name)}.mp4"
+        assert cli.main([*given, "--vfi", name, "-o", str(out)]) == 0, capsys.readouterr()
+        side = json.loads(out.with_suffix(".json").read_text())
+        assert side["choices"]["vfi"]["network"] == name
+        assert "interpolators" not in side["weights"]
+    assert cli.main(["generate", "--from", str(out.with_suffix(".json"))]) == 0
+
+
 def test_what_cannot_serve_is_said(own, monkeypatch):
     for name, said in (
         ("own_interpolator:FAD", "has no 'FAD'; did you mean 'FADE'"),
