@@ -147,11 +147,12 @@ def command(
         print(f"mv2: warning: {line}", file=sys.stderr)
 
     started = time.monotonic()
-    cascade, made_with = load(sized)
-    check_steps(sized, used, request.start)
-    check_told(request, cascade)
     fps = used["vfi"]["fps"]
     with Bars() as bars:
+        with bars.loading():
+            cascade, made_with = load(sized)
+        check_steps(sized, used, request.start)
+        check_told(request, cascade)
         for first in range(0, len(planned), batch):
             chosen = request.prompts[first : first + batch]
             # The last group is filled up, so that it runs the program that the others ran.

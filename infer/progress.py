@@ -4,29 +4,34 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TextIO
 
 from tqdm import tqdm
 
 NAMES = {"t2i": "T2I picture", "i2v": "I2V keyframes", "v2v": "V2V detail", "vfi": "VFI in-between"}
+LOADING = "loading"
+_LAST = "vfi"
 _COMPILING = "compiling "
-_WIDTH = 14 + len(_COMPILING)
+_ONCE = ", compiling (once)"
+_WIDTH = max(map(len, NAMES.values())) + len(_ONCE)
 
 
 class Bars:
     """Callable as `progress(stage, done, total)`, the callback that a cascade takes.
 
-    `stage` is "t2i", "i2v", "v2v" or "vfi", or one of these after "compiling ". A bar opens at a
-    stage's first call and closes when it is done. Between calls a clock keeps it moving, since a
-    compilation may take a minute without a word. `prefix` goes before every name, such as "2/3 "
-    for the second of three videos.
+    `stage` is "t2i", "i2v", "v2v" or "vfi", or one of these after "compiling ". A stage has one
+    bar, which says so while its programs are compiled; it ends where the next begins, or the same
+    one begins anew. Between calls a clock keeps it moving, since a compilation may take a minute
+    without a word. `prefix` goes before every name, such as "2/3 " for the second of three videos.
     """
 
     def __init__(self, stream: TextIO | None = None, tick: float = 0.5):
         self._stream = stream or sys.stderr
         self._bar: tqdm | None = None
-        self._stage = ""
+        self._stage, self._done = "", False
         self.prefix = ""
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -49,30 +54,52 @@ class Bars:
             self._close()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
+        name = stage.removeprefix(_COMPILING)
+        compiling = stage != name
         with self._lock:
-            if stage != self._stage or self._bar is None:
+            again = not compiling and self._bar is not None and done < self._bar.n
+            if name != self._stage or self._bar is None or again:
                 self._close()
-                self._open(stage, total)
+                self._open(name, total)
+            self._bar.set_description_str(self._text(compiling and done < total), refresh=False)
+            if compiling:
+                self._bar.refresh()
+                return
+            self._bar.total = total
             self._bar.update(done - self._bar.n)
-            if done >= total:
+            self._done = done >= total
+            if self._done and name == _LAST:  # what is printed next begins a line
+                self._close()
+            elif self._done:
+                self._bar.refresh()
+
+    @contextmanager
+    def loading(self) -> Iterator[None]:
+        """Says that weights and libraries are loaded, on a terminal: a log has no use for it."""
+        if self._tick is None:
+            yield
+            return
+        with self._lock:
+            self._bar = tqdm(desc="loading", file=self._stream, bar_format="{desc} {elapsed}",
+                             leave=False)  # fmt: skip
+            self._stage, self._done = LOADING, False
+        try:
+            yield
+        finally:
+            with self._lock:
                 self._close()
 
+    def _text(self, compiling: bool) -> str:
+        name = NAMES.get(self._stage, self._stage)
+        return f"{self.prefix}{name + _ONCE * compiling:<{_WIDTH}}"
+
     def _open(self, stage: str, total: int) -> None:
-        compiling = stage.startswith(_COMPILING)
-        name = stage.removeprefix(_COMPILING)
-        text = f"compiling {name.upper()}" if compiling else NAMES.get(name, name)
-        # A compilation has no steps to count: only its time is worth showing.
-        form = (
-            "{desc} {elapsed}"
-            if compiling
-            else "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {elapsed}"
-        )
-        self._stage = stage
+        self._stage, self._done = stage, False
         self._bar = tqdm(
-            desc=f"{self.prefix}{text:<{_WIDTH}}",
+            desc=self._text(False),
             total=total,
             file=self._stream,
-            bar_format=form,
+            bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {elapsed}",
             dynamic_ncols=True,
             mininterval=0.1 if self._tick is not None else 5.0,
         )
@@ -85,5 +112,5 @@ class Bars:
     def _run(self) -> None:
         while not self._stop.wait(self._tick):
             with self._lock:
-                if self._bar is not None:
+                if self._bar is not None and not self._done:
                     self._bar.refresh()

@@ -77,7 +77,7 @@ def test_generate_leaves_video_sheet_and_sidecar(generate, here, capsys):
     assert files(here) == ["out.json", "out.mp4", "out.png"]
     captured = capsys.readouterr()
     assert captured.out.startswith("out.mp4: 10 frames of 32x32, 1.2 s at 8 a second")
-    assert "warning" not in captured.err and "compiling T2I" in captured.err
+    assert "warning" not in captured.err and "T2I picture, compiling (once)" in captured.err
     side = json.loads((here / "out.json").read_text())
     assert (side["prompt"], side["seed"], side["settings"]["t2i"]["guidance"]) == (PROMPT, 0, 3.0)
     assert side["settings"]["i2v"]["steps"] == 3

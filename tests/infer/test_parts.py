@@ -112,18 +112,38 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_bars_name_stages_and_compilation():
-    stream = io.StringIO()
+def lines(stream):
+    """What stands in each line of a terminal in the end."""
+    return [line.split("\r")[-1] for line in stream.getvalue().split("\n")[:-1]]
+
+
+def test_a_stage_has_one_bar_which_names_its_compilations():
+    stream = Terminal()
     with progress.Bars(stream) as bars:
-        bars("compiling i2v", 0, 1)
-        bars("compiling i2v", 1, 1)
+        with bars.loading():
+            assert "loading" in stream.getvalue()
+        for _ in range(3):
+            bars("compiling i2v", 0, 1)
+            assert "I2V keyframes, compiling (once)" in stream.getvalue().split("\r")[-1]
+            bars("compiling i2v", 1, 1)
         for done in (0, 5, 10):
             bars("i2v", done, 10)
+        bars("compiling i2v", 0, 1)
+        bars("compiling i2v", 1, 1)
         bars("vfi", 1, 1)
-    last = [line.split("\r")[-1] for line in stream.getvalue().split("\n")[:-1]]
-    assert last[0].startswith("compiling I2V") and "/" not in last[0]
-    assert last[1].startswith("I2V keyframes") and "100%" in last[1] and "10/10" in last[1]
-    assert last[2].startswith("VFI in-between") and len(last) == 3
+        bars("vfi", 0, 1)  # once more
+        bars("vfi", 1, 1)
+    last = lines(stream)
+    assert last[0].lstrip().startswith("I2V keyframes  ") and "100%" in last[0]
+    assert "10/10" in last[0] and len(last) == 3
+    assert all(line.startswith("VFI in-between") and "1/1" in line for line in last[1:])
+
+
+def test_a_log_is_not_told_of_loading():
+    stream = io.StringIO()
+    with progress.Bars(stream) as bars, bars.loading():
+        pass
+    assert stream.getvalue() == ""
 
 
 def test_bars_keep_moving_between_calls():
