@@ -26,6 +26,7 @@ from tqdm import tqdm
 from mv2_jax.errors import InputError
 from mv2_jax.infer import interpolate_codecs as codecs
 from mv2_jax.infer import interpolate_flags as flags
+from mv2_jax.infer import interpolate_images as images
 from mv2_jax.infer import interpolate_layout as layouts
 from mv2_jax.infer import interpolate_make as making
 from mv2_jax.infer import interpolate_passengers as passengers
@@ -52,8 +53,13 @@ def main(arguments: Sequence[str]) -> int:
     jobs = list(zip(args.videos, outputs(args.videos, args.out, args.force)))
     for video, out in jobs:
         writing.check(out, video, args.force)
-        codec = codecs.find(args.codec, Path(out).suffix.lower())
-        codecs.check(codec, args.crf, args.preset, args.pixels)
+        if _is_film(out):
+            codec = codecs.find(args.codec, Path(out).suffix.lower())
+            codecs.check(codec, args.crf, args.preset, args.pixels)
+        elif args.codec or args.preset or args.pixels or args.sound:
+            raise InputError(
+                f"{out} is no video: --codec, --preset, --pixels, --sound are of no use"
+            )
     for video, out in jobs:
         _one(video, out, args)
     return 0
@@ -87,7 +93,7 @@ def outputs(videos: Sequence[str], out: str | None, force: bool) -> list[str]:
 def _one(video: str, out: str, args: argparse.Namespace) -> None:
     """One video, from file to file."""
     began = time.monotonic()
-    with reading.opened(video, args.strict) as source:
+    with _opened(video, args) as source:
         for fault in source.survey.faults:
             _warn(f"{video}: {fault}; what can be decoded is used (--strict refuses)")
         if args.start and args.start >= source.survey.length:
@@ -105,6 +111,22 @@ def _one(video: str, out: str, args: argparse.Namespace) -> None:
                 "a .mov and --codec ffv1 in an .mkv keep it)"
             )
     print(summary(out, done, time.monotonic() - began))
+
+
+def _opened(path: str, args: argparse.Namespace) -> Any:
+    """The source of a path: a video, a folder of pictures, or an animated WebP."""
+    if Path(path).is_dir():
+        return images.folder(path, args.pace, args.strict)
+    if args.pace is not None:
+        raise InputError(f"--pace is for folders of pictures; {path} has times of its own")
+    if images.animated(path):
+        return images.webp(path, args.strict)
+    return reading.opened(path, args.strict)
+
+
+def _is_film(out: str) -> bool:
+    """Whether a result is a video, rather than pictures."""
+    return Path(out).suffix.lower() not in ("", ".gif", ".webp")
 
 
 @dataclass(frozen=True)
@@ -210,9 +232,17 @@ def _timing(args: argparse.Namespace, first: Fraction) -> Multiply | Even:
 
 def _film(
     source: reading.Source, out: str, args: argparse.Namespace, span: Span, timing: Multiply | Even
-) -> writing.Film:
+) -> writing.Film | images.Album:
     """How the result is written; says what of the source it cannot keep."""
     suffix = Path(out).suffix.lower()
+    if not _is_film(out):
+        rate = timing.rate(source.survey.rate / span.slower)
+        if suffix == ".gif" and rate > 50:
+            _warn(f"{out}: GIF has hundredths of a second, and most browsers show no more than 50")
+        made = images.lossless(
+            source.layout, rate, timing.clock(source.base * span.slower), deep=suffix == ""
+        )
+        return images.Album(out, made, 100 if args.crf == 0 else 100 - (args.crf or 15))
     encoder = codecs.encoder(
         codecs.find(args.codec, suffix),
         source.layout,
@@ -237,7 +267,7 @@ def _film(
     return writing.Film(out, encoder, plan, span)
 
 
-def _scene(film: writing.Film, args: argparse.Namespace, bar: tqdm) -> Scene:
+def _scene(film: writing.Film | images.Album, args: argparse.Namespace, bar: tqdm) -> Scene:
     rules = Rules(args.cuts, args.pause * args.slow if args.pause else None, args.dedupe)
     layout = film.encoder.layout
     return Scene(

@@ -185,6 +185,10 @@ def timed(packets: list[Coded], lasts: int) -> Iterator[tuple[Coded, int, int]]:
     ahead = shown[min(delay, len(shown) - 1)] - shown[0] if shown else 0
     usual = shown[-1] - shown[-2] if len(shown) > 1 else 1
     until = {a: b - a for a, b in itertools.pairwise(shown)}
+    due = None
     for n, packet in enumerate(packets):
-        due = shown[n] - ahead if n < delay else shown[n - delay]
+        before, due = due, shown[n] - ahead if n < delay else shown[n - delay]
+        if n and n == len(packets) - 1 and packet.ticks == shown[-1]:
+            # MP4 takes a film to be as long as the times of decoding say.
+            due = max(before + 1, min(packet.ticks, packet.ticks - ahead))
         yield packet, due, until.get(packet.ticks, lasts or usual)

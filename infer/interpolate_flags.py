@@ -42,7 +42,12 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("videos", metavar="VIDEO", nargs="+", help="videos in any usual container")
+    add(
+        "videos",
+        metavar="VIDEO",
+        nargs="+",
+        help="videos in any usual container, GIF and WebP too, or folders of pictures",
+    )
     add("-o", "--out", metavar="FILE", help="an .mp4, .mkv, .mov or .webm; a folder for several "
         "(VIDEO-smooth.mp4, here)")  # fmt: skip
     add("--force", action="store_true", help="replace what is there already")
@@ -58,6 +63,7 @@ def _add_times(group: argparse._ArgumentGroup) -> None:
     pace.add_argument("--times", type=_whole(1, 64), metavar="N", help="frames for each (2)")
     pace.add_argument("--fps", type=_fps, metavar="X", help="frames a second: 60, 59.94 ...")
     add = group.add_argument
+    add("--pace", type=_fps, metavar="X", help="frames a second of a folder of pictures")
     add("--slow", type=_slow, default=Fraction(1), metavar="N", help="N times slower, 1 to 64, at "
         "the source's pace unless --times or --fps says another")  # fmt: skip
     add("--start", type=_seconds, metavar="TIME", help="seconds or h:m:s into the video")

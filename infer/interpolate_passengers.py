@@ -72,6 +72,8 @@ def plan(path: str, source: Any, video: Any, span: Span, sound: str) -> Plan:
     Raises:
         InputError: the container cannot hold the sound; the message says which could.
     """
+    if source is None:
+        return Plan((), ())
     kind, made, said = FORMATS[Path(path).suffix.lower()], [], []
     others = {"data": 0}
     for stream in source.streams:

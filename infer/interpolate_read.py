@@ -70,12 +70,15 @@ class Source:
     """
 
     def __init__(self, path: str, container: Any, survey: packets.Survey, strict: bool = False):
-        self.path, self.survey, self.strict = path, survey, strict
+        self._set_up(path, survey, strict)
         self.container = container
         self.stream = packets.video_of(path, container)
         self.stream.thread_type = "AUTO"
         self.base: Fraction = self.stream.time_base
         self.aspect = Fraction(self.stream.sample_aspect_ratio or 1)
+
+    def _set_up(self, path: str, survey: packets.Survey, strict: bool) -> None:
+        self.path, self.survey, self.strict = path, survey, strict
         self.location = survey.location
         self.layout: Layout | None = None
         self.side: dict[Any, bytes] = {}  # of the first frame: HDR's numbers

@@ -33,24 +33,9 @@ class Film:
     plan: passengers.Plan
     span: Span
 
-    @contextmanager
-    def segments(self, key: str) -> Iterator[Segments]:
-        """Where its pictures go; the file is written once the block succeeds.
-
-        What an earlier run with the same key finished is there already. When the block is left by
-        an error, finished segments stay, and `Segments.finished` tells how many.
-        """
-        name = Path(self.path).name
-        folder = Path(self.path).with_name(f".{name[:60]}.resume-{key}")
-        segments = Segments(folder, self.encoder)
-        with _told(self.path):
-            try:
-                yield segments
-            except BaseException:
-                segments.close()
-                if not segments.finished:
-                    segments.remove()
-                raise
+    def segments(self, key: str) -> Any:
+        """Where its pictures go, see `segments`; the file is written by `write`."""
+        return segments(self.path, self.encoder, key)
 
     def write(self, source: Source, segments: Segments, lasts: Fraction) -> int:
         """Puts the file together. `lasts` are the seconds of the last picture.
@@ -64,7 +49,7 @@ class Film:
         kind = FORMATS[Path(self.path).suffix.lower()]
         options = {"movflags": self._flags(source)} if kind in ("mp4", "mov") else {}
         with (
-            _told(self.path),
+            told(self.path),
             files.whole(self.path) as scratch,
             av.open(frames.address(scratch), "w", format=kind, options=options) as out,
             _reopened(source) as given,
@@ -91,6 +76,25 @@ class Film:
         metadata = source.container.metadata if source.container is not None else {}
         keyed = any(key.startswith("com.apple.quicktime") for key in metadata)
         return "+faststart" + "+use_metadata_tags" * keyed
+
+
+@contextmanager
+def segments(path: str, encoder: Encoder, key: str) -> Iterator[Segments]:
+    """Where pictures for a file `path` go.
+
+    What an earlier run with the same key finished is there already. When the block is left by an
+    error, finished segments stay, and `Segments.finished` tells how many.
+    """
+    name = Path(path).name
+    made = Segments(Path(path).with_name(f".{name[:60]}.resume-{key}"), encoder)
+    with told(path):
+        try:
+            yield made
+        except BaseException:
+            made.close()
+            if not made.finished:
+                made.remove()
+            raise
 
 
 def _films(
@@ -132,7 +136,7 @@ def _reopened(source: Source) -> Iterator[Any]:
 
 
 @contextmanager
-def _told(path: str) -> Iterator[None]:
+def told(path: str) -> Iterator[None]:
     """FFmpeg's errors over the file `path` as one line."""
     try:
         yield
@@ -161,10 +165,10 @@ def check(path: str | os.PathLike[str], source: str | os.PathLike[str], force: b
             `SUFFIXES`, or its folder is missing or cannot be written.
     """
     suffix = Path(path).suffix.lower()
-    if suffix not in SUFFIXES:
+    if suffix and suffix not in SUFFIXES:
         raise InputError(
-            f"cannot write {path}: a name ends in one of {', '.join(SUFFIXES)}, or in / for a "
-            f"folder of PNG{nearest(suffix, SUFFIXES)}"
+            f"cannot write {path}: a name ends in one of {', '.join(SUFFIXES)}, or has no suffix "
+            f"for a folder of PNG{nearest(suffix, SUFFIXES)}"
         )
     if Path(path).exists() and Path(source).exists() and os.path.samefile(path, source):
         raise InputError(f"{path} is the video to read; give the new one another name")

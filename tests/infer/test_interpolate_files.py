@@ -46,6 +46,18 @@ def test_the_last_picture_of_a_gif_stays_on(run):
     assert whole == Fraction(23, 10) and found[-1][1] == 2
 
 
+def test_the_length_is_right_where_the_pace_changes(run):
+    from PIL import Image
+
+    pictures = [Image.fromarray(x) for x in pan(6)]
+    pictures[0].save("in.gif", save_all=True, append_images=pictures[1:],
+                     duration=[50, 100, 100, 100, 200, 2000])  # fmt: skip
+    run("in.gif", "-o", "out.mp4")
+    with av.open("out.mp4") as container:
+        stream = container.streams.video[0]
+        assert stream.duration * stream.time_base == Fraction(255, 100)
+
+
 KEPT = [
     ("ffv1", "bgr0", "mkv", "mp4", [], "libx264rgb"),
     ("ffv1", "bgr0", "mkv", "mkv", ["--codec", "ffv1"], None),
