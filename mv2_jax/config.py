@@ -22,6 +22,7 @@ from mv2_jax.config_vfi import (
     RefinedRIFEConfig,
     RIFEConfig,
 )
+from mv2_jax.errors import InputError
 from mv2_jax.lookup import find, name_of, nearest
 
 
@@ -366,7 +367,7 @@ def from_dict(data: dict[str, Any]) -> Any:
     fields = {field.name for field in dataclasses.fields(cls)}
     for key in data:
         if key not in fields:
-            raise ValueError(f"{name} has no field {key!r}{nearest(key, fields)}")
+            raise InputError(f"{name} has no field {key!r}{nearest(key, fields)}")
     values = {key: _from_json(value) for key, value in data.items()}
     config_types.check(cls, values)
     for field in dataclasses.fields(cls):

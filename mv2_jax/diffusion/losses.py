@@ -27,6 +27,7 @@ from mv2_jax.diffusion import process as processes
 from mv2_jax.diffusion.names import LOSSES, SAMPLINGS, WEIGHTINGS
 from mv2_jax.diffusion.points import Point
 from mv2_jax.diffusion.process import Process
+from mv2_jax.errors import InputError
 
 Model = Callable[[jax.Array, jax.Array], jax.Array]
 Metrics = dict[str, jax.Array]
@@ -92,7 +93,7 @@ def of(value: Any) -> Loss:
             a loss; or a loss itself.
 
     Raises:
-        ValueError: an unknown name or field, or what is found is no loss.
+        InputError: an unknown name or field, or what is found is no loss.
     """
     if hasattr(value, "to_dict"):  # of ml_collections
         value = value.to_dict()
@@ -102,7 +103,7 @@ def of(value: Any) -> Loss:
         value = lookup.find(value, LOSSES, "loss", fits=callable, wants="a loss")
     value = value() if isinstance(value, type) else value
     if not callable(value):
-        raise ValueError(f"{value!r} is no loss: it cannot be called (see diffusion.losses.Loss)")
+        raise InputError(f"{value!r} is no loss: it cannot be called (see diffusion.losses.Loss)")
     return value
 
 

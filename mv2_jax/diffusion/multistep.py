@@ -122,7 +122,8 @@ def _grid(schedule: Any, steps: int, karras: bool) -> Grid:
 def _corrected(x0: jax.Array, now: Point, memory: Corrected) -> jax.Array:
     """The last step made again, now that x0 at its end is known (their eq. 9 and theorem 3.1)."""
     last, before = memory.last, memory.before
-    ratio = now.k / last.k
+    # Where no step was made this is thrown away, and may still spoil gradients by what is infinite.
+    ratio = jnp.where(last.known, now.k / last.k, 0.5)
     h = -jnp.log(ratio)
     plain = (now.sigma / memory.sigma) * memory.x + now.alpha * (1.0 - ratio) * last.x0
     # The moments b1, b2 of the exponential integral, and the weights that match both of them.

@@ -24,7 +24,7 @@ from mv2_jax.config import SparseControlConfig, StageConfig
 from mv2_jax.diffusion import guidance, windows
 from mv2_jax.diffusion import keys as named
 from mv2_jax.diffusion.guidance import Rule
-from mv2_jax.diffusion.losses import LossConfig, diffusion_loss
+from mv2_jax.diffusion.losses import Loss, LossConfig, diffusion_loss
 from mv2_jax.errors import InputError
 from mv2_jax.lookup import nearest
 from mv2_jax.models.backbone import denoise
@@ -304,7 +304,7 @@ def loss(
     *,
     rates: Mapping[str, float] = {},
     scales: Mapping[str, float] = {},
-    shape: LossConfig = LossConfig(),
+    shape: Loss = LossConfig(),
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The denoising loss of a batch of clips, or of pictures (clips of one frame).
 

@@ -21,7 +21,7 @@ import numpy as np
 from mv2_jax import config
 from mv2_jax import params as trees
 from mv2_jax.config import nearest
-from mv2_jax.diffusion import guidance
+from mv2_jax.diffusion import guidance, losses
 from mv2_jax.diffusion import keys as named
 from mv2_jax.diffusion.losses import LossConfig, diffusion_loss
 from mv2_jax.errors import InputError
@@ -74,7 +74,9 @@ class Preferences(ABC):
     def __init__(self, cfg: Any, begin: Mapping[str, Component], folder: Path) -> None:
         self.cfg, self.begin, self.folder = cfg, begin, folder
         self.motions = worlds.motions_of(cfg.data)
-        self.shape = LossConfig(**cfg.loss.shape.to_dict())
+        self.shape = losses.of(cfg.loss.shape)
+        if cfg.loss.kind != "winners" and not isinstance(self.shape, LossConfig):
+            raise InputError("loss.shape: DPO takes a LossConfig's; another loss is for 'winners'")
         self.jury = evaluate.load(cfg.data.judge) if cfg.data.judge else evaluate.load()
         self.vae = trees.cast(begin["vae"].params, np.float32)
         self.decode = jax.jit(partial(codec.decode, cfg=begin["vae"].config))
