@@ -16,19 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from mv2_jax import bundle, files
-from mv2_jax.config import ScheduleConfig, StageConfig, UNetConfig
-from mv2_jax.configs import few_steps, presets
-from mv2_jax.convert import fitting, loras, pieces, schedules, sources
+from mv2_jax.config import StageConfig, UNetConfig
+from mv2_jax.convert import fitting, loras, pieces, schedules, sources, staging
 from mv2_jax.convert.checkpoint import Checkpoint, open_checkpoint
 from mv2_jax.convert.kinds import interpolator
 from mv2_jax.convert.kinds import vae as vaes
 from mv2_jax.convert.pieces import Piece
-from mv2_jax.convert.tables import motion as motion_table
 from mv2_jax.errors import InputError
 from mv2_jax.text import CLIPTokenizer
 
 SOURCES = "sources.json"
-RULE = "public"  # of guidance: what users of these checkpoints know from other pipelines
 # Where an IP-Adapter's publisher keeps the vision encoder that it reads, beside the adapter.
 _ENCODER = "image_encoder"
 NEEDED = (
@@ -76,6 +73,7 @@ class Wanted:
     controlnet: str | None = None
     t2i: str | None = None
     t2i_vae: str | None = None
+    t2i_text_encoder: str | None = None
     lora: tuple[tuple[str, float, tuple[str, ...]], ...] = ()
     motion_lora: tuple[tuple[str, float, tuple[str, ...]], ...] = ()
     variant: str | None = None
@@ -159,7 +157,9 @@ def assemble(wanted: Wanted) -> Built:
     picture = base
     if wanted.t2i:
         picture = opened(wanted.t2i)
-        built |= _picture(picture, opened(wanted.t2i_vae) if wanted.t2i_vae else picture)
+        vae, words = wanted.t2i_vae, wanted.t2i_text_encoder
+        decoder = opened(vae) if vae else picture
+        built |= _picture(picture, decoder, opened(words) if words else picture)
     else:
         _shared(wanted)
     fitting.check(built)
@@ -173,16 +173,16 @@ def assemble(wanted: Wanted) -> Built:
             built = loras.merge_into(built, opened(asked).one(kind), weight, to)
     for piece in built.values():
         _ = piece.stored  # whatever does not fit is found before anything is written
-    few = {stage: _few_steps(wanted, built, stage) for stage in ("i2v", "v2v")}
+    few = {stage: staging.few_steps_of(wanted, built, stage) for stage in ("i2v", "v2v")}
     own = wanted.t2i_few_steps
     if picture is base:
         still = program = schedules.still(base, unet, wanted.sampled, own)
     else:
         program = schedules.still(base, unet, wanted.sampled)
         still = schedules.still(picture, built["t2i_unet"].config, wanted.t2i_sampled, own)
-    moving = schedules.video(program.schedule, unet)
-    stages = _stages(built, wanted, few, still, moving)
-    return Built(built, stages, _defaults(few, still), still, _asked(wanted))
+    moving = schedules.video(program.schedule, unet) if wanted.motion or wanted.motion_v2v else None
+    stages = staging.stages(built, wanted, few, still, moving)
+    return Built(built, stages, staging.defaults(few, still), still, _asked(wanted))
 
 
 def write(
@@ -221,6 +221,7 @@ def _shared(wanted: Wanted) -> None:
     """Refuses what is said of T2I's own checkpoint where it has none."""
     for flag, given, other in (
         ("vae", wanted.t2i_vae, "--vae"),
+        ("text-encoder", wanted.t2i_text_encoder, "--text-encoder"),
         ("prediction", wanted.t2i_sampled.prediction, "--prediction"),
         ("schedule", wanted.t2i_sampled.schedule, "--schedule"),
     ):
@@ -238,10 +239,10 @@ def _motion(source: Checkpoint, wanted: Wanted, unet: UNetConfig) -> Piece:
     return pieces.motion(found, unet)
 
 
-def _picture(source: Checkpoint, decoder: Checkpoint) -> dict[str, Piece]:
+def _picture(source: Checkpoint, decoder: Checkpoint, words: Checkpoint) -> dict[str, Piece]:
     """T2I's own networks."""
     unet = pieces.plain(source.one("unet"))
-    texts = _texts(source, unet.config)
+    texts = _texts(words, unet.config)
     return {
         "t2i_unet": unet,
         "t2i_vae": _vae(decoder, unet.config, alone=decoder is not source),
@@ -280,92 +281,6 @@ def _texts(source: Checkpoint, unet: UNetConfig) -> dict[str, Piece]:
             f"encoders write {width}"
         )
     return {"text_encoder": first[0], "text_encoder_2": second[0]}
-
-
-def _few_steps(wanted: Wanted, built: Mapping[str, Piece], stage: str) -> str | None:
-    """What the user says; else AnimateLCM's own file is known by having no positional encodings."""
-    moving = built.get(f"motion_{stage}")
-    if wanted.few_steps or moving is None:
-        return wanted.few_steps
-    return None if motion_table.layout(moving.found.part.tensors).stored_positions else "lcm"
-
-
-def _stages(
-    built: Mapping[str, Piece],
-    wanted: Wanted,
-    few: Mapping[str, str | None],
-    still: schedules.Program,
-    moving: ScheduleConfig,
-) -> dict[str, StageConfig]:
-    """The stages' configs: `still` is T2I's program, `moving` the video stages' schedule."""
-    spatial = built["spatial"].config
-    unet = built["t2i_unet"].config if "t2i_unet" in built else spatial
-    preset = presets.PRESETS[wanted.preset or presets.suiting(spatial, unet)]
-    picture = _picture_size(built) if unet.pooled_width else preset.T2I.size
-    size = {"t2i": picture, "i2v": preset.I2V.size, "v2v": preset.V2V.size, **wanted.sizes}
-    _check_sizes(built, size)
-    stages = {
-        "t2i": StageConfig(
-            unet=unet,
-            schedule=still.schedule,
-            size=size["t2i"],
-            steps=still.steps,
-            sampler=still.sampler,
-            rule=RULE,
-        )
-    }
-    for stage in ("i2v", "v2v"):
-        if f"motion_{stage}" not in built:
-            continue
-        modules = built[f"motion_{stage}"].config
-        frames = wanted.frames or min(preset.I2V.frames, modules.max_frames)
-        if frames > modules.max_frames:
-            raise InputError(
-                f"--frames {frames}: these motion modules know {modules.max_frames} positions"
-            )
-        made = StageConfig(
-            unet=dataclasses.replace(spatial, motion=modules, image_tokens=True),
-            schedule=moving,
-            size=size[stage],
-            frames=frames,
-            rule=RULE,
-        )
-        program = few[stage]
-        stages[stage] = few_steps.few(made, program) if program else made
-    return stages
-
-
-def _picture_size(built: Mapping[str, Piece]) -> tuple[int, int]:
-    """SDXL's: its own folder says it (Turbo's is 512x512), or it is 1024x1024."""
-    piece = built.get("t2i_unet", built["spatial"])
-    vae = built.get("t2i_vae", built.get("vae"))
-    side = piece.found.settings.get("sample_size")
-    if vae is None or not isinstance(side, int) or side < 1:
-        return presets.paper.T2I.size
-    return side * vae.config.factor, side * vae.config.factor
-
-
-def _check_sizes(built: Mapping[str, Piece], sizes: Mapping[str, tuple[int, int]]) -> None:
-    for stage, (height, width) in sizes.items():
-        vae = built.get("t2i_vae" if stage == "t2i" else "vae", built.get("vae"))
-        factor = vae.config.factor if vae else 1
-        if height % factor or width % factor or not height * width:
-            raise InputError(
-                f"--{stage}-size {width}x{height}: both sides must be multiples of {factor}"
-            )
-
-
-def _defaults(
-    few: Mapping[str, str | None], still: schedules.Program
-) -> dict[str, dict[str, float]]:
-    """The preset's numbers, with guidance as the publishers of distilled networks advise."""
-    defaults = {stage: dict(numbers) for stage, numbers in presets.sd15.DEFAULTS.items()}
-    if still.guidance is not None:
-        defaults["t2i"]["guidance"] = still.guidance
-    for stage, program in few.items():
-        if program:
-            defaults[stage]["guidance"] = few_steps.FEW_STEPS[program].guidance
-    return defaults
 
 
 def _asked(wanted: Wanted) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from mv2_jax.convert import hub, kinds, sources
 from mv2_jax.convert.kind import Part
+from mv2_jax.convert.ops import as_numpy
 from mv2_jax.convert.recognise import MARKS, recognise
 from mv2_jax.errors import InputError
 
@@ -38,13 +39,14 @@ class Checkpoint:
     """A source's networks, and what it says of how its UNet is sampled (see `schedules`).
 
     asked: what the user wrote. schedule: the settings of a pipeline's scheduler. marks: tensors
-    that hold no numbers but say something. metadata: of a safetensors file.
+    that say something by being there, and the number of those that hold one. metadata: of a
+    safetensors file.
     """
 
     asked: str
     found: tuple[Found, ...]
     schedule: Mapping[str, Any] | None
-    marks: frozenset[str] = frozenset()
+    marks: Mapping[str, float | None] = dataclasses.field(default_factory=dict)
     metadata: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def all(self, kind: str) -> list[Found]:
@@ -83,7 +85,7 @@ def open_checkpoint(
     pipeline = path.is_dir() and any((path / part).is_dir() for part in hub.PARTS)
     folders = [name for name in hub.PARTS if (path / name).is_dir()] if pipeline else [""]
     found: list[Found] = []
-    marks: frozenset[str] = frozenset()
+    marks: Mapping[str, float | None] = {}
     metadata: Mapping[str, str] = {}
     for inside in folders:
         where = path / inside if inside else path
@@ -102,8 +104,15 @@ def open_checkpoint(
             raise InputError(reason if named else f"{label}: {reason}") from None
         found += [Found(asked, where, used, part, settings) for part in parts]
         if any(part.kind == "unet" for part in parts):
-            marks, metadata = MARKS & set(tensors), getattr(tensors, "metadata", {})
+            marks = {name: _one(tensors[name]) for name in MARKS & set(tensors)}
+            metadata = getattr(tensors, "metadata", {})
     return Checkpoint(asked, tuple(found), _scheduler(path), marks, metadata)
+
+
+def _one(tensor: Any) -> float | None:
+    """The number of a tensor that holds one."""
+    array = as_numpy(tensor)
+    return float(array.reshape(-1)[0]) if array.size == 1 else None
 
 
 def _scheduler(path: Path) -> Mapping[str, Any] | None:

@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -27,6 +27,7 @@ _SOURCES = {
     "controlnet": "a ControlNet for it (tile suits best), or SparseCtrl's encoder of pictures",
     "t2i": "SDXL, or another whole checkpoint, for T2I alone",
     "t2i-vae": "another VAE than that checkpoint's",
+    "t2i-text-encoder": "other text encoders than that checkpoint's (of a UNet alone, needed)",
     "vfi": "an interpolator, in the place of the RIFE that ships",
 }
 
@@ -171,8 +172,23 @@ _BESIDE = {
 }
 
 
+def _distilled(built: object, stage: str, programs: Collection[str]) -> Iterator[str]:
+    """LoRAs that are called as the few-step ones of their publishers, in a stage of many steps."""
+    if stage not in built.stages or built.stages[stage].steps < 10:
+        return
+    unet = built.pieces.get("t2i_unet" if stage == "t2i" else "spatial", built.pieces["spatial"])
+    flag = "--t2i-few-steps" if stage == "t2i" else "--few-steps"
+    for path, _ in unet.loras:
+        named = [word for word in programs if word in Path(path).name.lower()]
+        if named:
+            file = Path(path).name
+            yield f"{file} is called a few-step LoRA: {flag} {named[0]} samples {stage} so"
+
+
 def _hints(built: object) -> Iterator[str]:
     """What a user may not know of the parts that were put together."""
+    for stage, program in ("t2i", PICTURE_STEPS), ("i2v", FEW_STEPS):
+        yield from _distilled(built, stage, program)
     yield from dict.fromkeys(note for piece in built.pieces.values() for note in piece.notes)
     control = built.pieces.get("control")
     if control is not None and "shuffle" in control.found.path.name and not control.found.settings:
@@ -203,14 +219,14 @@ def _hints(built: object) -> Iterator[str]:
 
 def _say_sampling(built: object) -> None:
     """A line on how each stage is sampled."""
+    from mv2_jax.convert import schedules
+
     for name, stage in built.stages.items():
-        schedule = stage.schedule
-        kind = schedule.kind.replace("_", " ") + (" to pure noise" * schedule.zero_terminal_snr)
         source = f" ({built.still.source})" if name == "t2i" else ""
         guidance = built.defaults[name]["guidance"]
         print(
-            f"{name}: predicts {schedule.prediction} over {kind} betas; {stage.sampler}, "
-            f"{stage.steps} {schedule.spacing} steps, guidance {guidance:g}{source}"
+            f"{name}: {schedules.words(stage.schedule)}; {stage.sampler}, {stage.steps} steps, "
+            f"guidance {guidance:g}{source}"
         )
 
 
@@ -260,12 +276,12 @@ def _parser() -> Parser:
         "better: frame is the original code's, clip diffusers'")  # fmt: skip
     add("--few-steps", choices=tuple(FEW_STEPS), help="the motion modules are distilled: "
         "AnimateDiff-Lightning, or AnimateLCM (whose own file is recognised)")  # fmt: skip
-    predictions, kinds = ("eps", "v", "x0"), ("sd", "ztsnr")
+    predictions, kinds = ("eps", "v", "x0"), ("sd", "ztsnr", "cosxl", "edm", "flow", "sd3")
     for of, whose in (("", "the UNet's checkpoint"), ("t2i-", "that of --t2i")):
         add(f"--{of}prediction", choices=predictions, help=f"what {whose} predicts, if its files "
             "do not say it or say it wrongly")  # fmt: skip
         add(f"--{of}schedule", choices=kinds, help=f"the noise of {whose}, likewise: Stable "
-            "Diffusion's, or the same with zero terminal SNR")  # fmt: skip
+            "Diffusion's, the same with zero terminal SNR, or another process")  # fmt: skip
     add("--t2i-few-steps", choices=(*PICTURE_STEPS, "none"), help="T2I's network is distilled so, "
         "or is not (its scheduler tells)")  # fmt: skip
     return parser

@@ -17,10 +17,10 @@ import numpy as np
 from safetensors import safe_open
 
 from mv2_jax.bundle import Bundle
-from mv2_jax.config import StageConfig
+from mv2_jax.config import ScheduleConfig, StageConfig
 from mv2_jax.convert.pieces import Piece
 from mv2_jax.convert.verify import Verdict, apart
-from mv2_jax.diffusion import schedules
+from mv2_jax.diffusion import process, schedules
 
 _PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0", "v": "v"}
 # As StableDiffusionPipeline and AnimateDiffPipeline are published.
@@ -38,6 +38,11 @@ def stage(
     """
     mine: StageConfig = bundle.stages[name]
     theirs = _scheduler(built, asked, name)
+    if not hasattr(theirs, "alphas_cumprod"):
+        return _process(bundle, mine, theirs, name)
+    if not isinstance(mine.schedule, ScheduleConfig):
+        note = f"its process is {type(mine.schedule).__name__}, not a discrete schedule"
+        return Verdict(name, f"diffusers' {type(theirs).__name__}", 0.0, 0.0, (note,))
     squared = np.array(theirs.alphas_cumprod, np.float64)
     ours = schedules.alphas_cumprod(mine.schedule).astype(np.float64)
     if ours.shape != squared.shape:
@@ -48,6 +53,20 @@ def stage(
     notes = [*_settings(mine, theirs, built, asked, name), *_networks(bundle, mine, name)]
     against = f"diffusers' {type(theirs).__name__}"
     return dataclasses.replace(verdict, component=name, against=against, notes=tuple(notes))
+
+
+def _process(bundle: Bundle, mine: StageConfig, theirs: Any, name: str) -> Verdict:
+    """A stage over EDM or rectified flow: the levels and times that both visit."""
+    theirs.set_timesteps(mine.steps)
+    grid = process.of(mine.schedule).grid(mine.steps)
+    levels = np.asarray(theirs.sigmas, np.float64)[:-1]
+    ours = grid.sigma if hasattr(theirs, "shift") else grid.sigma / grid.alpha
+    pairs = [(ours, levels), (grid.t, np.asarray(theirs.timesteps, np.float64))]
+    against, notes = f"diffusers' {type(theirs).__name__}", list(_networks(bundle, mine, name))
+    output = getattr(mine.schedule, "output", None)
+    if output and output != _PREDICTIONS[theirs.config.prediction_type]:
+        notes.append(f"output is {output!r}, not {theirs.config.prediction_type!r}")
+    return dataclasses.replace(apart(name, against, pairs), notes=tuple(notes))
 
 
 def _settings(
@@ -113,14 +132,13 @@ def _still(piece: Piece, said: Mapping[str, Any]) -> Any:
     folder = path.parent / "scheduler"
     changes: dict[str, Any] = {}
     if said.get("schedule"):
-        scheduler = diffusers.DDIMScheduler(**_SD)
+        scheduler = _OTHERS.get(said["schedule"], lambda: diffusers.DDIMScheduler(**_SD))()
         if said["schedule"] == "ztsnr":
             changes = _ztsnr()
     elif path.is_dir() and folder.is_dir():
         scheduler = _load(folder)
     else:
-        scheduler = diffusers.DDIMScheduler(**_SD)
-        changes = _marked(path)
+        scheduler, changes = _marked(path)
     if said.get("prediction"):
         kinds = {ours: theirs for theirs, ours in _PREDICTIONS.items() if theirs != "v"}
         changes["prediction_type"] = kinds[said["prediction"]]
@@ -147,13 +165,35 @@ def _ztsnr() -> dict[str, Any]:
     }
 
 
-def _marked(path: Path) -> dict[str, Any]:
-    """What a single file's marks and metadata change."""
+def _marked(path: Path) -> tuple[Any, dict[str, Any]]:
+    """What a single file's marks and metadata say: a scheduler, and what is changed in it."""
+    plain = diffusers.DDIMScheduler(**_SD)
     if path.suffix != ".safetensors":
-        return {}
+        return plain, {}
     with safe_open(path, framework="np") as file:
         names, told = set(file.keys()), file.metadata() or {}
+        if "edm_vpred.sigma_max" in names:
+            ends = {
+                key: float(file.get_tensor(f"edm_vpred.{key}"))
+                for key in ("sigma_min", "sigma_max")
+                if f"edm_vpred.{key}" in names
+            }
+            return _cosxl(**ends), {}
     words = [told.get(f"modelspec.{key}") for key in ("prediction_type", "predict_key")]
     v = "v_pred" in names or "v" in words or told.get("ss_v_parameterization") == "True"
     changes = _ztsnr() if "ztsnr" in names else {}
-    return {**changes, "prediction_type": "v_prediction" if v else "epsilon"}
+    return plain, {**changes, "prediction_type": "v_prediction" if v else "epsilon"}
+
+
+def _cosxl(**ends: float) -> Any:
+    """CosXL's scheduler, as its own folder has it."""
+    levels = {"sigma_data": 1.0, "sigma_schedule": "exponential", "sigma_max": 120.0}
+    return diffusers.EDMEulerScheduler(prediction_type="v_prediction", **{**levels, **ends})
+
+
+_OTHERS = {
+    "cosxl": _cosxl,
+    "edm": diffusers.EDMEulerScheduler,
+    "flow": diffusers.FlowMatchEulerDiscreteScheduler,
+    "sd3": lambda: diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+}

@@ -43,11 +43,8 @@ def _sampling(source: Checkpoint, found: Found) -> str:
         program = schedules.still(source, found.part.config)
     except InputError as error:
         return f"how it is sampled: {error}"
-    schedule, kind = program.schedule, program.schedule.kind.replace("_", " ")
-    return (
-        f"predicts {schedule.prediction} over {kind} betas, {program.sampler} in {program.steps} "
-        f"{schedule.spacing} steps ({program.source})"
-    )
+    how = schedules.words(program.schedule)
+    return f"{how}; {program.sampler} in {program.steps} steps ({program.source})"
 
 
 def _config(cfg: Any) -> str:

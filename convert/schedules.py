@@ -9,12 +9,14 @@ it refuses, and `Override` says it instead.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from mv2_jax.config import ScheduleConfig, UNetConfig, nearest
 from mv2_jax.configs.few_steps import PICTURE_STEPS, Few
+from mv2_jax.convert import processes
 from mv2_jax.convert.checkpoint import Checkpoint
 from mv2_jax.diffusion.schedules import KINDS, SPACINGS
 from mv2_jax.errors import InputError
@@ -31,16 +33,12 @@ SCHEDULES = {
 _WORDS = {"epsilon": "eps", "eps": "eps", "v": "v", "v_prediction": "v", "velocity": "v"}
 _WORDS |= {"v-prediction": "v", "v_pred": "v", "sample": "x0", "x0": "x0"}
 _METADATA = ("modelspec.prediction_type", "modelspec.predict_key")
-# Marks of processes that are no discrete schedule.
-_PROCESSES = {
-    "edm_mean": "Playground 2.5's EDM process",
-    "edm_vpred.sigma_max": "CosXL's EDM process",
-}
 
 
 @dataclass(frozen=True)
 class Override:
-    """What a user says of a checkpoint: a key of `SCHEDULES`, a prediction ("eps", "v", "x0")."""
+    """What a user says of a checkpoint: a key of `SCHEDULES` or of `processes.NAMES`, and what it
+    predicts ("eps", "v", "x0") over a discrete schedule."""
 
     schedule: str | None = None
     prediction: str | None = None
@@ -50,7 +48,7 @@ class Override:
 class Program:
     """How a stage is sampled; `guidance` None is the preset's. `source` says who says so."""
 
-    schedule: ScheduleConfig = ScheduleConfig()
+    schedule: Any = ScheduleConfig()  # or another process
     sampler: str = "ddim"
     steps: int = 25
     guidance: float | None = None
@@ -149,6 +147,9 @@ def still(
         InputError: a schedule or a process that is not known here, or sayings that contradict.
     """
     try:
+        process = _process(source, override)
+        if process is not None:
+            return process
         program = _said(source, unet, override)
         name = few or _distilled(source, program, override)
         if name and name != "none":
@@ -164,13 +165,30 @@ def still(
     return program
 
 
-def video(still: ScheduleConfig, unet: UNetConfig) -> ScheduleConfig:
+def words(process: Any) -> str:
+    """What a network predicts over which noise, for a person."""
+    if isinstance(process, ScheduleConfig):
+        kind = process.kind.replace("_", " ") + " to pure noise" * process.zero_terminal_snr
+        return f"predicts {process.prediction} over {kind} betas, {process.spacing}"
+    values = ", ".join(f"{k} {v}" for k, v in dataclasses.asdict(process).items() if v is not None)
+    return f"{type(process).__name__} ({values})"
+
+
+def video(still: Any, unet: UNetConfig) -> ScheduleConfig:
     """The schedule that AnimateDiff's modules were trained with, for the UNet that they stand in.
 
     For Stable Diffusion 1.5 linear betas from 0.00085 to 0.012 (its configs/inference; others call
     them "sqrt_linear"); for SDXL scaled linear ones that end at 0.02 (its branch for SDXL).
     What the network predicts is the spatial weights' own.
+
+    Raises:
+        InputError: those are of another process, which no published motion modules are of.
     """
+    if not isinstance(still, ScheduleConfig):
+        raise InputError(
+            f"motion modules are trained over discrete schedules, and the UNet's is "
+            f"{type(still).__name__}; it serves for --t2i alone"
+        )
     kind, end = ("linear", 0.012) if unet.pooled_width is None else ("scaled_linear", 0.02)
     return ScheduleConfig(
         kind=kind, beta_end=end, train_steps=still.train_steps, prediction=still.prediction
@@ -183,7 +201,6 @@ def _said(source: Checkpoint, unet: UNetConfig, override: Override) -> Program:
         sampler = "euler" if override.schedule == "ztsnr" else "ddim"
         program = Program(SCHEDULES[override.schedule], sampler, source="--schedule")
     else:
-        _no_other_process(source.marks)
         program = _published(source.schedule, unet) if source.schedule else Program()
         if "ztsnr" in source.marks:
             program = program.over(zero_terminal_snr=True, spacing="trailing")
@@ -202,10 +219,23 @@ def _said(source: Checkpoint, unet: UNetConfig, override: Override) -> Program:
     return program if source.schedule else replace(program, source=" and ".join(said))
 
 
-def _no_other_process(marks: Collection[str]) -> None:
-    for mark, process in _PROCESSES.items():
-        if mark in marks:
-            raise InputError(f"its tensor {mark} marks {process}, which is not supported yet")
+def _process(source: Checkpoint, override: Override) -> Program | None:
+    """The program of a process that is no discrete schedule, if the checkpoint is of one."""
+    if override.schedule in processes.NAMES:
+        found, said = processes.named(override.schedule), "--schedule"
+    elif override.schedule:
+        return None
+    elif source.schedule:
+        found = processes.of_scheduler(source.schedule)
+        said = f"its {source.schedule.get('_class_name')}"
+    else:
+        found, said = processes.of_marks(source.marks), "its tensor edm_vpred.sigma_max"
+    if found is None:
+        return None
+    if override.prediction:
+        name = type(found).__name__
+        raise InputError(f"--prediction is for discrete schedules; {said} says {name}")
+    return Program(found, "euler", source=said)
 
 
 def _predictions(source: Checkpoint) -> dict[str, str]:
@@ -265,12 +295,9 @@ def _published(settings: Mapping[str, Any], unet: UNetConfig) -> Program:
 def _class(name: Any) -> Scheduler:
     if isinstance(name, str) and name in SCHEDULERS:
         return SCHEDULERS[name]
-    families = {"FlowM": "flow matching", "EDM": "an EDM process"}
-    family = next((what for mark, what in families.items() if mark in str(name)), None)
-    what = f"{family}, which is not supported yet" if family else "not known here"
-    near = "" if family else nearest(str(name), SCHEDULERS)
     raise InputError(
-        f"its scheduler is {name}: {what}{near}; --schedule says which to take in its place"
+        f"its scheduler is {name}: not known here{nearest(str(name), SCHEDULERS)}; --schedule says "
+        "which to take in its place"
     )
 
 

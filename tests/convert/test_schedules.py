@@ -26,7 +26,7 @@ SD |= {"clip_sample": False, "steps_offset": 1}
 
 
 def source(settings=None, marks=(), **metadata):
-    return Checkpoint("x", (), settings, frozenset(marks), metadata)
+    return Checkpoint("x", (), settings, dict.fromkeys(marks), metadata)
 
 
 def still(settings=None, marks=(), unet=SDXL, few=None, schedule=None, prediction=None, **metadata):
@@ -114,11 +114,10 @@ def test_marks_and_metadata():
         ({"_class_name": "DDIMScheduler", **SD}, ["v_pred"], {}, "its DDIMScheduler says eps"),
         (None, [], {"modelspec.predict_key": "flow"}, "'flow', which is not known"),
         (None, ["ztsnr"], {}, "ends in pure noise.*--prediction v"),
-        (None, ["edm_mean", "edm_std"], {}, "edm_mean marks Playground 2.5's EDM"),
-        (None, ["edm_vpred.sigma_max"], {}, "marks CosXL's EDM"),
-        ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, [], {}, "flow matching"),
-        ({"_class_name": "EDMEulerScheduler", "sigma_max": 120}, [], {}, "an EDM process"),
-        ({"_class_name": "EDMDPMSolverMultistepScheduler"}, [], {}, "an EDM process"),
+        (None, ["edm_mean", "edm_std"], {}, "edm_mean marks Playground 2.5"),
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": True}, [], {},
+         "use_dynamic_shifting, which is not supported"),
+        ({"_class_name": "EDMEulerScheduler", "sigma_max": "x"}, [], {}, "sigma_max is 'x'"),
         ({"_class_name": "DDIMSchedular"}, [], {}, "did you mean 'DDIMScheduler'"),
         ({"_class_name": 7}, [], {}, "its scheduler is 7: not known here"),
         ({**SD, "trained_betas": [0.1, 0.2]}, [], {}, "trained_betas .* not supported"),
@@ -172,7 +171,9 @@ def test_convert_reads_marks_metadata_and_overrides(small, sources, tmp_path, ca
     base = ["--unet", sources / "pipeline", "--t2i"]
     assert convert(*base, tmp_path / "marked.safetensors", "-o", tmp_path / "a") == 0
     said = capsys.readouterr().out
-    assert "t2i: predicts v over scaled linear to pure noise betas; euler, 25 trailing" in said
+    assert (
+        "t2i: predicts v over scaled linear to pure noise betas, trailing; euler, 25 steps" in said
+    )
     assert "(its tensor v_pred)" in said
     first = bundle.read(tmp_path / "a").stages["t2i"].schedule
     assert (first.prediction, first.zero_terminal_snr, first.spacing) == ("v", True, "trailing")
@@ -198,8 +199,97 @@ def test_a_pipelines_index_names_the_class(sources, tmp_path, capsys):
         timestep_spacing="trailing",
     ).save_pretrained(tmp_path / "turbo" / "scheduler")
     assert convert("--unet", tmp_path / "turbo", "-o", tmp_path / "a") == 0
-    assert "euler_a, 4 trailing steps, guidance 1" in capsys.readouterr().out
+    assert "trailing; euler_a, 4 steps, guidance 1" in capsys.readouterr().out
     index = {"_class_name": "StableDiffusionPipeline", "scheduler": ["diffusers", "LCMScheduler"]}
     (tmp_path / "turbo" / "model_index.json").write_text(json.dumps(index))
     assert convert("--unet", tmp_path / "turbo", "-o", tmp_path / "b") == 0
     assert bundle.read(tmp_path / "b").stages["t2i"].sampler == "lcm"
+
+
+def visited(process, theirs, steps=7):
+    """(ours, theirs) of noise levels and times."""
+    theirs.set_timesteps(steps)
+    grid = process.grid(steps)
+    flow = hasattr(theirs, "shift")
+    yield (grid.sigma if flow else grid.sigma / grid.alpha), np.asarray(theirs.sigmas)[:-1]
+    yield grid.t, np.asarray(theirs.timesteps)
+
+
+@pytest.mark.parametrize(
+    "name, settings",
+    [
+        ("EDMEulerScheduler", {}),
+        ("EDMEulerScheduler", {"sigma_max": 120.0, "sigma_data": 1.0,
+         "sigma_schedule": "exponential", "prediction_type": "v_prediction"}),
+        ("EDMDPMSolverMultistepScheduler", {"sigma_max": 70.0}),
+        ("FlowMatchEulerDiscreteScheduler", {}),
+        ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}),
+    ],
+)  # fmt: skip
+def test_other_processes_are_read_from_their_folders(name, settings, tmp_path):
+    """CosXL's, Playground's and flow-matching folders: levels and times are diffusers'."""
+    theirs = getattr(diffusers, name)(**settings)
+    theirs.save_pretrained(tmp_path)
+    got = still(json.loads((tmp_path / "scheduler_config.json").read_text()))
+    assert got.sampler == "euler" and name in got.source
+    for ours, wanted in visited(got.schedule, theirs):
+        np.testing.assert_allclose(ours, wanted, rtol=2e-5)
+    if name.startswith("EDM"):
+        v = settings.get("prediction_type") == "v_prediction"
+        assert got.schedule.output == ("v" if v else "eps")
+
+
+def test_cosxl_is_told_by_its_marks(small, sources, tmp_path, capsys):
+    state = small.sdxl_file(small.sdxl(), small.as_ldm, ldm.unet_modules(2, 1))
+    state = {name: np.ascontiguousarray(value) for name, value in state.items()}
+    ends = {"sigma_max": 110.0, "sigma_min": 0.003}
+    marks = {f"edm_vpred.{key}": np.float32([value]) for key, value in ends.items()}
+    save_file({**state, **marks}, tmp_path / "cosxl.safetensors")
+    flags = ["--unet", sources / "pipeline", "--t2i", tmp_path / "cosxl.safetensors"]
+    assert convert(*flags, "-o", tmp_path / "out") == 0
+    assert "t2i: EDM (sigma_min 0.003" in capsys.readouterr().out.replace(
+        "0.003000000026077032", "0.003"
+    )
+    process = bundle.read(tmp_path / "out").stages["t2i"].schedule
+    theirs = diffusers.EDMEulerScheduler(
+        sigma_schedule="exponential", sigma_data=1.0, prediction_type="v_prediction", **ends
+    )
+    for ours, wanted in visited(process, theirs):
+        np.testing.assert_allclose(ours, wanted, rtol=2e-5)
+    line = refused(
+        capsys, "--unet", tmp_path / "cosxl.safetensors", "--motion", sources / "motion",
+        "-o", tmp_path / "x",
+    )  # fmt: skip
+    assert "widths by level" in line or "motion modules are trained over discrete" in line
+
+
+def test_sdxl_unets_alone_take_text_encoders_from_elsewhere(small, sources, tmp_path, capsys):
+    """Lightning's and DMD2's files are a UNet alone."""
+    parts = small.sdxl()
+    parts["unet"].save_pretrained(tmp_path / "unet")
+    for name, part in parts.items():
+        part.save_pretrained(tmp_path / "base" / name)
+    flags = ["--unet", sources / "pipeline", "--t2i", tmp_path / "unet"]
+    line = refused(capsys, *flags, "-o", tmp_path / "x")
+    assert "wants two text encoders" in line
+    base = ["--t2i-text-encoder", tmp_path / "base", "--t2i-vae", tmp_path / "base"]
+    few = ["--t2i-few-steps", "lightning"]
+    assert convert(*flags, *base, *few, "-o", tmp_path / "out") == 0
+    made = bundle.read(tmp_path / "out")
+    assert {"t2i_unet", "t2i_vae", "t2i_text_encoder", "t2i_text_encoder_2"} <= set(made.components)
+    assert (made.stages["t2i"].sampler, made.stages["t2i"].steps) == ("euler", 4)
+
+
+def test_a_lora_that_is_called_a_few_step_one_is_asked_about(sources, tmp_path, capsys):
+    """Its tensors do not say what it was distilled to; its name is no more than a hint."""
+    q = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+    halves = {f"{q}.lora_A.weight": np.ones((2, 64), np.float32)}
+    halves[f"{q}.lora_B.weight"] = np.zeros((64, 2), np.float32)
+    path = tmp_path / "Hyper-SD15-8steps-lora.safetensors"
+    save_file(halves, path)
+    flags = ["--unet", sources / "pipeline", "--lora", path, "-o", tmp_path / "out", "--replace"]
+    assert convert(*flags) == 0
+    assert "--t2i-few-steps hyper samples t2i so" in capsys.readouterr().out
+    assert convert(*flags, "--t2i-few-steps", "hyper") == 0
+    said = capsys.readouterr().out
+    assert "few-step LoRA" not in said and "trailing; ddim, 8 steps, guidance 1" in said
