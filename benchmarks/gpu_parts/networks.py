@@ -71,7 +71,7 @@ class Weights:
         # All weights are cut from these numbers, each from a place of its own.
         count = 2**18 if small else 2**24
         self._pool = np.random.default_rng(1).standard_normal(count, np.float32)
-        self._scaled: dict[int, np.ndarray] = {}
+        self._scaled: dict[tuple[int, str], np.ndarray] = {}
         self._cut = 0
 
     def shapes(self, made_of: Any) -> dict[str, Any]:
@@ -111,14 +111,15 @@ class Weights:
         name = str(getattr(path[-1], "key", path[-1]))
         if name in ("scale", "bias", "beta"):
             fill = np.ones if name == "scale" else np.zeros
-            return jax.device_put(fill(leaf.shape, self.dtype))
+            return jax.device_put(fill(leaf.shape, leaf.dtype))
         inputs = int(np.prod(leaf.shape[:-1])) if name == "kernel" else 2500
-        size, pool = int(np.prod(leaf.shape)), self._pool_of(inputs)
+        size, pool = int(np.prod(leaf.shape)), self._pool_of(inputs, leaf.dtype)
         self._cut = (self._cut + 7919) % (len(pool) // 4)
         flat = pool[self._cut : self._cut + size]
         return jax.device_put(np.resize(flat, leaf.shape))
 
-    def _pool_of(self, inputs: int) -> np.ndarray:
-        if inputs not in self._scaled:
-            self._scaled[inputs] = (self._pool * np.float32(inputs**-0.5)).astype(self.dtype)
-        return self._scaled[inputs]
+    def _pool_of(self, inputs: int, dtype: Any) -> np.ndarray:
+        key = (inputs, str(dtype))
+        if key not in self._scaled:
+            self._scaled[key] = (self._pool * np.float32(inputs**-0.5)).astype(dtype)
+        return self._scaled[key]

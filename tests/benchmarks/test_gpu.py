@@ -183,6 +183,9 @@ def test_weights_are_random_of_every_shape_and_shared(load):
     kernel = params["conv_in"]["kernel"]
     assert abs(float(kernel.std()) * (9 * 4) ** 0.5 - 1) < 0.2
     assert weights.make({"spatial": shapes["spatial"]})["spatial"] is params
+    state = jax.ShapeDtypeStruct((3, 4), jnp.float32)  # an optimiser's, whatever the networks' type
+    made = networks.Weights("bfloat16", small=True).make({"state": {"kernel": state}})
+    assert made["state"]["kernel"].dtype == jnp.float32
     weights.drop("spat")
     assert weights.make({"spatial": shapes["spatial"]})["spatial"] is not params
 
