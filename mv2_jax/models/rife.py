@@ -30,6 +30,8 @@ FEATURES = 4  # channels of the head's output
 STATE = 8  # channels that one flow block hands to the next, beside flow and mask
 FLOW = 4  # (x, y) towards the first frame, (x, y) towards the second
 
+_STRIPS, _LARGE = 8, 2**22  # horizontal strips that planes with so many coordinates are warped in
+
 Flows = list[tuple[Array, int]]  # what each block added, [P*K, H/s, W/s, 4] in pixels, and its s
 
 
@@ -226,9 +228,20 @@ def _warped(source: Array, flows: Flows, side: int, scale: int, count: int) -> A
     )
     grid = pixel_grid(height, width)[_each_cell(height, scale)][:, _each_cell(width, scale)]
     points = (grid[None] + moved).reshape(pairs, count, *grid.shape)
-    n = len(inside)
-    cells = (pairs * count, height // scale, n, width // scale, n, channels)
-    return sample(source, points, dense=scale == 1).reshape(cells).mean(axis=(2, 4))
+    n, wide = len(inside), width // scale
+
+    def reduced(points: Array) -> Array:
+        rows = points.shape[2] // n
+        cells = (pairs * count, rows, n, wide, n, channels)
+        return sample(source, points, dense=scale == 1).reshape(cells).mean(axis=(2, 4))
+
+    parts = _STRIPS if points.size > _LARGE and (height // scale) % _STRIPS == 0 else 1
+    if parts == 1:
+        return reduced(points)
+    # What is sampled of a plane of 4K takes gigabytes before it is reduced: a strip a time.
+    strips = points.reshape(pairs, count, parts, -1, *points.shape[3:])
+    made = lax.map(reduced, jnp.moveaxis(strips, 2, 0))
+    return jnp.moveaxis(made, 0, 1).reshape(pairs * count, height // scale, wide, channels)
 
 
 def _each_cell(size: int, scale: int) -> np.ndarray:

@@ -17,6 +17,7 @@ from mv2_jax.config import RIFEConfig
 from mv2_jax.convert import rife as converter
 from mv2_jax.convert.engine import ConversionError, convert, export
 from mv2_jax.convert.tables import rife as table
+from mv2_jax.models import rife
 from mv2_jax.models.rife import RIFE
 from mv2_jax.params import flatten
 from mv2_jax.stages.vfi import shipped
@@ -218,3 +219,16 @@ def test_shipped_weights_equal_the_public_code(plane):
             theirs = net(torch.cat(both, 1), time, [16, 8, 4, 2, 1])[2][-1]
         theirs = theirs.permute(0, 2, 3, 1).numpy()[:, : plane[0], : plane[1]]
         assert np.abs(np.asarray(ours[:, k]) - theirs).mean() * 255 < 0.1
+
+
+def test_planes_that_are_warped_in_strips_are_the_same(monkeypatch):
+    random = np.random.default_rng(0)
+    source = jnp.asarray(random.normal(size=(2, 64, 48, 7)), jnp.float32)
+    flows = [(jnp.asarray(random.normal(size=(4, 64 // s, 48 // s, 4)) * 5, jnp.float32), s)
+             for s in (16, 2)]  # fmt: skip
+    for scale in (1, 2):
+        whole = rife._warped(source, flows, 1, scale, 2)
+        monkeypatch.setattr(rife, "_LARGE", 0)
+        strips = rife._warped(source, flows, 1, scale, 2)
+        monkeypatch.undo()
+        np.testing.assert_allclose(strips, whole, atol=1e-6)

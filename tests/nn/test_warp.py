@@ -107,3 +107,13 @@ def test_bad_arguments_say_what_is_wanted():
         sample(image, jnp.zeros((2, 5, 2)))
     with pytest.raises(ValueError, match="corners, quad, tiles"):
         sample(image, jnp.zeros((1, 5, 2)), impl="fast")
+
+
+@pytest.mark.parametrize("impl", ["corners", "quad"])
+def test_large_planes_in_parts_are_the_same(impl, monkeypatch):
+    random = np.random.default_rng(0)
+    image = random.normal(size=(2, 17, 13, 3)).astype(np.float32)
+    points = random.uniform(-3, 20, (2, 17, 13, 2)).astype(np.float32)
+    whole = sample(image, points, impl=impl)
+    monkeypatch.setattr("mv2_jax.nn.warp._AT_ONCE", 50)  # 221 points: five parts, the last short
+    np.testing.assert_array_equal(sample(image, points, impl=impl), whole)
