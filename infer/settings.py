@@ -8,8 +8,10 @@ Some numbers each stage has a flag for (`--i2v-guidance`); others one flag sets 
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from mv2_jax import numbers as sets
@@ -39,29 +41,31 @@ class Setting:
         """The number a text (or a number) stands for. Raises InputError as `About.check`."""
         return self.about.check(text, self.flag)
 
-    def help(self, weights: Any = None) -> str:
-        """Its line of `mv2 generate --help`: what it does, its default and its range.
-
-        Args:
-            weights: whose defaults are told (`mv2_jax.bundle.Bundle`), where they can be read.
-        """
+    def help(self, numbers: sets.Numbers) -> str:
+        """Its line of `mv2 generate --help`: what it does, its default in `numbers`, its range."""
         stages = ", ".join(stage.upper() for stage in self.stages)
         low, high = (f"{limit:g}" for limit in (self.about.low, self.about.high))
-        return f"{stages}: {self.about.help} ({self._default(weights)}; {low} to {high})"
+        return f"{stages}: {self.about.help} ({self._default(numbers)}; {low} to {high})"
 
-    def _default(self, weights: Any) -> str:
+    def _default(self, numbers: sets.Numbers) -> str:
         found: dict[str, list[str]] = {}
         for stage in self.stages:
-            known = sets.STAGES[stage]() if weights is None else weights.numbers[stage]
-            value = getattr(known, self.name)
-            if value is None:
-                value = getattr(weights.stages[stage], self.name) if weights else "the stage's"
-            found.setdefault(f"{value:g}" if not isinstance(value, str) else value, []).append(
-                stage
-            )
+            value = getattr(numbers[stage], self.name)
+            told = "the stage's" if value is None else f"{value:g}"
+            found.setdefault(told, []).append(stage)
         if len(found) == 1:
             return next(iter(found))
         return ", ".join(f"{'/'.join(stages).upper()} {value}" for value, stages in found.items())
+
+
+def shipped() -> sets.Numbers:
+    """The numbers of the weights that ship, read without NumPy, for help texts."""
+    index = json.loads((Path(sets.__file__).parent / "weights/toybox/cascade.json").read_text())
+    numbers = sets.read(index["defaults"], "the shipped weights")
+    for stage, config in index["stages"].items():
+        if stage != "vfi" and numbers[stage].steps is None:
+            numbers[stage] = sets.changed(stage, numbers[stage], {"steps": config["steps"]})
+    return numbers
 
 
 def _settings() -> Iterator[Setting]:

@@ -144,9 +144,9 @@ def _top(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
 def _generate_parser(
     commands: argparse._SubParsersAction, helping: object
 ) -> argparse.ArgumentParser:
-    from mv2_jax import bundle
     from mv2_jax.infer.choices import CHOICES
-    from mv2_jax.infer.settings import SETTINGS
+    from mv2_jax.infer.settings import SETTINGS, shipped
+    from mv2_jax.numbers import usual
 
     parser = commands.add_parser(
         "generate",
@@ -192,11 +192,9 @@ def _generate_parser(
         "In brackets: what the shipped weights like best, and the range. Other weights have their "
         "own (`mv2 info --weights DIR`).",
     )
-    weights = bundle.read() if helping else None
+    known = shipped() if helping else usual()
     for setting in SETTINGS:
-        numbers.add_argument(
-            setting.flag, dest=setting.dest, metavar="N", help=setting.help(weights)
-        )
+        numbers.add_argument(setting.flag, dest=setting.dest, metavar="N", help=setting.help(known))
     others = parser.add_argument_group("samplers, lengths and sizes; the weights know good ones")
     for choice in CHOICES:
         stages = ", ".join(stage.upper() for stage in choice.stages)

@@ -1,0 +1,109 @@
+"""A condition from outside the package: trained, planned, stored, reloaded, told by a command."""
+
+import dataclasses
+import importlib
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from mv2_jax import bundle, cascade, cli
+from mv2_jax.diffusion import keys
+from mv2_jax.infer import ahead
+from mv2_jax.stages import stage as stages
+
+PROMPT = ["a red ball"]
+
+
+@pytest.fixture(scope="module")
+def size():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(Path(__file__).parents[2] / "examples")
+        yield importlib.import_module("own_condition").Size(width=8)
+
+
+@pytest.fixture(scope="module")
+def four(size):
+    made = tiny.make().with_stage("t2i", conditions=("text", size))
+    tree = {"kernel": np.ones((1, 8), np.float32), "bias": np.zeros(8, np.float32)}
+    return dataclasses.replace(made, params={**made.params, "size": tree})
+
+
+@pytest.fixture(scope="module")
+def folder(four, size, tmp_path_factory):
+    """A cascade folder in which it stands."""
+    held = tiny.write(tmp_path_factory.mktemp("plain") / "c", four)
+    parts = {
+        name: bundle.Part(held.load(name), part.config, part.licence, part.source)
+        for name, part in held.components.items()
+    }
+    parts["size"] = bundle.Part(four.params["size"], size, "Apache-2.0", "a test")
+    told = dataclasses.replace(held.stages["t2i"], conditions=("text", size))
+    where = tmp_path_factory.mktemp("own") / "c"
+    stored = {**held.stages, "t2i": told}
+    return bundle.write(where, parts, stored, held.tokenizer, name="own", defaults=held.defaults)
+
+
+def test_its_place_in_a_stage(four, size):
+    cfg = four.picture
+    assert cfg.trees == ("text_encoder", "size", "spatial") and cfg.inputs >= {"size"}
+    assert stages.configs(cfg)["size"] is size
+    fresh = jax.eval_shape(lambda key: stages.init(cfg, key), keys.seed(0))
+    assert fresh["size"]["kernel"].shape == (1, 8)
+    with pytest.raises(ValueError, match="t2i's condition 'size' needs 'size'"):
+        four.t2i(PROMPT, keys=keys.seeds([1]))
+
+
+def test_training_reaches_it(four):
+    cfg, params = four.picture, four.parameters("t2i")
+    ids, nothing = four.ids(PROMPT * 2)
+    batch = {"latent": jnp.ones((2, 6, 6, 4)), "ids": ids, "null_ids": nothing[0]}
+    batch["size"] = jnp.asarray([0.36, 0.5])
+
+    def loss(own, rate):
+        whole, rates = {**params, "size": own}, {"drop_text": 0.0, "drop_size": rate}
+        return stages.loss(whole, cfg, batch, keys.seed(1), rates=rates)[0]
+
+    slope = jax.jit(jax.grad(loss), static_argnums=1)
+    told, dropped = (slope(params["size"], rate)["kernel"] for rate in (0.0, 1.0))
+    assert np.abs(told).max() > 1e-6 and np.abs(dropped).max() == 0
+
+
+def test_it_is_planned(four):
+    function, (parameters, *inputs) = ahead.denoiser(four.picture, batch=1)
+    assert set(parameters) == {"spatial"} and inputs[-1]["size"].shape == (2, 1, 1, 8)
+    assert jax.eval_shape(function, parameters, *inputs).shape == inputs[0].shape
+
+
+def test_it_comes_back_from_a_folder_and_is_heard(four, folder, size):
+    index = json.loads((folder.folder / "cascade.json").read_text())
+    assert index["components"]["size"]["config"]["class"] == "own_condition:Size"
+    again = cascade.load(bundle.read(folder.folder))
+    assert again.picture.conditions[1] == size
+
+    def made(radius):
+        picture = again.t2i(PROMPT, keys=keys.seeds([1]), steps=1, more={"size": [radius]})
+        return np.asarray(picture)
+
+    assert np.abs(made(0.3) - made(0.6)).max() > 1e-4
+
+
+def test_a_command_tells_it(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    steps = "--t2i-steps 1 --i2v-steps 1 --v2v-steps 1".split()
+    words = ["generate", *PROMPT, "--weights", str(folder.folder), *steps]
+    assert cli.main([*words, "-o", "a.mp4", "--tell", "size=0.3"]) == 0
+    side = json.loads(Path("a.json").read_text())
+    assert side["tell"] == {"size": "0.3"}
+    capsys.readouterr()
+    for said, message in (
+        ("siz=0.3", "--tell siz: these weights have no such condition; it has size"),
+        ("size=big", "--tell size=big: could not convert"),
+        ("size", "--tell takes NAME=VALUE, not 'size'"),
+    ):
+        assert cli.main([*words, "-o", "b.mp4", "--tell", said]) == 2
+        assert message in capsys.readouterr().err
