@@ -34,7 +34,7 @@ class Size(Usual):
         return token, jnp.zeros_like(token)
 
     def feed(self, params, cfg, told, x, t, fed):
-        return fed.replace(text=jnp.concatenate([fed.text, told], axis=2))
+        return fed.replace(text=jnp.concatenate([fed.text, told], axis=1))
 
 
 def main(four, steps=300, batch=8):
