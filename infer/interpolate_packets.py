@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from typing import Any
 import av
 from av.bitstream import BitStreamFilterContext
 
+from mv2_jax import files
 from mv2_jax.errors import InputError
 from mv2_jax.infer import frames
 
@@ -73,7 +75,11 @@ def joined(container: Any) -> Iterator[av.Packet]:
 
 def survey(path: str) -> Survey:
     """Passes over a file's packets; memory does not grow with their number. Raises as `opened`."""
-    with told(path), frames.opened(path) as container:
+    with told(path):
+        if "://" not in path:
+            files.regular(path)  # a pipe can be read once, and a device has no end
+        container = frames.opened(path)
+    with told(path), container:
         stream = video_of(path, container)
         found, faults = _packets(container, stream), []
         if not found.shown:
@@ -178,5 +184,7 @@ def told(path: str) -> Iterator[None]:
         yield
     except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
         raise InputError(f"cannot read {path}: {os.strerror(error.errno).lower()}") from None
-    except (av.error.FFmpegError, OSError):
+    except (av.error.FFmpegError, OSError) as error:
+        if error.errno == errno.EINVAL and not isinstance(error, av.error.FFmpegError):
+            raise InputError(f"cannot read {path}: {error.strerror}") from None
         raise InputError(f"cannot read {path}: it is no video, or is damaged") from None

@@ -344,8 +344,8 @@ def test_bad_files_get_one_clear_line(run, tmp_path, capsys):
     spoil(tmp_path)
     kept = sorted(p.name for p in tmp_path.iterdir())
     wanted = {
-        "none.mp4": "no such file", ".": "is a directory", "cut-good.mp4": "is damaged",
-        "empty.mp4": "no video", "text.txt": "no video",
+        "none.mp4": "no such file", ".": "holds no pictures", "cut-good.mp4": "is damaged",
+        "empty.mp4": "no video", "text.txt": "no video", "/dev/zero": "no ordinary file",
         "noise.mp4": "no video", "sound.m4a": "no video in it",
     }  # fmt: skip
     for name, reason in wanted.items():
