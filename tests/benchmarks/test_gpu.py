@@ -190,6 +190,46 @@ def test_weights_are_random_of_every_shape_and_shared(load):
     assert weights.make({"spatial": shapes["spatial"]})["spatial"] is not params
 
 
+@pytest.mark.slow
+def test_programs_get_the_types_that_they_were_made_for(load, tmp_path):
+    """In bfloat16, as on a card; nothing compiles, a program only looks at what it is given."""
+    jobs = load("jobs")
+
+    class Looks:
+        def __init__(self, traced):
+            self.wants = traced.in_avals
+            self.out = traced.out_info
+
+        def __call__(self, *args):
+            got = jax.tree.map(jax.typeof, args)
+            wants = jax.tree.leaves(self.wants)
+            assert [(x.shape, x.dtype) for x in jax.tree.leaves(got)] == [
+                (x.shape, x.dtype) for x in wants
+            ]
+            return jax.tree.map(jobs._zeros, self.out)
+
+        def memory_analysis(self):
+            names = ("argument", "output", "temp", "alias")
+            return type("Memory", (), {f"{name}_size_in_bytes": 0 for name in names})
+
+    class Compiler(jobs.Compiler):
+        def _compile(self, traced, options):
+            return Looks(traced), 0.0
+
+    bench, networks = load("bench"), load("networks")
+    weights = networks.Weights("bfloat16", small=True)
+    results = bench.Results(tmp_path)
+    whole = bench.Bench(
+        results, Compiler(1), weights, tmp_path, True, jnp.dtype("bfloat16"), 0.0, 1.0
+    )
+    whole.part_ends = time.monotonic() + 600
+    for name in ("training", "decoding"):
+        part = load(name).PART
+        results.part(part.name, part.title)
+        part.run(whole, part.plan(whole))
+        assert not results.parts[part.name]["remarks"], results.parts[part.name]["remarks"]
+
+
 def run(*arguments, **kwargs):
     command = [sys.executable, str(FOLDER / "gpu.py"), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, **kwargs)
