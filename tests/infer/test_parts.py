@@ -38,7 +38,7 @@ def test_wrong_defaults_of_the_weights_are_named():
     with pytest.raises(InputError, match="defaults of somewhere: t2i has no setting 'guidence'"):
         settings.resolve({}, {}, weights(t2i={"guidence": 1.0}))
     with pytest.raises(
-        InputError, match="defaults of somewhere: guidance is 1000; it goes from 0 to 100"
+        InputError, match="defaults of somewhere: t2i guidance is 1000; it goes from 0 to 100"
     ):
         settings.resolve({}, {}, weights(t2i={"guidance": 1000}))
 
