@@ -121,13 +121,10 @@ def denoiser(cfg: stages.Config, batch: int) -> tuple[Callable[..., jax.Array], 
 
 
 def _place(tree: Any, mesh: Mesh) -> Any:
-    """Inputs [R, B, ...] with their samples split, and the frames of latents over context."""
+    """Inputs [R, B, ...] with their samples split."""
 
     def place(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        axes = [None, sharding.fit(sharding.SAMPLES, leaf.shape[1], mesh)]
-        if leaf.ndim == 6:
-            axes.append(sharding.fit("context", leaf.shape[2], mesh))
-        where = NamedSharding(mesh, P(*axes))
+        where = NamedSharding(mesh, P(None, sharding.fit(sharding.SAMPLES, leaf.shape[1], mesh)))
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
 
     return jax.tree.map(place, tree)

@@ -20,8 +20,7 @@ from quick import quick
 
 from mv2_jax import sharding, shards
 from mv2_jax.config import MotionConfig, SparseControlConfig, UNetConfig
-from mv2_jax.diffusion import keys
-from mv2_jax.diffusion.losses import diffusion_loss
+from mv2_jax.diffusion import guidance, keys
 from mv2_jax.models.backbone import denoise
 from mv2_jax.models.clip_text import TextEncoder
 from mv2_jax.models.clip_vision import VisionEncoder
@@ -31,9 +30,10 @@ from mv2_jax.models.sparse_control import SparseControlNet, given_frames
 from mv2_jax.models.unet import UNet
 from mv2_jax.models.vae import AutoencoderKL
 from mv2_jax.nn.transformer import Context
-from mv2_jax.stages import interpolators, latents
+from mv2_jax.stages import i2v, interpolators, latents
+from mv2_jax.stages import stage as stages
 
-KINDS = ("i2v", "vae", "t2i", "loss", "sparse", "encoders", "vfi", "clip")
+KINDS = ("i2v", "vae", "t2i", "loss", "sparse", "encoders", "vfi", "clip", "chain")
 AXES = sharding.AXES
 VAE = dataclasses.replace(tiny.VAE, channels=(8, 8), mid_attention=True, patch_size=4)
 
@@ -62,9 +62,9 @@ def factorings(devices: int) -> list[tuple[int, ...]]:
 
 
 def case(number: int, devices: int = 8) -> Case:
-    """The kinds in turn, the rest drawn. Every ninth mesh of eight devices has six of them."""
+    """The kinds in turn, the rest drawn. Every tenth mesh of eight devices has six of them."""
     rng = np.random.default_rng([number, devices])
-    meshes = factorings(6 if devices == 8 and number % 9 == 8 else devices)
+    meshes = factorings(6 if devices == 8 and number % 10 == 9 else devices)
     # A stride that meets all meshes before any comes again.
     sizes = meshes[(7 * number + 3) % len(meshes)]
     kind = KINDS[number % len(KINDS)]
@@ -168,23 +168,44 @@ def of_network(case: Case) -> tuple[Any, Any, Any]:
     return functools.partial(denoise, network), params, args
 
 
+def video(case: Case) -> tuple[Any, Any, dict[str, Any]]:
+    """(config, parameters, raw inputs) of I2V's stage."""
+    size = tuple(8 * n for n in case.plane)
+    own = dataclasses.replace(
+        tiny.KEYFRAMES, unet=inflated(case, True), frames=case.frames, size=size
+    )
+    cfg, rng = tiny.stage(own), np.random.default_rng(5)
+    params = random(jax.eval_shape(lambda key: stages.init(cfg, key), keys.seed(0)))
+    ids = rng.integers(3, tiny.TEXT.vocab_size, (2, case.batch, 9)).astype(np.int32)
+    image = rng.uniform(-1, 1, (case.batch, *size, 3)).astype(np.float32)
+    return cfg, params, {"ids": ids[0], "negative": ids[1], "image": image}
+
+
 def of_loss(case: Case) -> tuple[Any, Any, Any]:
-    """A training step's loss and the gradients of every parameter."""
-    network, params, (x, _, told) = denoiser(case)
-    x, told = jax.tree.map(lambda leaf: leaf[0], (x, told))
+    """A training step's loss, encoders and all, and the gradient of every parameter."""
+    cfg, params, asked = video(case)
+    shape = case.batch, case.frames, *case.plane, 4
+    latent = np.random.default_rng(6).standard_normal(shape).astype(np.float32)
 
-    def run(params: Any, x: Any, told: Any) -> Any:
-        def loss(params: Any) -> Any:
-            def model(x: Any, t: Any) -> Any:
-                row = jax.tree.map(lambda leaf: leaf[None], (x, t, told))
-                return denoise(network, params, *row)[0]
+    def run(params: Any, latent: Any, asked: Any) -> Any:
+        batch = {**asked, "latent": latent, "null_ids": asked["negative"][0]}
+        return jax.value_and_grad(lambda p: stages.loss(p, cfg, batch, keys.seed(3))[0])(params)
 
-            each = keys.per_sample(jax.random.key(3), x.shape[0])
-            return diffusion_loss(model, x, each, tiny.SCHEDULE)[0]
+    return run, params, (latent, asked)
 
-        return jax.value_and_grad(loss)(params)
 
-    return run, params, (x, told)
+def of_chain(case: Case) -> tuple[Any, Any, Any]:
+    """Two guided steps from noise."""
+    cfg, params, asked = video(case)
+    shape = case.batch, *case.plane, 4
+    reference = np.random.default_rng(7).standard_normal(shape).astype(np.float32)
+    scales = guidance.make(3.0, 1.5)
+
+    def run(params: Any, reference: Any, asked: Any) -> Any:
+        each = keys.per_sample(keys.seed(3), case.batch)
+        return i2v.sample(params, cfg, asked, reference, each, scales, steps=2)
+
+    return run, params, (reference, asked)
 
 
 def of_vae(case: Case) -> tuple[Any, Any, Any]:
@@ -239,7 +260,7 @@ def of_vfi(case: Case) -> tuple[Any, Any, Any]:
     return run, params, (frames,)
 
 
-MADE = {"loss": of_loss, "vae": of_vae, "encoders": of_encoders, "vfi": of_vfi}
+MADE = {"loss": of_loss, "chain": of_chain, "vae": of_vae, "encoders": of_encoders, "vfi": of_vfi}
 
 
 def difference(case: Case) -> float:
