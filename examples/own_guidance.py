@@ -1,6 +1,6 @@
 """A guidance rule of one's own: only what is new in it (adaptive projected guidance, arXiv
 2410.02416), the step away from the unprompted output without its part along the prompted one. The
-paper's remedy for burnt colours at high scales. mv2 generate --guidance-rule own_guidance:PROJECTED"""
+paper's remedy for burnt colours. `mv2 generate --guidance-rule own_guidance:PROJECTED` takes it."""
 
 from dataclasses import dataclass
 
