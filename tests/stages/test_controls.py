@@ -117,10 +117,11 @@ def conditions(params, cfg, rule=None):
 
 def test_a_pooled_controlnet_steers_only_what_is_told_the_prompt(params):
     """diffusers runs such a one on the conditional rows alone (its guess mode)."""
-    pooled = dataclasses.replace(CLIP, control=dataclasses.replace(CLIP.control, global_pool=True))
-    scales = {cfg: jax.jit(conditions, static_argnums=1)(params, cfg) for cfg in (CLIP, pooled)}
-    np.testing.assert_array_equal(scales[CLIP].control_scale, [0, 1, 1])
-    np.testing.assert_array_equal(scales[pooled].control_scale, [0, 0, 1])
+    control = dataclasses.replace(NETWORKS["control"], global_pool=True)
+    pooled = stages.build("i2v", STAGE, {**NETWORKS, "control": control}, 8)
+    told = {cfg: jax.jit(conditions, static_argnums=1)(params, cfg) for cfg in (CLIP, pooled)}
+    np.testing.assert_array_equal(told[CLIP]["control"]["scale"][:, 0], [0, 1, 1])
+    np.testing.assert_array_equal(told[pooled]["control"]["scale"][:, 0], [0, 0, 1])
 
 
 def test_a_clip_that_fits_its_window_runs_the_plain_program(params):

@@ -244,7 +244,7 @@ def test_text_and_picture_are_dropped_independently_and_as_often_as_asked(params
     rates = {"drop_text": 0.5, "drop_image": 0.25}
     keyed = keys.per_sample(jax.random.key(0), 400)
     found = jax.jit(lambda batch: stages.drop(params, CLIP, batch, keyed, rates))(batch)
-    towards = told(params, image, 0)
+    towards = told(params, image[:, :24, :40], 0)
     no_text = np.abs(found["text"].text - towards["text"].text).max((1, 2)) > 1e-4
     no_tokens = np.abs(found["image"]["tokens"] - towards["image"]["tokens"]).max((1, 2)) > 1e-4
     no_control = np.asarray(found["control"]["scale"]) == 0
