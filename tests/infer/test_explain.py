@@ -143,7 +143,7 @@ def test_bad_input_is_one_line(capsys, tmp_path):
     assert cli.main(["explain", "a ball", "--seed", "-1"]) == 2
     assert "--seed is -1" in capsys.readouterr().err
     assert cli.main(["explain", " "]) == 2
-    assert "the prompt is empty" in capsys.readouterr().err
+    assert "an argument is empty" in capsys.readouterr().err
     assert cli.main(["explain", "a ball", "-o", str(tmp_path / "none" / "x.html")]) == 2
     assert "no such folder" in capsys.readouterr().err
 
