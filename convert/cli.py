@@ -8,9 +8,8 @@ import math
 import re
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn
 
-from mv2_jax.config import nearest
+from mv2_jax.arguments import Parser
 from mv2_jax.configs.few_steps import FEW_STEPS, PICTURE_STEPS
 from mv2_jax.configs.presets import PRESETS
 from mv2_jax.errors import InputError
@@ -30,18 +29,6 @@ _SOURCES = {
     "t2i-text-encoder": "other text encoders than that checkpoint's (of a UNet alone, needed)",
     "vfi": "an interpolator, in the place of the RIFE that ships",
 }
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse whose errors are one line of `mv2`'s, with the nearest flag."""
-
-    def error(self, message: str) -> NoReturn:
-        prefix = "unrecognized arguments: "
-        if message.startswith(prefix):
-            flag = message.removeprefix(prefix).split()[0]
-            known = [option for action in self._actions for option in action.option_strings]
-            message = f"unknown argument {flag}{nearest(flag.partition('=')[0], known)}"
-        raise InputError(f"{message} (see {self.prog} --help)")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -247,7 +234,6 @@ def _parser() -> Parser:
         description="Assembles a cascade folder from public PyTorch checkpoints: files, folders as "
         "diffusers and transformers save them, or ids of the model hub. What each one is is "
         "told by its contents; whatever does not fit is refused, and then nothing is written.",
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("file", nargs="?", metavar="FILE", help="alone: say what it is, and what it serves for; "

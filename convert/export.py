@@ -14,8 +14,9 @@ import numpy as np
 
 from mv2_jax import bundle as bundles
 from mv2_jax import files, tensorfile
+from mv2_jax.arguments import Parser
 from mv2_jax.config import SparseControlConfig, nearest
-from mv2_jax.convert import cli, kinds
+from mv2_jax.convert import kinds
 from mv2_jax.convert.engine import ConversionError, Table, exported
 from mv2_jax.convert.kind import Layout
 from mv2_jax.errors import InputError
@@ -111,12 +112,11 @@ def _what(bundle: bundles.Bundle, name: str) -> str:
     return settings.get("_class_name") or settings["architectures"][0]
 
 
-def _parser() -> cli.Parser:
-    parser = cli.Parser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="mv2 export",
         description="Writes a component of a cascade as diffusers or transformers save it, to be "
         "loaded with from_pretrained (an IP-Adapter: with load_ip_adapter).",
-        allow_abbrev=False,
     )
     parser.add_argument("folder", metavar="DIR", help="a cascade folder")
     parser.add_argument("component", metavar="COMPONENT", help=f"{', '.join(_NAMES)}")

@@ -18,6 +18,7 @@ import numpy as np
 
 from mv2_jax import bundle as bundles
 from mv2_jax import files
+from mv2_jax.arguments import Parser
 from mv2_jax.convert import cli
 from mv2_jax.errors import InputError
 
@@ -136,12 +137,11 @@ def apart(component: str, against: str, pairs: Sequence[tuple[Any, Any]]) -> Ver
     return Verdict(component, against, float(largest), float(mean))
 
 
-def _parser() -> cli.Parser:
-    parser = cli.Parser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="mv2 verify",
         description="Compares every network of a converted cascade with PyTorch's, filled from the "
         "same sources, on random inputs. The sources must lie where they were converted from.",
-        allow_abbrev=False,
     )
     parser.add_argument("folder", metavar="DIR", help="a cascade folder that mv2 convert wrote")
     parser.add_argument(

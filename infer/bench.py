@@ -7,17 +7,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import NoReturn
 
+from mv2_jax.arguments import Parser
 from mv2_jax.errors import InputError
 from mv2_jax.infer import interpolators
 
 METHODS = ("nearest", "blend", "dis", "mv2", "torch")
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message} (see {self.prog} --help)")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -38,15 +33,14 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="mv2 bench", description=__doc__.splitlines()[0], allow_abbrev=False)
-    commands = parser.add_subparsers(metavar="WHAT", required=True, parser_class=_Parser)
+def _parser() -> Parser:
+    parser = Parser(prog="mv2 bench", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(metavar="WHAT", required=True)
     vfi = commands.add_parser(
         "vfi",
         help="predict frames left out of a clip",
         description="Leaves frames of a clip out, predicts them, and prints PSNR and SSIM (means "
         "over frames, RGB of 8 bits) and the seconds a frame takes. Gaps with a cut are skipped.",
-        allow_abbrev=False,
     )
     add = vfi.add_argument
     add("clip", metavar="CLIP", help="any video, or toybox: renders that training never sees")

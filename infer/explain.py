@@ -7,28 +7,23 @@ what was switched.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
 from mv2_jax import bundle as bundles
 from mv2_jax import files
+from mv2_jax.arguments import Parser
 from mv2_jax.errors import InputError
 from mv2_jax.infer import explain_page as html
 from mv2_jax.infer import media, outputs, settings
 from mv2_jax.infer.request import Request
 
 _SIDE = 192  # of most pictures on the page, in pixels
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message} (see {self.prog} --help)")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -38,11 +33,10 @@ def main(arguments: Sequence[str]) -> int:
         InputError: a bad flag or prompt, weights that are missing or damaged, an output that cannot
             be written.
     """
-    parser = _Parser(
+    parser = Parser(
         prog="mv2 explain",
         description="Makes a video and explains it on one HTML page, which needs no other file: "
         "what each stage did, where words looked, what each mechanism brought.",
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("prompt", help="what the video is to show")

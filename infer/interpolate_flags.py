@@ -5,17 +5,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from fractions import Fraction
-from typing import NoReturn
 
+from mv2_jax.arguments import Parser
 from mv2_jax.errors import InputError
 from mv2_jax.infer import interpolators
 from mv2_jax.infer.interpolate_cuts import UNEXPLAINED
 from mv2_jax.infer.interpolate_make import PAUSE, REPEAT
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message} (see {self.prog} --help)")
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -34,12 +29,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="mv2 interpolate",
         description="Makes a video smoother by frames between its frames. Its sound, subtitles, "
         "colours and times are kept; nothing is made across a cut or between equal frames.",
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add(

@@ -8,9 +8,9 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
-from mv2_jax.errors import InputError
+from mv2_jax.arguments import Parser
 from mv2_jax.infer import machines
 
 if TYPE_CHECKING:
@@ -18,11 +18,6 @@ if TYPE_CHECKING:
 
 STAGES = ("t2i", "i2v", "v2v")
 TYPES = ("bfloat16", "float16", "float32")
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message} (see {self.prog} --help)")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -77,12 +72,11 @@ def _size(count: int) -> str:
     return f"{count / 2**30:.2f} GiB"
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="mv2 plan",
         description="Compiles a stage's network for hardware that is not here, and says how much "
         "memory of each device it takes and (TPU) how long a step. Sizes are the paper's.",
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("stage", choices=STAGES, help="which network")

@@ -11,11 +11,11 @@ import argparse
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from mv2_jax import numbers
+from mv2_jax.arguments import Parser
 from mv2_jax.configs import presets
-from mv2_jax.errors import InputError
 
 if TYPE_CHECKING:
     import jax
@@ -258,18 +258,12 @@ def _noise(rng: Any, shape: tuple[int, ...]) -> Any:
     return rng.uniform(-1, 1, shape).astype("float32")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message} (see {self.prog} --help)")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="mv2 rehearse",
         description="Runs a preset's cascade at full width with random weights, stage by stage, "
         "and reports memory (the most so far) and time. In bfloat16 the paper's T2I, SDXL, "
         "takes 7 GiB of weights, its other stages 5; on a CPU, XLA adds copies in float32.",
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("preset", choices=list(presets.PRESETS), help="which cascade")

@@ -12,28 +12,23 @@ variants makes only those.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
 from mv2_jax import bundle as bundles
 from mv2_jax import config, files
 from mv2_jax import params as trees
+from mv2_jax.arguments import Parser
 from mv2_jax.errors import InputError
 from mv2_jax.infer import settings
 
 FRAMES = 6  # of a video on the strip
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message} (see {self.prog} --help)")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -42,7 +37,7 @@ def main(arguments: Sequence[str]) -> int:
     Raises:
         InputError: a bad flag, an unknown mechanism, missing weights.
     """
-    parser = _Parser(prog="mv2 study", description=_ABOUT, allow_abbrev=False)
+    parser = Parser(prog="mv2 study", description=_ABOUT)
     add = parser.add_argument
     add("which", choices=("inference", "training", "preference"), help="what to compare")
     add("--only", default="", metavar="A,B", help="mechanisms of `inference`, such as prior,vfi")

@@ -12,10 +12,10 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import NoReturn
 
-from mv2_jax.config import nearest
+from mv2_jax.arguments import Parser
 from mv2_jax.errors import InputError
+from mv2_jax.lookup import nearest
 from mv2_jax.signals import stopped, stopped_in_order
 
 # Commands with a parser of their own: the module whose main(arguments) runs each, and its help.
@@ -30,18 +30,6 @@ APART = {
     "verify": ("mv2_jax.convert.verify", "does a converted cascade compute what PyTorch does?"),
     "export": ("mv2_jax.convert.export", "a component back in the layout of PyTorch's libraries"),
 }
-
-
-class _Parser(argparse.ArgumentParser):
-    """argparse that says what is wrong in one line and names the nearest flag."""
-
-    def error(self, message: str) -> NoReturn:
-        prefix = "unrecognized arguments: "
-        if message.startswith(prefix):
-            flag = message.removeprefix(prefix).split()[0]
-            known = [option for action in self._actions for option in action.option_strings]
-            message = f"unknown argument {flag}{nearest(flag.partition('=')[0], known)}"
-        raise InputError(f"{message} (see {self.prog} --help)")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -108,7 +96,7 @@ def _fail(error: object, code: int) -> int:
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
-    parser = _Parser(prog="mv2", description="Text to video, in JAX.", allow_abbrev=False)
+    parser = Parser(prog="mv2", description="Text to video, in JAX.")
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     subparsers = {
@@ -153,7 +141,6 @@ def _generate_parser(
         help="make a video from a prompt",
         description="Makes an MP4 from each prompt, and beside it a contact sheet (PNG) and a "
         "sidecar (JSON) from which `mv2 generate --from` makes the same video again.",
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("prompt", nargs="*", metavar="PROMPT", help="what the video is to show, in words")
@@ -210,7 +197,6 @@ def _train_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentPars
         "train",
         help="train a recipe, such as toybox/vae",
         description="Trains a recipe, phase after phase. Run it again to go on where it stopped.",
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("recipe", metavar="RECIPE", help="toybox/..., or a Python file with get_config()")
@@ -223,9 +209,7 @@ def _train_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentPars
 
 
 def _info_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
-    parser = commands.add_parser(
-        "info", help="versions, devices, caches and weights", allow_abbrev=False
-    )
+    parser = commands.add_parser("info", help="versions, devices, caches and weights")
     parser.add_argument("--weights", metavar="DIR", help="a cascade folder (the one that ships)")
     parser.set_defaults(run=_info)
     return parser
@@ -233,7 +217,7 @@ def _info_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParse
 
 def _eval_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     parser = commands.add_parser(
-        "eval", help="how often videos show what was asked for, by the judge", allow_abbrev=False
+        "eval", help="how often videos show what was asked for, by the judge"
     )
     add = parser.add_argument
     add("world", choices=["toybox"], help="the judge's world")

@@ -309,7 +309,18 @@ def test_wrong_sidecars_get_one_line(generate, here, capsys):
 
 @pytest.mark.parametrize(
     "arguments, message",
-    [(["generat"], "did you mean 'generate'?"), (["--wat"], "unknown argument --wat")],
+    [
+        (["generat"], "did you mean 'generate'?"),
+        (["--wat"], "unknown argument --wat"),
+        *(
+            ([*command.split(), "x", f"--{flag}", "3"], f"did you mean '--{near}'?")
+            for command, flag, near in (
+                ("interpolate", "viws", "views"),
+                ("explain", "sed", "seed"),
+                ("convert", "unt", "unet"),
+            )
+        ),
+    ],
 )
 def test_wrong_commands_get_one_line(capsys, arguments, message):
     assert cli.main(arguments) == 2

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 ORDER = (
     ("config_types", "config_vfi", "errors", "files", "signals"),
     ("lookup",),
-    ("numbers",),
+    ("arguments", "numbers"),
     ("config", "tensorfile"),
     ("params", "programs"),
     ("sharding",),

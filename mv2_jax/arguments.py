@@ -1,0 +1,24 @@
+"""The commands' parser: argparse whose errors are one line, with the nearest flag."""
+
+from __future__ import annotations
+
+import argparse
+from typing import NoReturn
+
+from mv2_jax.errors import InputError
+from mv2_jax.lookup import nearest
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that raises InputError; flags are never abbreviated."""
+
+    def __init__(self, **settings: object) -> None:
+        super().__init__(**{"allow_abbrev": False, **settings})
+
+    def error(self, message: str) -> NoReturn:
+        prefix = "unrecognized arguments: "
+        if message.startswith(prefix):
+            flag = message.removeprefix(prefix).split()[0]
+            known = [option for action in self._actions for option in action.option_strings]
+            message = f"unknown argument {flag}{nearest(flag.partition('=')[0], known)}"
+        raise InputError(f"{message} (see {self.prog} --help)")
