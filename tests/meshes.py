@@ -71,8 +71,8 @@ def case(number: int, devices: int = 8) -> Case:
     frames = int(rng.choice([1, 2, 3, 5, 7, 8]))
     if kind == "t2i":
         frames = 1
-    if kind in ("vfi", "clip"):  # of one frame there is nothing to test
-        frames = max(2, frames)
+    if kind in ("vfi", "clip"):  # of one frame, or one gap, there is nothing to test
+        frames = max(3, frames)
     return Case(
         kind,
         sizes,
@@ -264,7 +264,11 @@ MADE = {"loss": of_loss, "chain": of_chain, "vae": of_vae, "encoders": of_encode
 
 
 def difference(case: Case) -> float:
-    """The largest difference of any result, as a share of its largest value."""
+    """The largest difference of any result, as a share of its largest value.
+
+    Or of a thousandth of the largest of all: some gradients are nothing but rounding (a key's bias
+    moves no softmax).
+    """
     run, params, args = MADE.get(case.kind, of_network)(case)
     want = jax.device_get(quick(run)(params, *args))
     devices = jax.devices()[: math.prod(case.sizes)]
@@ -274,8 +278,10 @@ def difference(case: Case) -> float:
             params = sharding.shard_params(params, mesh)
         got = jax.device_get(quick(run)(params, *args))
 
+    floor = 1e-3 * max(np.abs(leaf).max() for leaf in jax.tree.leaves(want))
+
     def far(a: Any, b: Any) -> float:
-        return float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-3))
+        return float(np.abs(a - b).max() / max(np.abs(b).max(), floor))
 
     return max(jax.tree.leaves(jax.tree.map(far, got, want)))
 
