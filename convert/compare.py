@@ -44,7 +44,8 @@ def component(
         raise InputError(f"{name}: its config in the cascade does not run: {first}") from None
     gc.collect()
     notes = [*facts(job), *tables(job, theirs)]
-    return dataclasses.replace(apart(name, against, pairs), notes=tuple(notes))
+    verdict = apart(name, against, pairs)
+    return dataclasses.replace(verdict, notes=(*verdict.notes, *notes))
 
 
 def comparable(piece: Piece) -> bool:

@@ -66,7 +66,8 @@ def _process(bundle: Bundle, mine: StageConfig, theirs: Any, name: str) -> Verdi
     output = getattr(mine.schedule, "output", None)
     if output and output != _PREDICTIONS[theirs.config.prediction_type]:
         notes.append(f"output is {output!r}, not {theirs.config.prediction_type!r}")
-    return dataclasses.replace(apart(name, against, pairs), notes=tuple(notes))
+    verdict = apart(name, against, pairs)
+    return dataclasses.replace(verdict, notes=(*verdict.notes, *notes))
 
 
 def _settings(

@@ -91,3 +91,35 @@ def test_sources_that_changed_or_went_are_named(whole, tmp_path, capsys):
         assert text in capsys.readouterr().err
     assert cli.main(["verify", str(bundle.SHIPPED)]) == 2
     assert "was not made by mv2 convert" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_what_users_say_at_conversion_is_no_difference(sources, small, whole, tmp_path, capsys):
+    """A marked SDXL file for T2I, a LoRA for the frames alone, overrides, few steps, a vfi."""
+    from mv2_jax.convert import ldm
+    from mv2_jax.convert.engine import export
+    from mv2_jax.convert.tables import rife
+    from mv2_jax.stages import vfi
+
+    state = small.sdxl_file(small.sdxl(), small.as_ldm, ldm.unet_modules(2, 1))
+    state = {name: np.ascontiguousarray(value) for name, value in state.items()}
+    state |= {name: np.zeros(0, np.float32) for name in ("v_pred", "ztsnr")}
+    save_file(state, tmp_path / "noob.safetensors")
+    named = export(vfi.shipped()[0], rife.rules())
+    torch.save({k: torch.tensor(np.array(v)) for k, v in named.items()}, tmp_path / "flownet.pkl")
+    style = whole.parent / "style.safetensors"
+    base = ["--unet", sources / "pipeline", "--motion", sources / "motion", "--frames", "2"]
+    sizes = "--t2i-size 16x16 --i2v-size 16x16 --v2v-size 16x16".split()
+    for k, (more, lines) in enumerate(
+        (
+            (["--t2i", tmp_path / "noob.safetensors", "--vfi", tmp_path / "flownet.pkl"], 13),
+            (["--lora", f"{style}:0.5@i2v,v2v", "--prediction", "v", "--schedule", "ztsnr"], 10),
+            (["--norm-scope", "clip", "--few-steps", "lightning", "--dtype", "keep"], 8),
+        )
+    ):
+        out = tmp_path / f"c{k}"
+        assert cli.main(["convert", *map(str, [*base, *more, "-o", out]), *sizes]) == 0
+        capsys.readouterr()
+        assert cli.main(["verify", str(out)]) == 0, capsys.readouterr().out
+        said = capsys.readouterr().out.splitlines()[1:]
+        assert len(said) == lines and not [line for line in said if "DIFFERENT" in line], said
