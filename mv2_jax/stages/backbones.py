@@ -143,8 +143,10 @@ def of(config: Any) -> Backbone:
     """
     if isinstance(config, UNetConfig):
         return UNetBackbone(config)
+    if isinstance(config, type):
+        raise InputError(f"{config.__name__} is a class; a backbone is {config.__name__}(...)")
     if not isinstance(config, Backbone):
-        wanted = ("in_channels", "frames", "parts", "own", "rules", "init", "select", "apply")
+        wanted = [*Backbone.__annotations__, "init", "select", "apply"]
         lacks = ", ".join(name for name in wanted if not hasattr(config, name))
         raise InputError(f"{type(config).__name__} is no backbone: it lacks {lacks}")
     return config

@@ -26,7 +26,7 @@ from mv2_jax.diffusion import keys as named
 from mv2_jax.diffusion.guidance import Rule
 from mv2_jax.diffusion.losses import Loss, LossConfig, diffusion_loss
 from mv2_jax.errors import InputError
-from mv2_jax.lookup import nearest
+from mv2_jax.lookup import find, nearest
 from mv2_jax.models.backbone import denoise
 from mv2_jax.stages import backbones
 from mv2_jax.stages.conditions import Asked, Condition, Fed, Params
@@ -99,7 +99,8 @@ class Config:
         """These conditions by their names, and others as they are: what a stage's
         `StageConfig.conditions` would make of those that it has."""
         wanted = tuple(each.name for each in self.conditions) if wanted is None else wanted
-        return tuple(self.condition(w) if isinstance(w, str) else _checked(w) for w in wanted)
+        words = [isinstance(w, str) and ":" not in w for w in wanted]
+        return tuple(self.condition(w) if word else _own(w) for w, word in zip(wanted, words))
 
     def condition(self, name: str) -> Condition:
         """The condition of this name. Raises ValueError; the nearest is named."""
@@ -140,10 +141,8 @@ def build(
 
 def _condition(wanted: Any, configs: Mapping[str, Any], pooled: bool) -> Condition:
     """A condition by its word, or as it is."""
-    if not isinstance(wanted, str):
-        return _checked(wanted)
     if wanted not in PICTURED:
-        raise InputError(f"unknown condition {wanted!r}{nearest(wanted, PICTURED)}")
+        return _own(wanted)
     if wanted == "text":
         return Text(configs["text_encoder"], configs["text_encoder_2"] if pooled else None)
     if wanted == "image":
@@ -152,7 +151,13 @@ def _condition(wanted: Any, configs: Mapping[str, Any], pooled: bool) -> Conditi
     return Sparse(control) if isinstance(control, SparseControlConfig) else Control(control)
 
 
-def _checked(wanted: Any) -> Condition:
+def _own(wanted: Any) -> Condition:
+    """A condition from outside the package: itself, or the `module:name` of it or of its class."""
+    if isinstance(wanted, str):
+        wanted = find(wanted, dict.fromkeys(PICTURED), "condition")
+        wanted = wanted() if isinstance(wanted, type) else wanted
+    if isinstance(wanted, type):
+        raise InputError(f"{wanted.__name__} is a class; a condition is {wanted.__name__}(...)")
     if not isinstance(wanted, Condition):
         names = [*Condition.__annotations__, "blank", "init", "encode", "feed"]
         lacks = ", ".join(name for name in names if not hasattr(wanted, name))

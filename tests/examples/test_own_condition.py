@@ -13,6 +13,7 @@ import tiny
 
 from mv2_jax import bundle, cascade, cli
 from mv2_jax.diffusion import keys
+from mv2_jax.errors import InputError
 from mv2_jax.infer import ahead
 from mv2_jax.stages import stage as stages
 
@@ -56,6 +57,24 @@ def test_its_place_in_a_stage(four, size):
     assert fresh["size"]["kernel"].shape == (1, 8)
     with pytest.raises(ValueError, match="t2i's condition 'size' needs 'size'"):
         four.t2i(PROMPT, keys=keys.seeds([1]))
+
+
+def test_it_is_found_by_name_and_what_is_none_is_refused(four, size):
+    own = type(size)
+    made = four.with_stage("t2i", conditions=("text", "own_condition:Size"))
+    assert made.picture.conditions[1] == own()
+    text = {"text_encoder": four.picture.condition("text").first}
+    stage = dataclasses.replace(four.picture.stage, conditions=("text", "own_condition:Size"))
+    assert stages.build("t2i", stage, text, 8).conditions[1] == own()
+    for wanted, message in (
+        ("txt", r"unknown condition 'txt' \(known: text, image, control\); did you mean 'text'"),
+        ("own_condition:Sise", "own_condition has no 'Sise'; did you mean 'Size'"),
+        (own, r"Size is a class; a condition is Size\(...\)"),
+        (3, "int is no condition: it lacks name, role"),
+    ):
+        stage = dataclasses.replace(stage, conditions=(wanted,))
+        with pytest.raises(InputError, match=message):
+            stages.build("t2i", stage, text, 8)
 
 
 def test_training_reaches_it(four):
