@@ -43,7 +43,6 @@ _STRETCHED = {"webm": "libopus"}
 # What a container says of the file it was, not of the film.
 _OWN = {"major_brand", "minor_version", "compatible_brands", "encoder", "duration",
         "number_of_bytes", "number_of_frames", "bps", "vendor_id", "handler_name"}  # fmt: skip
-SOUNDS = ("keep", "stretch", "drop")
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from mv2_jax import numbers as sets
-from mv2_jax.errors import InputError
-from mv2_jax.lookup import nearest
 from mv2_jax.numbers import About
 
 Numbers = dict[str, dict[str, float]]
@@ -96,7 +94,7 @@ def resolve(
     Raises:
         InputError: a number is out of range, or an unknown one is in `base` or the weights.
     """
-    check_names(base, "the sidecar")
+    sets.check_stages(base, "the sidecar")
     made: Numbers = {}
     for stage, numbers in bundle.numbers.items():
         whole = sets.changed(stage, numbers, base.get(stage, {}), "the sidecar")
@@ -108,17 +106,6 @@ def resolve(
             for stage in setting.stages:
                 made[stage][setting.name] = setting.parse(given[setting.dest])
     return made
-
-
-def check_names(numbers: Mapping[str, Mapping[str, float]], where: str) -> None:
-    """Refuses a stage or a number that there is not, naming the nearest one."""
-    for stage, values in numbers.items():
-        if stage not in sets.STAGES:
-            raise InputError(f"{where}: unknown stage {stage!r}{nearest(stage, sets.STAGES)}")
-        for name in values:
-            known = sets.about(stage)
-            if name not in known:
-                raise InputError(f"{where}: {stage} has no setting {name!r}{nearest(name, known)}")
 
 
 def idle(given: Mapping[str, Any], start: str) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,7 +56,9 @@ def _number(default: Any, kind: type, low: float, high: float, words: str, **mor
 class Guided:
     """What every diffusion stage has. `steps` None: as many as its config says."""
 
-    steps: int | None = _number(None, int, 1, 1000, "denoising steps", own_flag=True)
+    steps: int | None = _number(
+        None, int, 1, 1000, "denoising steps of a whole chain", own_flag=True
+    )
     guidance: float = _number(7.5, float, 0, 100, "how close to the text", own_flag=True)
     guidance_rescale: float = _number(
         0.0, float, 0, 1, "how far a guided output is brought back to the spread of an unguided one"
@@ -148,12 +150,17 @@ def read(stored: Mapping[str, Mapping[str, Any]], where: str) -> Numbers:
     Raises:
         InputError: as `changed`, or a stage that there is not.
     """
-    for stage in stored:
-        if stage not in STAGES:
-            raise InputError(f"{where}: unknown stage {stage!r}{nearest(stage, STAGES)}")
+    check_stages(stored, where)
     return {
         stage: changed(stage, cls(), stored.get(stage, {}), where) for stage, cls in STAGES.items()
     }
+
+
+def check_stages(stored: Iterable[str], where: str) -> None:
+    """Raises InputError for a stage that there is not; the nearest is named."""
+    for stage in stored:
+        if stage not in STAGES:
+            raise InputError(f"{where}: unknown stage {stage!r}{nearest(stage, STAGES)}")
 
 
 def usual() -> Numbers:

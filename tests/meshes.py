@@ -203,7 +203,8 @@ def of_chain(case: Case) -> tuple[Any, Any, Any]:
 
     def run(params: Any, reference: Any, asked: Any) -> Any:
         each = keys.per_sample(keys.seed(3), case.batch)
-        return i2v.sample(params, cfg, asked, reference, each, scales, steps=2)
+        given = (params, cfg, asked, reference, each, scales)
+        return i2v.sample(*given, noise_prior=1.0, steps=2)
 
     return run, params, (reference, asked)
 

@@ -168,7 +168,7 @@ class VideoTask:
         scales = guidance.make(cfg.guidance, cfg.image_guidance)
         given = (whole, net, asked)
         if self.stage == "i2v":
-            out = i2v.sample(*given, z[:, 0], each, scales, steps=cfg.steps)
+            out = i2v.sample(*given, z[:, 0], each, scales, noise_prior=1.0, steps=cfg.steps)
         else:
             more = {"strength": cfg.strength, "steps": cfg.steps}
             out = v2v.sample(*given, z, each, scales, **more)

@@ -47,12 +47,12 @@ def sample(
     keys: jax.Array,
     guidance: Guidance,
     *,
-    noise_prior: float = 1.0,
+    noise_prior: float,
     **chosen: Any,
 ) -> jax.Array:
     """Raw inputs and a reference latent -> clip latents [B, T, h, w, C].
 
-    `chosen` as in `chain.sample`.
+    `noise_prior` is `start`'s strength, `chosen` as in `chain.sample`.
     """
     given = (reference, noise_prior)
     asked = {"reference": reference, **asked}

@@ -47,7 +47,7 @@ def sample(
     keys: jax.Array,
     guidance: Guidance,
     *,
-    strength: float = 0.5,
+    strength: float,
     **chosen: Any,
 ) -> jax.Array:
     """Raw inputs and keyframes' latents -> refined latents, like them; `chosen`: `chain.sample`."""

@@ -115,8 +115,9 @@ def test_guidance_and_seed_compile_nothing_new(params):
 def test_i2v_sample_of_a_batch_equals_the_sample_alone(params, image):
     each = keys.seeds([7, 8, 9])
     z = jnp.asarray(np.random.default_rng(4).standard_normal((3, 3, 5, 4)), jnp.float32)
-    batch = i2v.sample(params, CLIP, asked(image, slice(0, 3)), z, each, SCALES)
-    alone = i2v.sample(params, CLIP, asked(image, 2), z[2:], each[2:], SCALES)
+    batch = i2v.sample(params, CLIP, asked(image, slice(0, 3)), z, each, SCALES, noise_prior=1.0)
+    one = asked(image, 2), z[2:], each[2:]
+    alone = i2v.sample(params, CLIP, *one, SCALES, noise_prior=1.0)
     assert batch.shape == (3, 3, 3, 5, 4)
     np.testing.assert_allclose(batch[2], alone[0], rtol=0, atol=5e-5)
 

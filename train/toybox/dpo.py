@@ -253,7 +253,7 @@ class Clips(Preferences):
         def one(number: int) -> tuple[np.ndarray, Any]:
             keys = pairs.keys(self.cfg.seed, numbers, number)
             given = (self.base, self.net, asked, reference)
-            z = i2v.sample(*given, keys, scales, steps=sample.steps)
+            z = i2v.sample(*given, keys, scales, noise_prior=1.0, steps=sample.steps)
             return z, self.decode(self.vae, latents=z)
 
         found = pairs.rank(self.jury, words, self.cfg.data.candidates, one)
