@@ -48,7 +48,7 @@ def _stage(stage: object, defaults: dict[str, float]) -> str:
         height, width = stage.size
         rule = stage.rule or USUAL_RULE
         shape = f"{width}x{height}" if stage.frames == 1 else f"{stage.frames} of {width}x{height}"
-        words = [shape, f"{stage.steps} steps of {stage.sampler}", f"rule {rule}", *words]
+        words = [shape, f"{stage.steps} steps of {stage.sampler}", f"guidance rule {rule}", *words]
     return ", ".join(words)
 
 

@@ -43,7 +43,7 @@ def _parser() -> Parser:
         help="videos in any usual container, GIF and WebP too, or folders of pictures",
     )
     add("-o", "--out", metavar="FILE", help="an .mp4, .mkv, .mov, .webm, .gif or .webp, or without "
-        "a suffix a folder of PNG; for several videos a folder (VIDEO-smooth.mp4, here)")  # fmt: skip
+        "a suffix a folder of PNG; for several videos a folder (VIDEO-smooth.mp4)")  # fmt: skip
     add("--force", action="store_true", help="replace what is there already")
     add("--strict", action="store_true", help="refuse a damaged or changing video")
     _add_times(parser.add_argument_group("times"))

@@ -352,7 +352,7 @@ def test_info_lists_the_weights(tiny_weights, capsys):
     assert cli.main(["info", "--weights", str(tiny_weights)]) == 0
     out = capsys.readouterr().out
     assert "weights: tiny" in out and "Apache-2.0; nowhere" in out
-    assert "i2v  4 of 24x24, 3 steps of ddim" in out
+    assert "i2v  4 of 24x24, 3 steps of ddim, guidance rule apart" in out
 
 
 def test_train_hands_over_to_the_trainer(capsys, monkeypatch):
