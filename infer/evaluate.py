@@ -19,7 +19,7 @@ import numpy as np
 from mv2_jax import bundle as bundles
 from mv2_jax import files
 from mv2_jax.errors import InputError
-from mv2_jax.infer import generate, measured, media, outputs, settings
+from mv2_jax.infer import generate, measured, media, meshes, outputs, settings
 from mv2_jax.infer.progress import Bars
 
 
@@ -71,6 +71,7 @@ def toybox(
     seed: int = 0,
     batch: int = 4,
     out: str | Path | None = None,
+    mesh: str | None = None,
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """Generates `count` videos, prints the table, and returns its rates.
 
@@ -78,6 +79,7 @@ def toybox(
         seed: of the choice of prompts; video i is made from seed + i.
         batch: videos made at a time.
         out: a folder for `eval.json` and `eval.png`: the first videos' pictures and six frames.
+        mesh: as `--mesh` takes it. Of several processes the first writes the files and speaks.
 
     Raises:
         InputError: fewer than two prompts, a seed out of range, no judge, missing or damaged
@@ -89,16 +91,17 @@ def toybox(
         raise InputError(f"--prompts is {count}; it takes at least 2, one from each set")
     if not 0 <= seed <= 2**32 - count:
         raise InputError(f"--seed is {seed}; it goes from 0 to {2**32 - count}")
-    if out is not None:
+    first_process = meshes.begin(mesh)
+    if out is not None and first_process:
         _ready(Path(out))
     jury = evaluate.load()
     bundle = bundles.read(weights)
     numbers = settings.resolve({}, {}, bundle)
     words, names, prompts = withheld(count, seed)
-    cascade, _ = generate.load(bundle)
+    cascade, _ = generate.load(bundle, mesh, batch)
     started, seen, pictures, rows = time.monotonic(), [], [], []
     tally = measured.Tally()
-    with Bars() as bars:
+    with Bars(silent=not first_process) as bars:
         for first in range(0, count, batch):
             keep = min(batch, count - first)
             bars.prefix = f"{first + keep}/{count} "
@@ -121,12 +124,14 @@ def toybox(
     for kind in ("motion", "all"):
         hits["image"].pop(kind)
     results = {what: rates(found, names) for what, found in hits.items()}
-    print(table(results))
-    print(measured.table(tally.means(), differs))
-    print(f"{count} prompts in {time.monotonic() - started:.0f} s")
-    if out is not None:
-        extra = {"measures": _plain(tally.means()), "seeds": differs}
-        _write(Path(out), results, prompts, hits, rows, extra)
+    if first_process:
+        print(table(results))
+        print(measured.table(tally.means(), differs))
+        print(f"{count} prompts in {time.monotonic() - started:.0f} s")
+        if out is not None:
+            extra = {"measures": _plain(tally.means()), "seeds": differs}
+            _write(Path(out), results, prompts, hits, rows, extra)
+    meshes.end(mesh)
     return results
 
 

@@ -28,7 +28,7 @@ import numpy as np
 from mv2_jax import bundle as bundles
 from mv2_jax.configs import presets
 from mv2_jax.errors import InputError
-from mv2_jax.infer import cache, choices, interpolators, media, outputs, settings
+from mv2_jax.infer import cache, choices, interpolators, media, meshes, outputs, settings
 from mv2_jax.infer.progress import Bars
 from mv2_jax.infer.release import version
 from mv2_jax.infer.request import Request, interpolators_of, sidecar
@@ -113,6 +113,7 @@ def command(
     *,
     force: bool = True,
     metadata: bool = True,
+    mesh: str | None = None,
 ) -> None:
     """Makes and writes the videos of a request.
 
@@ -125,13 +126,15 @@ def command(
             more, equal but for rounding, and faster on an accelerator.
         force: replace files that are there already.
         metadata: let the files say that they are generated, by what, from which prompt and seed.
+        mesh: as `--mesh` takes it. Of several processes the first writes the files and speaks.
 
     Raises:
         InputError: anything wrong with the request, the files it names, or the weights.
         OSError: the disk failed while writing.
     """
+    first_process = meshes.begin(mesh)
     inputs = [source.path for source in (request.image, request.video) if source]
-    planned = outputs.plan(out, len(request.prompts), stages, inputs, force)
+    planned = outputs.plan(out, len(request.prompts), stages, inputs, force, first_process)
     preset = request.choices.get("all", {}).get("preset")
     bundle = presets.complete(bundles.read(request.weights), preset)
     sized = choices.apply(with_size(bundle, request.size), request.choices)
@@ -143,14 +146,15 @@ def command(
     elif network:
         interpolators.fits(network, int(numbers["vfi"]["between"]) + 1, "--between 1", sized)
     bundle.verify()
-    for line in warnings(request, bundle):
+    for line in warnings(request, bundle) if first_process else ():
         print(f"mv2: warning: {line}", file=sys.stderr)
 
     started = time.monotonic()
     fps = used["vfi"]["fps"]
-    with Bars() as bars:
+    batch = min(batch, len(planned))
+    with Bars(silent=not first_process) as bars:
         with bars.loading():
-            cascade, made_with = load(sized)
+            cascade, made_with = load(sized, mesh, batch)
         check_steps(sized, used, request.start)
         check_told(request, cascade)
         for first in range(0, len(planned), batch):
@@ -158,7 +162,7 @@ def command(
             # The last group is filled up, so that it runs the program that the others ran.
             if len(planned) > 1:
                 bars.prefix = f"{first + len(chosen)}/{len(planned)} "
-            filled = [*chosen, *[chosen[-1]] * (min(batch, len(planned)) - len(chosen))]
+            filled = [*chosen, *[chosen[-1]] * (batch - len(chosen))]
             made = make(
                 cascade,
                 filled,
@@ -170,6 +174,8 @@ def command(
                 progress=bars,
                 tell=request.tell,
             )
+            if not first_process:
+                continue
             for index, one in enumerate(_singly(made, len(chosen)), start=first):
                 result = {"fps": fps, **describe(one.frames)}
                 side = sidecar(request, index, numbers, bundle, made_with, result)
@@ -185,13 +191,15 @@ def command(
                 print(summary(planned[index].video, one.frames, fps, seconds))
                 if request.before is not None:
                     print(compare(request.before, side))
+    meshes.end(mesh)
 
 
-def load(bundle: Any) -> tuple[Any, dict[str, str]]:
+def load(bundle: Any, mesh: str | None = None, samples: int = 1) -> tuple[Any, dict[str, str]]:
     """The cascade, and what it runs on (for the sidecar). This is where JAX is loaded.
 
-    Its programs are kept from run to run (`infer.kept`): for commands, which run no code but this
-    package's. Code of your own loads by `mv2_jax.cascade.load`.
+    `mesh` is as `--mesh` takes it, for so many `samples` at a time. The cascade's programs are
+    kept from run to run (`infer.kept`): for commands, which run no code but this package's. Code of
+    your own loads by `mv2_jax.cascade.load`.
     """
     import jax
     import jax.numpy as jnp
@@ -201,19 +209,15 @@ def load(bundle: Any) -> tuple[Any, dict[str, str]]:
     from mv2_jax.infer.kept import Kept
     from mv2_jax.programs import Programs
 
-    device = jax.devices()[0]
-    dtype = jnp.float32 if device.platform == "cpu" else jnp.bfloat16
-    made_with = {
-        "jax": jax.__version__,
-        "platform": device.platform,
-        "device": device.device_kind,
-        "dtype": jnp.dtype(dtype).name,
-    }
+    over = meshes.of(mesh, samples, bundle.stages["i2v"].frames)
+    meshes.say(over)
+    dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    made_with = {**meshes.facts(over), "dtype": jnp.dtype(dtype).name}
     network = _interpolator(bundle)
     own = network in (None, "none")
     between = None if own else interpolators.load(network, bundle)
-    loaded = cascade.load(bundle, dtype, interpolator=between)
-    programs = Programs(Kept(folder) if folder else None)
+    loaded = cascade.load(bundle, dtype, interpolator=between, mesh=over)
+    programs = Programs(Kept(folder, over) if folder else None, over)
     return dataclasses.replace(loaded, programs=programs), made_with
 
 

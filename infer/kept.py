@@ -26,6 +26,7 @@ from typing import Any
 
 import jax
 from jax.experimental import serialize_executable as serial
+from jax.sharding import Mesh, NamedSharding
 
 from mv2_jax import files, programs
 from mv2_jax.infer import cache
@@ -37,9 +38,11 @@ _hits = 0
 
 
 class Kept:
-    """Programs of one device of one process, in a folder: `mv2_jax.programs.Programs` asks it."""
+    """Programs of one process, on one device or a `mesh`, in a folder: `mv2_jax.programs.Programs`
+    asks it. Those of several processes are not kept whole; JAX's own cache has them."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, mesh: Mesh | None = None) -> None:
+        self._devices = [usual_device()] if mesh is None else list(mesh.devices.flat)
         self._all = folder / "kept"
         self._folder = self._all / _made_of()
 
@@ -51,9 +54,11 @@ class Kept:
                 usual device (`programs.signature`).
         """
         structure, leaves = signature
-        if jax.process_count() > 1 or any(place is not None for _, place in leaves):
+        if jax.process_count() > 1 or not all(self._here(place) for _, place in leaves):
             return None
-        types = [(aval.shape, str(aval.dtype), aval.weak_type) for aval, _ in leaves]
+        types = [
+            (aval.shape, str(aval.dtype), aval.weak_type, *_over(place)) for aval, place in leaves
+        ]
         if any(map(_outside, static.values())):  # its code may be edited, which the key would miss
             return None
         told = sorted(static.items())
@@ -62,12 +67,18 @@ class Kept:
             return None
         return hashlib.sha256(words.encode()).hexdigest()[:32]
 
+    def _here(self, place: Any) -> bool:
+        """Whether a leaf lies where this store's programs run."""
+        if place is None:
+            return len(self._devices) == 1
+        return isinstance(place, NamedSharding) and list(place.mesh.devices.flat) == self._devices
+
     def find(self, name: str) -> Any:
         """The program of a key, loaded; None where there is none."""
         path = self._folder / name
         try:
             content, *trees = pickle.loads(path.read_bytes())
-            return serial.deserialize_and_load(content, *trees, execution_devices=[usual_device()])
+            return serial.deserialize_and_load(content, *trees, execution_devices=self._devices)
         except OSError:
             return None
         except Exception:  # damaged, or of an XLA that cannot: whatever it is, compiling helps
@@ -101,6 +112,11 @@ class Kept:
                 shutil.rmtree(path, ignore_errors=True)
         with files.whole(self._folder / name) as scratch:  # another run may write the same now
             scratch.write_bytes(content)
+
+
+def _over(place: Any) -> tuple[str, ...]:
+    """How a leaf lies over a mesh, in words; nothing where it lies on the usual device."""
+    return () if place is None else (f"{dict(place.mesh.shape)} {place.spec}",)
 
 
 def _outside(value: Any) -> bool:

@@ -63,9 +63,16 @@ def _named(out: Path, count: int, stages: bool) -> list[Outputs]:
 
 
 def plan(
-    out: str | Path, count: int, stages: bool, inputs: Iterable[Path], force: bool = True
+    out: str | Path,
+    count: int,
+    stages: bool,
+    inputs: Iterable[Path],
+    force: bool = True,
+    mine: bool = True,
 ) -> list[Outputs]:
     """Outputs for `count` videos: out.mp4, or out-1.mp4, out-2.mp4 ... for several.
+
+    `mine` says whether this process is to write them; else nothing is looked at.
 
     Raises:
         InputError: the name is no MP4's, the folder cannot be written, a file would replace one of
@@ -75,6 +82,8 @@ def plan(
     if out.suffix.lower() != ".mp4" or out.stem.startswith("."):
         raise InputError(f"cannot write {out}: the name of the video must end in .mp4")
     planned = _named(out, count, stages)
+    if not mine:
+        return planned
     sources = {path.resolve() for path in inputs}
     for path in (path for outputs in planned for path in outputs.all):
         if path.resolve() in sources:

@@ -26,9 +26,13 @@ class Bars:
     bar, which says so while its programs are compiled; it ends where the next begins, or the same
     one begins anew. Between calls a clock keeps it moving, since a compilation may take a minute
     without a word. `prefix` goes before every name, such as "2/3 " for the second of three videos.
+    `silent` bars show nothing: of several processes one speaks.
     """
 
-    def __init__(self, stream: TextIO | None = None, tick: float = 0.5):
+    def __init__(
+        self, stream: TextIO | None = None, tick: float = 0.5, *, silent: bool = False
+    ) -> None:
+        self._silent = silent
         self._stream = stream or sys.stderr
         self._bar: tqdm | None = None
         self._stage, self._done = "", False
@@ -36,7 +40,7 @@ class Bars:
         self._lock = threading.Lock()
         self._stop = threading.Event()
         # On a terminal only: a log file would get a line a tick.
-        self._tick = tick if self._stream.isatty() else None
+        self._tick = tick if self._stream.isatty() and not silent else None
 
     def __enter__(self) -> Bars:
         if self._tick is not None:
@@ -54,6 +58,8 @@ class Bars:
             self._close()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
+        if self._silent:
+            return
         name = stage.removeprefix(_COMPILING)
         compiling = stage != name
         with self._lock:

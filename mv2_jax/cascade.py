@@ -22,9 +22,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from mv2_jax import numbers as sets
 from mv2_jax import params as trees
+from mv2_jax import sharding
 from mv2_jax import text as tokenizers
 from mv2_jax.bundle import PICTURE, Bundle
 from mv2_jax.config import VAEConfig
@@ -48,7 +50,7 @@ def _encode(params: Any, pixels: jax.Array, *, cfg: VAEConfig, dtype: Any) -> ja
 
 @partial(jax.jit, static_argnames=("cfg", "dtype"))
 def _decode(params: Any, z: jax.Array, *, cfg: VAEConfig, dtype: Any) -> jax.Array:
-    return latents.decode(params, cfg, z, dtype)
+    return sharding.constrain(latents.decode(params, cfg, z, dtype))
 
 
 @partial(jax.jit, static_argnames=("size",))
@@ -210,17 +212,22 @@ class Cascade:
 
     def encode(self, pixels: Any) -> jax.Array:
         """Pixels [B, (T,) H, W, 3] in [-1, 1] -> scaled latents [B, (T,) h, w, C]."""
-        pixels = jnp.asarray(pixels, jnp.float32)
-        return _encode(self.params["vae"], pixels, cfg=self.vae, dtype=self.dtype)
+        pixels = self.programs.placed(jnp.asarray(pixels, jnp.float32))
+        with self.programs.scope():
+            return _encode(self.params["vae"], pixels, cfg=self.vae, dtype=self.dtype)
 
     def decode(self, latents: Any) -> jax.Array:
         """Scaled latents [B, (T,) h, w, C] -> pixels [B, (T,) H, W, 3] in [-1, 1]."""
-        return _decode(self.params["vae"], jnp.asarray(latents), cfg=self.vae, dtype=self.dtype)
+        latents = self.programs.placed(jnp.asarray(latents))
+        with self.programs.scope():
+            return _decode(self.params["vae"], latents, cfg=self.vae, dtype=self.dtype)
 
     def decode_picture(self, latents: Any) -> jax.Array:
         """`decode` of T2I's latents [B, h, w, C], which may have a VAE of their own."""
         vae, cfg = self._picture_vae()
-        return _decode(vae, jnp.asarray(latents), cfg=cfg, dtype=self.dtype)
+        latents = self.programs.placed(jnp.asarray(latents))
+        with self.programs.scope():
+            return _decode(vae, latents, cfg=cfg, dtype=self.dtype)
 
     def _picture_vae(self) -> tuple[Any, VAEConfig]:
         return self.params[self.component("t2i", "vae")], self.picture_vae or self.vae
@@ -308,7 +315,7 @@ def _arrays(more: Mapping[str, Any]) -> dict[str, jax.Array]:
 
 @partial(jax.jit, static_argnames=("cfg", "times", "dtype"))
 def _interpolate(params: Any, frames: jax.Array, *, cfg: Any, times: int, dtype: Any) -> jax.Array:
-    return interpolators.interpolate(params, cfg, frames, times, dtype=dtype)
+    return sharding.constrain(interpolators.interpolate(params, cfg, frames, times, dtype=dtype))
 
 
 def _interpolator(bundle: Bundle) -> tuple[Any, Any]:
@@ -345,13 +352,18 @@ def _one_each(**given: Any) -> None:
 
 
 def load(
-    bundle: Bundle, dtype: Any = jnp.float32, *, interpolator: tuple[Any, Any] | None = None
+    bundle: Bundle,
+    dtype: Any = jnp.float32,
+    *,
+    interpolator: tuple[Any, Any] | None = None,
+    mesh: Mesh | None = None,
 ) -> Cascade:
     """A cascade from a folder that `bundle.read` read. Every file is read and checked here.
 
     Parameters are cast to `dtype` once, and computed in it; norms, softmax, schedules and
     coordinates stay fp32. `interpolator` is the tree and config of the network to put between
-    frames; by default it is the folder's own, or the package's public one.
+    frames; by default it is the folder's own, or the package's public one. Over a `mesh`
+    parameters lie as `sharding.RULES` says; every process calls the same and gets the same pixels.
 
     Raises:
         InputError: a component or stage is missing, or damaged.
@@ -362,10 +374,10 @@ def load(
         if vfi_table.is_component(name):
             continue
         if component.sha256 not in held:
-            held[component.sha256] = jax.device_put(trees.cast(bundle.load(name), dtype))
+            held[component.sha256] = sharding.lay_out(trees.cast(bundle.load(name), dtype), mesh)
         params[name] = held[component.sha256]
     tree, between = interpolator or _interpolator(bundle)
-    params["interpolator"] = jax.device_put(trees.cast(tree, dtype))
+    params["interpolator"] = sharding.lay_out(trees.cast(tree, dtype), mesh, everywhere=True)
     vae = bundle.config("vae")
     picture_vae = bundle.config(PICTURE["vae"] if PICTURE["vae"] in bundle.components else "vae")
 
@@ -384,4 +396,5 @@ def load(
         dtype=dtype,
         picture_vae=picture_vae,
         numbers=bundle.numbers,
+        programs=Programs(mesh=mesh),
     )

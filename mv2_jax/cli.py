@@ -132,6 +132,7 @@ def _top(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
 def _generate_parser(
     commands: argparse._SubParsersAction, helping: object
 ) -> argparse.ArgumentParser:
+    from mv2_jax.infer import meshes
     from mv2_jax.infer.choices import CHOICES
     from mv2_jax.infer.settings import SETTINGS, shipped
     from mv2_jax.numbers import usual
@@ -167,6 +168,7 @@ def _generate_parser(
     add("--stages", action="store_true", help="keep what every stage made")
     add("--batch", type=_positive, default=1, metavar="N", help="prompts made at a time (1)")
     add("--weights", metavar="DIR", help="a cascade folder (the one that ships)")
+    add("--mesh", metavar="AXES", help=meshes.HELP)
     add(
         "--tell",
         action="append",
@@ -216,6 +218,8 @@ def _info_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParse
 
 
 def _eval_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
+    from mv2_jax.infer import meshes
+
     parser = commands.add_parser(
         "eval", help="how often videos show what was asked for, by the judge"
     )
@@ -225,6 +229,7 @@ def _eval_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParse
     add("--seed", type=int, default=0, metavar="N", help="another choice of prompts (0)")
     add("--batch", type=_positive, default=4, metavar="N", help="videos made at a time (4)")
     add("--weights", metavar="DIR", help="a cascade folder (the one that ships)")
+    add("--mesh", metavar="AXES", help=meshes.HELP)
     add("-o", "--out", metavar="DIR", help="write eval.json and eval.png there")
     parser.set_defaults(run=_eval)
     return parser
@@ -246,7 +251,13 @@ def _generate(args: argparse.Namespace) -> None:
     asked = request.from_args(args)
     out = args.out or outputs.free(usual, len(asked.prompts), args.stages, args.force)
     generate.command(
-        asked, out, args.stages, args.batch, force=args.force, metadata=not args.no_metadata
+        asked,
+        out,
+        args.stages,
+        args.batch,
+        force=args.force,
+        metadata=not args.no_metadata,
+        mesh=args.mesh,
     )
 
 
@@ -262,7 +273,7 @@ def _train(args: argparse.Namespace) -> int:
 def _eval(args: argparse.Namespace) -> None:
     from mv2_jax.infer import evaluate
 
-    evaluate.toybox(args.weights, args.prompts, args.seed, args.batch, args.out)
+    evaluate.toybox(args.weights, args.prompts, args.seed, args.batch, args.out, args.mesh)
 
 
 def _info(args: argparse.Namespace) -> None:

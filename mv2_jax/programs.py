@@ -8,11 +8,14 @@ compiles.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
+
+from mv2_jax import sharding
 
 Progress = Callable[[str, int, int], None]
 """progress(stage, done, total); `stage` is "i2v", or "compiling i2v" while it compiles."""
@@ -38,12 +41,18 @@ class Store(Protocol):
 class Programs:
     """Calls jitted functions; a call with new shapes or new static arguments compiles aloud.
 
-    What `store` has is taken from it in silence, without a trace.
+    What `store` has is taken from it in silence, without a trace. With a `mesh` programs are for
+    all of its devices, and what does not lie on it yet is put there, whole on each.
     """
 
-    def __init__(self, store: Store | None = None) -> None:
+    def __init__(self, store: Store | None = None, mesh: Mesh | None = None) -> None:
         self._compiled: dict[Any, Any] = {}
         self._store = store
+        self.mesh = mesh
+
+    def scope(self) -> Any:
+        """The context that tracing and compiling belong in."""
+        return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
 
     def __call__(
         self, stage: str, function: Any, *args: Any, progress: Progress = silent, **static: Any
@@ -57,6 +66,7 @@ class Programs:
             args: trees of arrays, all traced.
             static: hashable static arguments.
         """
+        args = self.placed(args)
         shapes = signature(args)
         key = (function, tuple(sorted(static.items())), shapes)
         if key not in self._compiled:
@@ -64,11 +74,25 @@ class Programs:
             program = self._store.find(name) if name else None
             if program is None:
                 progress(f"compiling {stage}", 0, 1)
-                lowered = function.lower(*args, **static)
-                program = self._store.compile(name, lowered) if name else lowered.compile()
+                with self.scope():
+                    lowered = function.lower(*args, **static)
+                    program = self._store.compile(name, lowered) if name else lowered.compile()
                 progress(f"compiling {stage}", 1, 1)
             self._compiled[key] = program
         return self._compiled[key](*args)
+
+    def placed(self, tree: Any) -> Any:
+        """A tree of arrays on the mesh, whole on each device where it is not on it yet; as it is
+        without a mesh."""
+        if self.mesh is None:
+            return tree
+
+        def one(leaf: Any) -> jax.Array:
+            place = getattr(leaf, "sharding", None)
+            here = isinstance(place, NamedSharding) and place.mesh == self.mesh
+            return leaf if here else sharding.whole(leaf, self.mesh)
+
+        return jax.tree.map(one, tree)
 
 
 def usual_device() -> Any:

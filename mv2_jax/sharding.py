@@ -22,9 +22,11 @@ import itertools
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -210,10 +212,31 @@ def put(x: Any, layout: NamedSharding) -> jax.Array:
     return jax.make_array_from_callback(host.shape, layout, lambda part: host[part])
 
 
+def whole(x: Any, mesh: Mesh) -> jax.Array:
+    """An array, or a key, whole on every device of a mesh; every process must hold it."""
+    layout = NamedSharding(mesh, P())
+    x = x if isinstance(x, np.ndarray) else jnp.asarray(x)
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        data = put(jax.random.key_data(x), layout)
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
+    return put(x, layout)
+
+
 def shard_params(tree: Mapping[str, Any], mesh: Mesh, more: Rules = ()) -> dict[str, Any]:
     """The parameters laid out over the mesh by `RULES` and `more`. Raises as `shardings` does."""
     where = shardings(tree, mesh, more)
     return jax.tree.map(put, params.unflatten(params.flatten(tree)), where)
+
+
+def lay_out(tree: Any, mesh: Mesh | None, everywhere: bool = False) -> Any:
+    """A component's parameters on the usual device, or over a mesh: by `RULES`, or whole on every
+    device, as the interpolators' are, and those of networks that the rules do not know."""
+    if mesh is None:
+        return jax.device_put(tree)
+    if not everywhere:
+        with suppress(ValueError):
+            return shard_params(tree, mesh)
+    return jax.tree.map(lambda leaf: whole(leaf, mesh), tree)
 
 
 def shard_batch(batch: Any, mesh: Mesh) -> Any:

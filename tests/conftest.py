@@ -146,5 +146,5 @@ def fake_cascade(monkeypatch):
     from mv2_jax.infer import generate
 
     made_with = {"jax": "0", "platform": "cpu", "device": "fake", "dtype": "float32"}
-    monkeypatch.setattr(generate, "load", lambda weights: (FakeCascade(weights), made_with))
+    monkeypatch.setattr(generate, "load", lambda weights, *_: (FakeCascade(weights), made_with))
     return FakeCascade

@@ -20,7 +20,7 @@ def mv2(tiny_weights, fake_cascade, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     load, seen = generate.load, []
 
-    def watched(weights):
+    def watched(weights, *_):
         seen.append(weights)
         return load(weights)
 

@@ -43,7 +43,7 @@ def cascade(monkeypatch):
     def truth(words, frames, size, seed):
         return np.ones((len(words), frames, *size, 3), np.uint8)
 
-    monkeypatch.setattr(generate, "load", lambda bundle: (four, {}))
+    monkeypatch.setattr(generate, "load", lambda *_: (four, {}))
     monkeypatch.setattr(generate, "make", make)
     monkeypatch.setattr(judging, "load", lambda: None)
     monkeypatch.setattr(judging, "judge", lambda jury, x: {"thing": SimpleNamespace(index=x)})

@@ -68,7 +68,7 @@ def made(monkeypatch):
 
     monkeypatch.setattr("mv2_jax.infer.mechanisms.Bench", Bench)
     monkeypatch.setattr(study, "measured", measured)
-    monkeypatch.setattr(generate, "load", lambda bundle: (None, {}))
+    monkeypatch.setattr(generate, "load", lambda *_: (None, {}))
     monkeypatch.setattr(study.settings, "resolve", lambda *args: {"vfi": {"fps": 8}})
 
     def load(path="ships"):

@@ -1,0 +1,153 @@
+"""`--mesh`: over which devices a command samples, and how its work is split over them.
+
+`--mesh data=2,context=8` names axes of `sharding.make_mesh`; `auto` chooses them. Several
+processes, on one machine or many, find each other as training's do (`train.processes`), and only
+where a mesh is asked for: without one, each process of a job is a command of its own.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from mv2_jax.config import nearest
+from mv2_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
+AUTO = "auto"
+HELP = "devices to sample on: data=2,context=4 (also fsdp, tensor), or auto (one device)"
+
+
+def begin(asked: str | None) -> bool:
+    """Joins the other processes where a mesh is asked for; whether this one writes and speaks."""
+    if asked is None:
+        return True
+    from mv2_jax.train import processes
+
+    processes.initialise()
+    return processes.first()
+
+
+def end(asked: str | None) -> None:
+    """Waits for the other processes, so that none is gone while another still needs it."""
+    if asked is not None:
+        from mv2_jax.train import processes
+
+        processes.wait("the command is done")
+
+
+def of(asked: str | None, samples: int = 1, frames: int = 1) -> Mesh | None:
+    """The mesh that `--mesh` asks for over all devices of all processes; None for one device alone.
+
+    Args:
+        samples: how many are made at a time, for `auto`.
+        frames: of a clip, for `auto`.
+
+    Raises:
+        InputError: what is asked for does not fit the devices; the line says what would.
+    """
+    if asked is None:
+        return None
+    import jax
+
+    from mv2_jax import sharding
+
+    there = jax.device_count()
+    sizes = auto(there, samples, frames) if asked.strip() == AUTO else parse(asked, there)
+    product = math.prod(sizes.values())
+    if product != there:
+        raise InputError(
+            f"--mesh {asked}: its sizes multiply to {product}, and {_fitting(there, samples)}"
+        )
+    return sharding.make_mesh(**sizes) if there > 1 else None
+
+
+def auto(devices: int, samples: int = 1, frames: int = 1) -> dict[str, int]:
+    """Samples over as many devices as divide them, clips' frames over the rest, weights over what
+    is left then."""
+    data = math.gcd(devices, samples)
+    left = devices // data
+    context = max(size for size in range(1, max(frames, 1) + 1) if left % size == 0)
+    sizes = {"data": data, "fsdp": left // context, "context": context}
+    return {axis: size for axis, size in sizes.items() if size > 1}
+
+
+def parse(asked: str, there: int) -> dict[str, int]:
+    """{axis: size} of "data=2,context=4". Raises InputError where it is not that."""
+    from mv2_jax.sharding import AXES
+
+    sizes: dict[str, int] = {}
+    for part in asked.split(","):
+        axis, _, size = (text.strip() for text in part.partition("="))
+        if axis not in AXES:
+            raise InputError(
+                f"--mesh {asked}: unknown axis {axis!r}{nearest(axis, AXES)}; the axes are "
+                f"{', '.join(AXES)}, and {_fitting(there)}"
+            )
+        if not size.isdecimal() or int(size) < 1 or axis in sizes:
+            raise InputError(
+                f"--mesh {asked}: each axis takes one whole number, such as {axis}=2; "
+                f"{_fitting(there)}"
+            )
+        sizes[axis] = int(size)
+    return sizes
+
+
+def _fitting(there: int, samples: int = 1) -> str:
+    """How many devices there are, and a mesh that they make."""
+    import jax
+
+    name = jax.default_backend()
+    if there == 1:
+        hint = "; leave --mesh out"
+        if name == "cpu":
+            hint += ", or make a CPU several by XLA_FLAGS=--xla_force_host_platform_device_count=N"
+        return f"there is 1 {name} device{hint}"
+    fitting = spelled(auto(there, samples, there))
+    halves = f" or data=2,context={there // 2}" if there % 2 == 0 and there > 2 else ""
+    return f"there are {there} {name} devices: {fitting}{halves} would fit"
+
+
+def spelled(sizes: Mapping[str, int]) -> str:
+    """As `--mesh` takes it."""
+    return ",".join(f"{axis}={size}" for axis, size in sizes.items() if size > 1)
+
+
+def described(mesh: Mesh | None) -> str:
+    """Where a command runs: "8 cpu devices, data 2 x context 4"."""
+    import jax
+
+    kind = jax.devices()[0].device_kind
+    name = jax.default_backend()
+    name = name if kind.lower() == name else f"{name} ({kind})"
+    if mesh is None:
+        there = jax.local_device_count()
+        return f"1 {name} device" + (f" of {there}; --mesh uses more" if there > 1 else "")
+    axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1)
+    several = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
+    return f"{mesh.size} {name} devices{several}, {axes}"
+
+
+def facts(mesh: Mesh | None) -> dict[str, str]:
+    """What a command runs on, for its sidecar."""
+    import jax
+
+    device = jax.devices()[0]
+    return {
+        "jax": jax.__version__,
+        "platform": device.platform,
+        "device": device.device_kind,
+        **({"mesh": spelled(mesh.shape)} if mesh is not None else {}),
+    }
+
+
+def say(mesh: Mesh | None) -> None:
+    """Says where a command runs, before it does, in the first process."""
+    import jax
+
+    if jax.process_index() == 0:
+        print(f"mv2: on {described(mesh)}", file=sys.stderr)
