@@ -53,8 +53,8 @@ def few(stage: StageConfig, name: str) -> StageConfig:
     program = FEW_STEPS[name]
     if not isinstance(stage.schedule, ScheduleConfig):
         raise InputError(
-            f"few steps by {name!r} are of networks over a discrete schedule; this stage's process "
-            f"is {type(stage.schedule).__name__}"
+            f"the few steps of {name!r} need a discrete schedule; this stage's process is "
+            f"{type(stage.schedule).__name__}"
         )
     schedule = dataclasses.replace(
         stage.schedule,

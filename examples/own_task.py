@@ -1,6 +1,6 @@
 """A task of one's own: the interpolator of own_interpolator.py, trained on any data source.
 
-    PYTHONPATH=examples mv2 train own_task.py
+    PYTHONPATH=examples mv2 train examples/own_task.py
     PYTHONPATH=examples mv2 interpolate in.mp4 -o out.mp4 \\
         --vfi runs/own_task/fade/weights/vfi_fade.safetensors
 """

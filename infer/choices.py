@@ -98,10 +98,10 @@ CHOICES = (
            "weights' own: mostly 1)"),
     Choice("--few-steps", _VIDEO, "few_steps", tuple(FEW_STEPS), "how distilled motion modules are "
            "sampled: " + ", ".join(FEW_STEPS)),
-    Choice("--guidance-rule", _EVERY, "rule", tuple(RULES), "what the network is asked beside what "
-           "is told everything: none (nothing), text (without the prompt), public (without prompt "
-           "and picture, but with its control), apart (both steps, with a scale each), or "
-           "module:name of your own", own=True),
+    Choice("--guidance-rule", _EVERY, "rule", tuple(RULES), "what guidance steers away "
+           "from: none (nothing); text (the negative prompt); public (the negative prompt and an "
+           "empty picture, with the control on both sides, as in diffusers' pipelines); apart "
+           "(picture and text, a scale for each); or module:name of your own", own=True),
     Choice("--frames", _VIDEO, "frames", (1, 1024), "keyframes; more than the motion modules know "
            "are made in overlapping windows"),
     Choice("--overlap", _VIDEO, "overlap", (0, 1023), "frames that two windows share (a quarter)"),

@@ -58,7 +58,7 @@ def main(arguments: Sequence[str]) -> int:
             codecs.check(codec, args.crf, args.preset, args.pixels)
         elif args.codec or args.preset or args.pixels or args.sound:
             raise InputError(
-                f"{out} is no video: --codec, --preset, --pixels, --sound are of no use"
+                f"{out} is not a video: --codec, --preset, --pixels and --sound do not apply"
             )
     for video, out in jobs:
         _one(video, out, args)

@@ -258,7 +258,7 @@ def read(folder: str | os.PathLike[str] | None = None) -> Bundle:
         _known(index["defaults"], STAGES, "stage under defaults:")
         config_types.check_numbers(index["defaults"])
         if not isinstance(index["name"], str):
-            raise ValueError("'name' is no text")
+            raise ValueError("'name' is not text")
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         if isinstance(error, InputError) and str(folder) in str(error):
             raise

@@ -180,12 +180,6 @@ def load_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
         return json.loads((file.metadata() or {}).get(_METADATA, "{}"))
 
 
-def load_names(path: str | os.PathLike[str]) -> list[str]:
-    """The names of the leaves in a file, sorted, read without the arrays. Raises as `load`."""
-    with _open(path) as file:
-        return sorted(file.keys())
-
-
 def _open(path: str | os.PathLike[str]) -> Any:
     from safetensors import SafetensorError, safe_open
 

@@ -80,7 +80,6 @@ def test_save_and_load_keep_every_bit_and_the_metadata(tmp_path):
     params.save(path, original, {"phase": "i2v", "step": 3})
     same(params.load(path), original)
     assert params.load_metadata(path) == {"phase": "i2v", "step": 3}
-    assert params.load_names(path) == sorted(params.flatten(original))
     assert [p.name for p in tmp_path.iterdir()] == ["w.safetensors"]
 
 

@@ -88,7 +88,9 @@ def make(name: str) -> Sampler:
     found = get(name)()
     if not isinstance(found, Sampler):
         what = type(found).__name__
-        raise InputError(f"sampler {name!r}: it makes a {what}, not a diffusion.samplers.Sampler")
+        raise InputError(
+            f"sampler {name!r}: what it makes is of type {what}, not a diffusion.samplers.Sampler"
+        )
     return found
 
 

@@ -80,11 +80,6 @@ def plain(text: str) -> str:
     return "".join(piece for piece, _ in parse(text))
 
 
-def is_marked(text: str) -> bool:
-    """Whether some part counts more or less than the rest."""
-    return any(weight != 1.0 for _, weight in parse(text))
-
-
 def rows(tokenizer: Tokenizer, texts: Sequence[str]) -> Marked:
     """Prompts -> rows of token ids with weights; all prompts get as many rows as the longest.
 

@@ -315,7 +315,7 @@ def test_configs_go_through_json():
         (lambda: samplers.make("lcm").grid(COSXL, 4), "over EDM take sampler 'consistency'"),
         (lambda: samplers.make("tcd").grid(Flow(), 4), "over Flow take sampler 'consistency'"),
         (lambda: samplers.make("unipc_karras").grid(Flow(), 4), "over Flow take the one without"),
-        (lambda: samplers.make("math:gcd"), "it makes a int, not a"),
+        (lambda: samplers.make("math:gcd"), "what it makes is of type int, not a"),
     ],
 )
 def test_mistakes_are_explained(call, message):

@@ -174,7 +174,7 @@ def test_what_only_a_discrete_schedule_has_is_refused_over_others(tiny_weights):
     weights = dataclasses.replace(weights, stages=stages)
     for chosen, said in (
         ({"t2i": {"spacing": "leading"}}, "--spacing: the process of t2i is Flow, which has no"),
-        ({"i2v": {"few_steps": "lcm"}}, "'lcm' are of networks over a discrete.* is Flow"),
+        ({"i2v": {"few_steps": "lcm"}}, "of 'lcm' need a discrete schedule; .* is Flow"),
     ):
         with pytest.raises(InputError, match=said):
             choices.apply(weights, chosen)

@@ -46,8 +46,7 @@ def test_nothing_is_lost_whatever_is_written():
         letters = [char for char in emphasis.plain(text) if char in "ab "]
         assert letters == [char for char in text if char in "ab "] or ":" in text, text
     words = "no marks: just words, 10:30 & \\o/ {curly}"
-    assert emphasis.plain(words) == words and not emphasis.is_marked(words)
-    assert emphasis.is_marked("a (b)")
+    assert emphasis.parse(words) == [(words, 1.0)]
 
 
 def test_a_short_unmarked_prompt_is_the_tokenizers_own_row():
