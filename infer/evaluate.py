@@ -92,11 +92,12 @@ def toybox(
     if not 0 <= seed <= 2**32 - count:
         raise InputError(f"--seed is {seed}; it goes from 0 to {2**32 - count}")
     first_process = meshes.begin(mesh)
-    if out is not None and first_process:
-        _ready(Path(out))
-    jury = evaluate.load()
-    bundle = bundles.read(weights)
-    numbers = settings.resolve({}, {}, bundle)
+    with meshes.agreed(mesh):
+        if out is not None and first_process:
+            _ready(Path(out))
+        jury = evaluate.load()
+        bundle = bundles.read(weights)
+        numbers = settings.resolve({}, {}, bundle)
     words, names, prompts = withheld(count, seed)
     cascade, _ = generate.load(bundle, mesh, batch)
     started, seen, pictures, rows = time.monotonic(), [], [], []

@@ -20,7 +20,7 @@ from mv2_jax import files
 from mv2_jax.arguments import Parser
 from mv2_jax.errors import InputError
 from mv2_jax.infer import explain_page as html
-from mv2_jax.infer import media, outputs, settings
+from mv2_jax.infer import media, meshes, outputs, settings
 from mv2_jax.infer.request import Request
 
 _SIDE = 192  # of most pictures on the page, in pixels
@@ -44,6 +44,7 @@ def main(arguments: Sequence[str]) -> int:
     add("--seed", type=int, default=0, metavar="N", help="another seed, another video (0)")
     add("--negative", default="", metavar="TEXT", help="what to steer away from")
     add("--weights", metavar="DIR", help="a cascade folder (the one that ships)")
+    add("--mesh", metavar="AXES", help=meshes.HELP)
     args = parser.parse_args(list(arguments))
     from mv2_jax.infer import generate
     from mv2_jax.infer.progress import Bars
@@ -51,20 +52,25 @@ def main(arguments: Sequence[str]) -> int:
     out = Path(args.out)
     if out.is_dir():
         raise InputError(f"{out} is a folder; name a file for the page")
-    outputs.check(out)
+    first_process = meshes.begin(args.mesh)
     asked = Request((args.prompt,), args.negative, args.seed)
-    bundle = bundles.read(args.weights)
-    numbers = settings.resolve({}, {}, bundle)
-    for line in generate.warnings(asked, bundle):
+    with meshes.agreed(args.mesh):
+        if first_process:
+            outputs.check(out)
+        bundle = bundles.read(args.weights)
+        numbers = settings.resolve({}, {}, bundle)
+    for line in generate.warnings(asked, bundle) if first_process else ():
         print(f"mv2: warning: {line}", file=sys.stderr)
     began = time.monotonic()
-    cascade, made_with = generate.load(bundle)
-    with Bars() as bars:
+    cascade, made_with = generate.load(bundle, args.mesh)
+    with Bars(silent=not first_process) as bars:
         document = explain(cascade, args.prompt, numbers, args.seed, args.negative, bars, made_with)
-    with files.whole(out) as scratch:
-        scratch.write_text(document, encoding="utf-8")
-    size = len(document.encode()) / 1e6
-    print(f"{out}: {size:.1f} MB, after {time.monotonic() - began:.0f} s")
+    if first_process:
+        with files.whole(out) as scratch:
+            scratch.write_text(document, encoding="utf-8")
+        size = len(document.encode()) / 1e6
+        print(f"{out}: {size:.1f} MB, after {time.monotonic() - began:.0f} s")
+    meshes.end(args.mesh)
     return 0
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from mv2_jax.diffusion import keys as random
 from mv2_jax.diffusion import prediction, process
 from mv2_jax.diffusion.samplers import Point
+from mv2_jax.infer import meshes
 from mv2_jax.nn import watch
 from mv2_jax.stages import chain, latents
 from mv2_jax.stages import stage as stages
@@ -76,14 +77,16 @@ def _follow(decode: Any, begun: Any, most: int = 4) -> Looks:
     the last of its chains, where FreeInit begins it again."""
     seen, believed, text, starts = [], [], [], []
     told = jax.tree.map(lambda leaf: leaf[-1], begun.told)  # the row that is told everything
+    # What layers heard does not leave a mesh's program, so looks are one device's, weights whole.
+    params, told = meshes.alone((begun.params, told))
 
     def look(state: Any) -> bool:
         if len(seen) == most:
             return True
-        point = chain.look_at(begun.cfg, begun.steps, state)
-        x0, weights = _look(begun.params, told, state.x, point, cfg=begun.cfg)
+        x, point = meshes.alone((state.x, chain.look_at(begun.cfg, begun.steps, state)))
+        x0, weights = _look(params, told, x, point, cfg=begun.cfg)
         seen.append(int(state.index))
-        starts.append(np.asarray(state.x[0]))
+        starts.append(np.asarray(x[0]))
         believed.append(np.asarray(decode(x0)[0]))
         text.append(np.asarray(weights[0]))
         return False

@@ -134,18 +134,19 @@ def command(
     """
     first_process = meshes.begin(mesh)
     inputs = [source.path for source in (request.image, request.video) if source]
-    planned = outputs.plan(out, len(request.prompts), stages, inputs, force, first_process)
-    preset = request.choices.get("all", {}).get("preset")
-    bundle = presets.complete(bundles.read(request.weights), preset)
-    sized = choices.apply(with_size(bundle, request.size), request.choices)
-    numbers = settings.resolve(request.given, request.base, sized)
-    picture, clip = _starts(request, sized, numbers)
-    used, network = numbers, _interpolator(sized)
-    if network == "none":
-        used = _keyframes_alone(numbers)
-    elif network:
-        interpolators.fits(network, int(numbers["vfi"]["between"]) + 1, "--between 1", sized)
-    bundle.verify()
+    with meshes.agreed(mesh):
+        planned = outputs.plan(out, len(request.prompts), stages, inputs, force, first_process)
+        preset = request.choices.get("all", {}).get("preset")
+        bundle = presets.complete(bundles.read(request.weights), preset)
+        sized = choices.apply(with_size(bundle, request.size), request.choices)
+        numbers = settings.resolve(request.given, request.base, sized)
+        picture, clip = _starts(request, sized, numbers)
+        used, network = numbers, _interpolator(sized)
+        if network == "none":
+            used = _keyframes_alone(numbers)
+        elif network:
+            interpolators.fits(network, int(numbers["vfi"]["between"]) + 1, "--between 1", sized)
+        bundle.verify()
     for line in warnings(request, bundle) if first_process else ():
         print(f"mv2: warning: {line}", file=sys.stderr)
 
@@ -214,8 +215,7 @@ def load(bundle: Any, mesh: str | None = None, samples: int = 1) -> tuple[Any, d
     dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     made_with = {**meshes.facts(over), "dtype": jnp.dtype(dtype).name}
     network = _interpolator(bundle)
-    own = network in (None, "none")
-    between = None if own else interpolators.load(network, bundle)
+    between = None if network in (None, "none") else interpolators.load(network, bundle)
     loaded = cascade.load(bundle, dtype, interpolator=between, mesh=over)
     programs = Programs(Kept(folder, over) if folder else None, over)
     return dataclasses.replace(loaded, programs=programs), made_with

@@ -6,6 +6,7 @@ nearest picture.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -124,7 +125,9 @@ def filler(name: str, views: int, scale: Fraction, layout: Layout, bar: tqdm) ->
         if made:
             return made[0](first, second, parts)
         bar.set_description_str("compiling")
-        from mv2_jax.infer import interpolate_network
+        from mv2_jax.infer import interpolate_network, meshes
+
+        bar.write(f"mv2: on {meshes.described(None, many=False)}", file=sys.stderr)
 
         made.append(interpolate_network.filler(name, views, layout, scale))
         done = made[0](first, second, parts)

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from mv2_jax.config import nearest
 from mv2_jax.errors import InputError
@@ -30,6 +31,26 @@ def begin(asked: str | None) -> bool:
 
     processes.initialise()
     return processes.first()
+
+
+@contextmanager
+def agreed(asked: str | None) -> Iterator[None]:
+    """What the block refuses in one process stops all, rather than leave the others waiting."""
+    refused: InputError | None = None
+    try:
+        yield
+    except InputError as error:
+        refused = error
+    if asked is not None:
+        import numpy as np
+
+        from mv2_jax.train import processes
+
+        told = processes.each(np.int32(refused is not None))
+        if refused is None and told.any():
+            raise InputError(f"process {int(told.argmax())} was refused; it says why")
+    if refused is not None:
+        raise refused
 
 
 def end(asked: str | None) -> None:
@@ -117,8 +138,11 @@ def spelled(sizes: Mapping[str, int]) -> str:
     return ",".join(f"{axis}={size}" for axis, size in sizes.items() if size > 1)
 
 
-def described(mesh: Mesh | None) -> str:
-    """Where a command runs: "8 cpu devices, data 2 x context 4"."""
+def described(mesh: Mesh | None, many: bool = True) -> str:
+    """Where a command runs: "8 cpu devices, data 2 x context 4".
+
+    `many` says whether the command takes a mesh, for the hint where it was given none.
+    """
     import jax
 
     kind = jax.devices()[0].device_kind
@@ -126,10 +150,24 @@ def described(mesh: Mesh | None) -> str:
     name = name if kind.lower() == name else f"{name} ({kind})"
     if mesh is None:
         there = jax.local_device_count()
-        return f"1 {name} device" + (f" of {there}; --mesh uses more" if there > 1 else "")
+        more = "; --mesh uses more" if many else ""
+        return f"1 {name} device" + (f" of {there}{more}" if there > 1 else "")
     axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1)
     several = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
     return f"{mesh.size} {name} devices{several}, {axes}"
+
+
+def alone(tree: Any) -> Any:
+    """A tree of arrays over a mesh as whole ones on this host; as it is on one device."""
+    import jax
+
+    from mv2_jax.train import processes
+
+    def one(leaf: Any) -> Any:
+        over = isinstance(leaf, jax.Array) and len(leaf.sharding.device_set) > 1
+        return processes.gather(leaf) if over else leaf
+
+    return jax.tree.map(one, tree)
 
 
 def facts(mesh: Mesh | None) -> dict[str, str]:

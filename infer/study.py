@@ -26,7 +26,7 @@ from mv2_jax import config, files
 from mv2_jax import params as trees
 from mv2_jax.arguments import Parser
 from mv2_jax.errors import InputError
-from mv2_jax.infer import settings
+from mv2_jax.infer import meshes, settings
 
 FRAMES = 6  # of a video on the strip
 
@@ -45,6 +45,7 @@ def main(arguments: Sequence[str]) -> int:
     add("--seed", type=int, default=0, metavar="N", help="another choice of prompts (0)")
     add("--batch", type=int, default=4, metavar="N", help="videos made at a time (4)")
     add("--steps", type=int, metavar="N", help="of each arm's training (the recipe's)")
+    add("--mesh", metavar="AXES", help=meshes.HELP)
     add("--judge", metavar="FILE", help="another judge: its file, or a phase's weights")
     add("--weights", metavar="DIR", help="a cascade folder (the one that ships)")
     add("--runs", default="runs", metavar="DIR", help="the folder of all training runs (runs)")
@@ -61,6 +62,7 @@ def main(arguments: Sequence[str]) -> int:
         raise InputError(f"--seed is {args.seed}; it goes from 0 to {2**32 - args.prompts}")
     if args.steps is not None and args.steps < 1:
         raise InputError(f"--steps is {args.steps}; it is at least 1")
+    meshes.of(args.mesh)  # what does not fit is said before arms are trained
     bundle = bundles.read(args.weights)
     from mv2_jax.infer import mechanisms, study_arms
     from mv2_jax.train import needs
@@ -80,7 +82,8 @@ def main(arguments: Sequence[str]) -> int:
         if trained is None:
             return 130
         variants, others = study_arms.variants(args.which), trained
-    run(bundle, variants, out, others, args.prompts, args.seed, args.batch, args.judge)
+    given = (args.prompts, args.seed, args.batch, args.judge, args.mesh)
+    run(bundle, variants, out, others, *given)
     return 0
 
 
@@ -99,6 +102,7 @@ def run(
     seed: int = 0,
     batch: int = 4,
     judge: str | None = None,
+    mesh: str | None = None,
 ) -> dict[str, dict[str, np.ndarray]]:
     """Makes and measures every video of a study, and writes its table and strip into `out`.
 
@@ -106,6 +110,7 @@ def run(
         variants: what to compare; the first is what the others are compared with.
         others: {arm: {stage: components}} of trained arms, see `study_arms`.
         seed: of the choice of prompts; video i is made from seed + i.
+        mesh: as `--mesh` takes it, over the devices of one process.
 
     Returns:
         {variant's name: {measure: [count]}}; nan where a measure has nothing to say.
@@ -116,7 +121,7 @@ def run(
     jury = _jury(judge)
     words, _, prompts = evaluate.withheld(count, seed)
     numbers = settings.resolve({}, {}, bundle)
-    cascade, _ = generate.load(bundle)
+    cascade, _ = generate.load(bundle, mesh, batch)
     arms = study_arms.cascades(cascade, others or {})
     judged = [trees.digest(jury.params), config.to_dict(jury.cfg)]
     facts = [bundle.digest, numbers, study_arms.digest(others or {}), judged, [*study_report.SAYS]]

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
 from mv2_jax import params as trees
+from mv2_jax import sharding
 from mv2_jax.config import to_dict
 from mv2_jax.infer.mechanisms import Variant
 
@@ -92,7 +92,9 @@ def cascades(cascade: Any, arms: Arms) -> dict[str, dict[str, Any]]:
         arm: {
             stage: cascade.with_params(
                 **{
-                    cascade.component(stage, name): jax.device_put(trees.cast(tree, cascade.dtype))
+                    cascade.component(stage, name): sharding.lay_out(
+                        trees.cast(tree, cascade.dtype), cascade.programs.mesh
+                    )
                     for name, tree in parts.items()
                 }
             )

@@ -76,6 +76,13 @@ def wait(what: str) -> None:
         multihost_utils.sync_global_devices(what)
 
 
+def each(value: Any) -> np.ndarray:
+    """A number of each process, [processes], in all of them. All must call it together."""
+    if jax.process_count() == 1:
+        return np.asarray(value)[None]
+    return multihost_utils.process_allgather(value)
+
+
 def gather(tree: Any) -> Any:
     """A tree of arrays over the devices of all processes, whole and on each host.
 

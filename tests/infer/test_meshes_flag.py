@@ -61,7 +61,15 @@ def test_on_one_device_a_mesh_is_refused(monkeypatch):
     assert meshes.of("data=1") is None
 
 
-@pytest.mark.parametrize("command", [("generate", "a red ball"), ("eval", "toybox")])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("generate", "a red ball"),
+        ("eval", "toybox"),
+        ("explain", "a red ball"),
+        ("study", "inference"),
+    ],
+)
 def test_commands_refuse_a_mesh_in_one_line(command, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert cli.main([*command, "--mesh", "data=3"]) == 2
