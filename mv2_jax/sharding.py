@@ -151,6 +151,15 @@ Rules = Sequence[tuple[str, tuple[Axes, ...]]]
 """(pattern, axes) rows, as `RULES`."""
 
 
+def rule_for(path: str, more: Rules = ()) -> tuple[str, tuple[Axes, ...]] | None:
+    """The row for a '/'-joined parameter path: the first of `more` that matches, else `RULES`'."""
+    for row in more:
+        if re.search(row[0], f"/{path}"):
+            return row
+    found = matching(path)
+    return RULES[found[0]] if found else None
+
+
 def spec_for(
     path: str, shape: Sequence[int], mesh: Mesh | AbstractMesh | None = None, more: Rules = ()
 ) -> P:
@@ -165,11 +174,10 @@ def spec_for(
     """
     if not shape:
         return P()
-    found = [rule for rule in more if re.search(rule[0], path)]
-    found += [RULES[index] for index in matching(path)]
-    if not found:
+    found = rule_for(path, more)
+    if found is None:
         raise ValueError(f"no sharding rule matches parameter {path!r} of shape {tuple(shape)}")
-    pattern, axes = found[0]
+    pattern, axes = found
     if axes and len(axes) != len(shape):
         raise ValueError(
             f"parameter {path!r} has shape {tuple(shape)}, but its sharding rule {pattern!r} is "

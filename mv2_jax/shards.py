@@ -42,11 +42,13 @@ class Layout(NamedTuple):
 
     frames: how many a clip has in all, where they are split over the axes `over`; else 0.
     tokens: the axes that a plane's tokens are split over in spatial attention.
+    rules: rows of networks from outside the package, asked before `sharding.RULES`.
     """
 
     frames: int = 0
     over: Axes = ()
     tokens: Axes = ()
+    rules: sharding.Rules = ()
 
 
 _WHOLE = Layout()
@@ -128,13 +130,15 @@ def per_device(
     return run(*args)
 
 
-def params_specs(tree: Any, mesh: AbstractMesh, gathered: bool = True) -> Any:
-    """The specs of a tree of parameters: `sharding.RULES`' for layers that gather their own, else
-    whole ones."""
+def params_specs(
+    tree: Any, mesh: AbstractMesh, gathered: bool = True, more: sharding.Rules = ()
+) -> Any:
+    """The specs of a tree of parameters: by `more` and `sharding.RULES` for layers that gather
+    their own, else whole ones."""
 
     def spec(path: tuple[Any, ...], leaf: Any) -> P:
         name = "/".join(str(part.key) for part in path)
-        return sharding.spec_for(name, leaf.shape, mesh) if gathered else P()
+        return sharding.spec_for(name, leaf.shape, mesh, more) if gathered else P()
 
     return jax.tree_util.tree_map_with_path(spec, tree)
 
@@ -330,8 +334,8 @@ def parameter(value: jax.Array, path: str, shape: Sequence[int]) -> jax.Array:
     Raises:
         ValueError: no such axis makes the one of the other.
     """
-    found = sharding.matching(path)
-    axes = sharding.RULES[found[0]][1] if found else ()
+    found = sharding.rule_for(path, layout().rules)
+    axes = found[1] if found else ()
     for dim, (size, wanted) in enumerate(zip(value.shape, shape)):
         axis = axes[dim] if axes else None
         if size == wanted:

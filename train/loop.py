@@ -139,7 +139,7 @@ class Run:
         optim.check(cfg.optim)
         check(cfg)
         self.task, self.cfg, self.clock = task, cfg, clock
-        self.place = Placement(cfg.mesh)
+        self.place = Placement(cfg.mesh, task.rules)
         if self.place.mesh is None and jax.process_count() > 1:
             raise InputError(
                 f"mesh: all 1, but {jax.process_count()} processes with {jax.device_count()} "

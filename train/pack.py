@@ -18,17 +18,27 @@ NEEDED = tuple(name for name in bundle.COMPONENTS if name not in bundle.OPTIONAL
 
 
 def gather(folders: Iterable[Path], licence: str) -> tuple[dict[str, bundle.Part], dict[str, Any]]:
-    """The parts and notes (stages, tokenizer) of phases' weights; later ones replace earlier.
+    """The parts and notes (stages, tokenizer, defaults) of weights; later ones replace earlier.
 
-    A text encoder or a UNet that T2I's phases trained serves all stages, unless a video phase
-    trained one: then each has its own.
+    A folder is a phase's, or a cascade's, all of which is taken as it stands. A text encoder or a
+    UNet that T2I's phases trained serves all stages, unless a video phase trained one: then each
+    has its own.
 
     Raises:
-        InputError: a folder is no phase's, or something that a cascade needs is in none of them.
+        InputError: a folder is neither, or something that a cascade needs is in none of them.
     """
     parts: dict[str, bundle.Part] = {}
-    notes: dict[str, Any] = {"stages": {}, "tokenizer": None}
+    notes: dict[str, Any] = {"stages": {}, "tokenizer": None, "defaults": {}}
     for folder in folders:
+        if (folder / bundle.INDEX).is_file():
+            whole = bundle.read(folder)
+            for name, part in whole.components.items():
+                origin = (part.licence, part.source, part.over)
+                parts[name] = bundle.Part(whole.load(name), part.config, *origin)
+            notes["stages"].update(whole.stages)
+            notes["defaults"].update(whole.defaults)
+            notes["tokenizer"] = whole.tokenizer
+            continue
         if not (folder / INDEX).is_file():
             raise InputError(f"{folder} holds no weights of a training phase ({INDEX})")
         index = json.loads((folder / INDEX).read_text())
@@ -79,12 +89,15 @@ def pack(root: Path, short: str, cfg: Any, chain: Iterable[str]) -> bundle.Bundl
     folders += [root / short / phase / "weights" for phase in chain]
     parts, notes = gather(folders, cfg.licence)
     into = Path(cfg.into) if cfg.into else root / short / "cascade"
+    defaults = {**notes["defaults"]}
+    for stage, numbers in cfg.defaults.items():
+        defaults[stage] = {**defaults.get(stage, {}), **numbers}
     return bundle.write(
         into,
         parts,
         notes["stages"],
         notes["tokenizer"],
         name=cfg.name,
-        defaults={stage: dict(numbers) for stage, numbers in cfg.defaults.items()},
+        defaults=defaults,
         replace=True,
     )

@@ -124,7 +124,8 @@ def packing(**settings: Any) -> ConfigDict:
     """
     cfg = ConfigDict(
         {
-            "sources": (),  # recipes (or phases, or folders) whose weights go in, in this order
+            # Recipes, phases or folders (cascade folders too) whose weights go in, in this order.
+            "sources": (),
             "into": "",  # the folder; empty: <runs>/<recipe>/cascade
             "name": "toybox",
             "licence": "Apache-2.0",

@@ -28,14 +28,16 @@ class Placement:
     """Puts states, parameters and batches onto the devices.
 
     `sizes` maps a mesh axis (`data`, `fsdp`, `context`, `tensor`) to its size; where none is above
-    1 there is one device and nothing is partitioned. The state follows `mv2_jax.sharding.RULES`,
-    optimiser moments like their parameters; batches are split over `data` and `fsdp`.
+    1 there is one device and nothing is partitioned. The state follows `rules`, the task's own, and
+    `mv2_jax.sharding.RULES`, optimiser moments like their parameters; batches are split over `data`
+    and `fsdp`.
 
     Raises:
         InputError: an unknown axis, or sizes that do not multiply to the number of devices.
     """
 
-    def __init__(self, sizes: Mapping[str, int]) -> None:
+    def __init__(self, sizes: Mapping[str, int], rules: sharding.Rules = ()) -> None:
+        self.rules = rules
         for name in sizes:
             if name not in sharding.AXES:
                 raise InputError(f"mesh: unknown axis {name!r}{nearest(name, sharding.AXES)}")
@@ -56,7 +58,9 @@ class Placement:
         return jax.jit(step, donate_argnums=0, out_shardings=(self._layout(state), None))
 
     def params(self, tree: Params) -> Params:
-        return jax.device_put(tree) if self.mesh is None else sharding.shard_params(tree, self.mesh)
+        if self.mesh is None:
+            return jax.device_put(tree)
+        return sharding.shard_params(tree, self.mesh, self.rules)
 
     def batch(self, batch: Batch) -> Batch:
         if self.mesh is None:
@@ -78,6 +82,7 @@ class Placement:
             name = next((tail for tail in tails if tail in known), None)
             if name is None or leaf.shape != known[name].shape:
                 return whole
-            return NamedSharding(self.mesh, sharding.spec_for(name, leaf.shape, self.mesh))
+            spec = sharding.spec_for(name, leaf.shape, self.mesh, self.rules)
+            return NamedSharding(self.mesh, spec)
 
         return jax.tree_util.tree_map_with_path(one, state)

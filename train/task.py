@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mv2_jax.errors import InputError
+from mv2_jax.sharding import Rules
 
 TASKS = {
     **{name: f"mv2_jax.train.tasks.{name}:make" for name in ("i2v", "t2i", "v2v", "vae", "vfi")},
@@ -57,6 +58,7 @@ class Task:
         configs: params -> {component name: config dataclass}, for the same names; called once at
             the end, so it may measure (the VAE measures its scaling factor here).
         sample: (params, frozen, key) -> a sheet of samples, uint8 [H, W, 3]; None: no sheets.
+        rules: sharding rows of its parameters beside `sharding.RULES`.
         notes: JSON-ready facts that packing needs: "stages" {name: config}, "tokenizer".
     """
 
@@ -67,6 +69,7 @@ class Task:
     components: Callable[[Params], dict[str, Params]]
     configs: Callable[[Params], Mapping[str, Any]]
     sample: Callable[[Params, Params, jax.Array], np.ndarray] | None = None
+    rules: Rules = ()
     notes: Mapping[str, Any] = field(default_factory=dict)
 
 

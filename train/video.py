@@ -28,7 +28,7 @@ from mv2_jax.train import words as tokens
 from mv2_jax.train.latents import Shards, at_once
 from mv2_jax.train.placement import host
 from mv2_jax.train.report import grid, to_uint8
-from mv2_jax.train.task import Batch, Component, Params, Task, compute_dtype
+from mv2_jax.train.task import Batch, Component, Params, Task, compute_dtype, require
 
 # What a recipe's `model` calls the configs of a stage's networks.
 MODEL = {"image_encoder": "vision", "image_attn": "projection", "control": "control"}
@@ -59,6 +59,8 @@ class VideoTask:
         self.net = stages.build(
             stage, own, configs, factor, compute_dtype(cfg.precision), cfg.remat
         )
+        if "spatial" in self.net.trees:  # a UNet's; a backbone of one's own may have none
+            require(begin, "spatial")
         for name in cfg.train:
             if name not in self.net.trees:
                 hint = nearest(name, self.net.trees)
@@ -191,6 +193,7 @@ class VideoTask:
             components=self.components,
             configs=self.configs,
             sample=self.sample,
+            rules=stages.rules(self.net),
             notes={
                 "stages": {self.stage: config.to_dict(self.net.stage)},
                 "tokenizer": self.words.to_json(),

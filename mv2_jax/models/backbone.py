@@ -28,13 +28,14 @@ def denoise(
     condition: Any,
     *,
     shared: bool = True,
+    rules: sharding.Rules = (),
 ) -> jax.Array:
     """The network's output for every row and sample; the same on any mesh within float error.
 
     Args:
         network: a function of one device's share, b of the samples and t of the frames. It may
             call several modules (a ControlNet, then the UNet).
-        params: a tree whose paths match `sharding.RULES`.
+        params: a tree whose paths match `rules` or `sharding.RULES`.
         x: `[R, B, T, H, W, C]` latents.
         t: `[R, B]` timesteps, float32.
         condition: a tree of arrays `[R, B, ...]`. What is told to each frame goes in with all the
@@ -43,6 +44,7 @@ def denoise(
             they gather their parameters where they use them, and meet the other frames of a clip
             where they need them (`shards.frames` says how many there are). Any other network gets
             whole parameters and whole clips: samples alone are split then.
+        rules: (pattern, axes) rows, asked before `sharding.RULES`.
 
     Returns:
         Like x. Under a mesh samples are split over data and fsdp, and the rest is whole: latents
@@ -59,7 +61,7 @@ def denoise(
 
     def specs(mesh: AbstractMesh) -> tuple[Any, Any]:
         spec = P(None, split)
-        return (shards.params_specs(params, mesh, shared), spec, spec, spec), spec
+        return (shards.params_specs(params, mesh, shared, rules), spec, spec, spec), spec
 
-    layout = layout if shared else shards.Layout()
+    layout = layout._replace(rules=tuple(rules)) if shared else shards.Layout()
     return shards.per_device(local, (params, x, t, condition), specs, layout)

@@ -253,7 +253,7 @@ def predict(params: Params, cfg: Config, x: jax.Array, t: jax.Array, told: Told)
         return out.reshape(*shape[:-1], out.shape[-1])
 
     shared = backbone.sharded and all(each.sharded for each in cfg.conditions)
-    return denoise(network, at_steps(params, cfg), x, t, told, shared=shared)
+    return denoise(network, at_steps(params, cfg), x, t, told, shared=shared, rules=rules(cfg))
 
 
 def at_steps(params: Params, cfg: Config) -> Params:

@@ -167,3 +167,22 @@ def test_what_is_missing_is_named(runs):
         pack.pack(runs, "pack", packing(sources=("judge",)), ())
     assert isinstance(held := recipe.components_in(runs / "vae" / "vae" / "weights"), dict)
     assert isinstance(held["vae"], Component)
+
+
+def test_a_cascade_folder_is_a_source_and_phases_replace_parts_of_it(runs):
+    numbers = {"t2i": {"guidance": 3.0}, "i2v": {"guidance": 2.0, "steps": 3}}
+    first = pack.pack(runs, "pack", packing(sources=SOURCES, defaults=numbers), ())
+    held = recipe.components_in(runs / "i2v" / "i2v" / "weights")
+    began = {"spatial": recipe.components_in(runs / "t2i" / "t2i" / "weights")["spatial"]}
+    write(runs, "more/i2v", ("motion_i2v",), began, value=2.0)
+    cfg = packing(sources=(str(first.folder), "more"), defaults={"i2v": {"guidance": 5.0}})
+    again = pack.pack(runs, "again", cfg, ())
+    assert again.components.keys() == first.components.keys()
+    for name, part in again.components.items():
+        same = part.sha256 == first.components[name].sha256
+        assert same == (name != "motion_i2v") and part.config == first.config(name)
+        assert part.over == first.components[name].over
+    assert again.load("motion_i2v")["layer"]["kernel"][0, 0] == 2
+    assert held["motion_i2v"].params["layer"]["kernel"][0, 0] == 1
+    assert again.stages == first.stages and again.tokenizer == first.tokenizer
+    assert again.defaults == {"t2i": {"guidance": 3.0}, "i2v": {"guidance": 5.0, "steps": 3}}

@@ -11,12 +11,12 @@ from mv2_jax.train.video import VideoTask
 
 
 def make(cfg: Any, begin: Mapping[str, Component], folder: Path) -> Task:
-    """The task, over `begin`'s autoencoder, text encoder and spatial weights.
+    """The task, over `begin`'s autoencoder and text encoder, and of a UNet its spatial weights.
 
     Whatever else `begin` holds (motion_i2v, image_encoder, image_attn, control) it goes on from.
 
     Raises:
-        InputError: one of the three is missing, or settings that do not fit them.
+        InputError: one of these is missing, or settings that do not fit them.
     """
-    require(begin, "vae", "text_encoder", "spatial")
+    require(begin, "vae", "text_encoder")
     return VideoTask("i2v", cfg, begin, folder).task()

@@ -99,6 +99,7 @@ def make(cfg: Any, begin: Mapping[str, Component], folder: Path) -> Task:
         components=lambda params: params,
         configs=lambda params: stages.configs(net),
         sample=sampler(cfg, net, vae, words, source),
+        rules=stages.rules(net),
         notes={"stages": {"t2i": config.to_dict(stage)}, "tokenizer": words.to_json()},
     )
 

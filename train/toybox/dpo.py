@@ -196,6 +196,7 @@ class Preferences(ABC):
             batches=self.batches,
             components=self.components,
             configs=lambda params: {name: configs[name] for name in self.components(params)},
+            rules=stages.rules(self.net),
             notes={"stages": {self.cfg.stage: config.to_dict(self.net.stage)}},
         )
 

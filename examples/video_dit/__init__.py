@@ -1,0 +1,1 @@
+"""A video transformer from outside the package, in the place of I2V's UNet (docs/extending.md)."""
