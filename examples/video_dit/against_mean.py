@@ -16,6 +16,7 @@ import numpy as np
 from mv2_jax import bundle, cascade
 from mv2_jax.diffusion import keys as named
 from mv2_jax.diffusion import losses
+from mv2_jax.diffusion import process as processes
 from mv2_jax.stages import stage as stages
 from mv2_jax.toybox import captions, split
 from mv2_jax.toybox.world import sample_world
@@ -26,7 +27,8 @@ LEVELS = (0.125, 0.375, 0.625, 0.875)  # positions in the process, 1 is noise
 
 def main(four, count=64, batch=8, levels=LEVELS):
     """{name: errors [levels]}, the mean's unbiased."""
-    cfg, process, params = four.keyframes, four.keyframes.stage.schedule, four.parameters("i2v")
+    cfg, params = four.keyframes, four.parameters("i2v")
+    process = processes.of(cfg.stage.schedule)
     words = split.test_tuples("quads", count)
     keys = named.per_sample(named.seed(0), count)
 
