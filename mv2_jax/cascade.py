@@ -374,7 +374,11 @@ def load(
         if vfi_table.is_component(name):
             continue
         if component.sha256 not in held:
-            held[component.sha256] = sharding.lay_out(trees.cast(bundle.load(name), dtype), mesh)
+            tree, rules = (
+                trees.cast(bundle.load(name), dtype),
+                getattr(component.config, "rules", ()),
+            )
+            held[component.sha256] = sharding.lay_out(tree, mesh, more=rules)
         params[name] = held[component.sha256]
     tree, between = interpolator or _interpolator(bundle)
     params["interpolator"] = sharding.lay_out(trees.cast(tree, dtype), mesh, everywhere=True)

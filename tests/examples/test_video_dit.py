@@ -180,7 +180,9 @@ def test_a_chain_on_a_mesh_equals_one_device(four, sizes):
 
     def run(params, given, reference):
         each = keys.per_sample(keys.seed(3), 2)
-        return i2v.sample(params, cfg, given, reference, each, guidance.make(3.0, 1.5), steps=2)
+        scales = guidance.make(3.0, 1.5)
+        given = (params, cfg, given, reference, each, scales)
+        return i2v.sample(*given, noise_prior=1.0, steps=2)
 
     rest = (given, z[:, 0])
     want = jax.device_get(jax.jit(run)(params, *rest))
@@ -216,7 +218,7 @@ def test_a_recipe_trains_it_on_a_mesh_as_on_one_device(written, runs):
         np.testing.assert_allclose(np.float32(a), np.float32(b), atol=2e-3)
 
 
-def test_training_lays_it_out_by_its_own_rows(four):
+def test_training_and_cascades_lay_it_out_by_its_own_rows(four, runs):
     tree = {"blocks_0": {"steer": {"ada": {"kernel": np.ones((24, 144), np.float32)}}}}
     sizes = {"data": 2, "fsdp": 4}
     rows = four.keyframes.backbone.rules
@@ -224,6 +226,10 @@ def test_training_lays_it_out_by_its_own_rows(four):
     assert kernel.sharding.shard_shape(kernel.shape) == (24, 36)
     with pytest.raises(ValueError, match="fit no rule"):
         Placement(sizes).params(tree)
+    mesh = sharding.make_mesh(**sizes)
+    held = cascade.load(bundle.read(runs / "cascade"), mesh=mesh).params["dit_i2v"]
+    kernel = held["blocks_0"]["steer"]["ada"]["kernel"]
+    assert kernel.sharding.shard_shape(kernel.shape) == (24, 36)
 
 
 def test_a_unet_still_wants_its_spatial_weights(written):
