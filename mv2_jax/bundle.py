@@ -88,6 +88,11 @@ class Component:
     source: str
     over: str | None = None
 
+    @property
+    def rules(self) -> tuple[Any, ...]:
+        """Sharding rows of a network from outside the package: see `stages.backbones`."""
+        return getattr(self.config, "rules", ())
+
 
 @dataclass(frozen=True)
 class Bundle:

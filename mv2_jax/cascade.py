@@ -360,10 +360,9 @@ def load(
 ) -> Cascade:
     """A cascade from a folder that `bundle.read` read. Every file is read and checked here.
 
-    Parameters are cast to `dtype` once, and computed in it; norms, softmax, schedules and
-    coordinates stay fp32. `interpolator` is the tree and config of the network to put between
-    frames; by default it is the folder's own, or the package's public one. Over a `mesh`
-    parameters lie as `sharding.RULES` says; every process calls the same and gets the same pixels.
+    Parameters are cast to `dtype` once, and computed in it; norms, softmax, schedules, coordinates
+    stay fp32. `interpolator` is the tree and config of the network to put between frames, else the
+    folder's or the public one. Over a `mesh` every process calls the same, gets the same pixels.
 
     Raises:
         InputError: a component or stage is missing, or damaged.
@@ -374,11 +373,8 @@ def load(
         if vfi_table.is_component(name):
             continue
         if component.sha256 not in held:
-            tree, rules = (
-                trees.cast(bundle.load(name), dtype),
-                getattr(component.config, "rules", ()),
-            )
-            held[component.sha256] = sharding.lay_out(tree, mesh, more=rules)
+            tree = trees.cast(bundle.load(name), dtype)
+            held[component.sha256] = sharding.lay_out(tree, mesh, component.rules)
         params[name] = held[component.sha256]
     tree, between = interpolator or _interpolator(bundle)
     params["interpolator"] = sharding.lay_out(trees.cast(tree, dtype), mesh, everywhere=True)

@@ -236,7 +236,7 @@ def shard_params(tree: Mapping[str, Any], mesh: Mesh, more: Rules = ()) -> dict[
     return jax.tree.map(put, params.unflatten(params.flatten(tree)), where)
 
 
-def lay_out(tree: Any, mesh: Mesh | None, everywhere: bool = False, more: Rules = ()) -> Any:
+def lay_out(tree: Any, mesh: Mesh | None, more: Rules = (), *, everywhere: bool = False) -> Any:
     """A component's parameters on the usual device, or over a mesh: by `more` and `RULES`, or whole
     on every device, as the interpolators' are, and those of networks that the rules do not know."""
     if mesh is None:
