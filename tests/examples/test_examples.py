@@ -74,5 +74,6 @@ def test_swap_network(four, capsys):
     sheet = main("swap_network")(four)
     sizes = [int(line.split()[3].replace(",", "")) for line in capsys.readouterr().out.splitlines()]
     assert sheet.shape == (64, 96, 3) and sizes[1] > 2 * sizes[0]
-    frames = sheet[32:].reshape(32, 3, 32, 3).astype(int)
-    assert np.isfinite(frames).all()
+    # Fresh motion modules are none: no more than the others' motion is gone.
+    before, after = sheet[:32].astype(int), sheet[32:].astype(int)
+    assert 1 < np.abs(before - after).mean() < 0.5 * before.std()  # 27, of 95
