@@ -5,6 +5,10 @@ PYTHONPATH=examples mv2 generate "a red ball over a meadow" --weights runs/toybo
 
 The autoencoder, the text encoder and the picture's tokens are the shipped cascade's and stay as
 they are; T2I and V2V are its too.
+
+These 200 steps took 8.6 minutes on two busy CPU cores (3.4 TFLOP). On 64 withheld worlds the
+squared error of v is then 0.377 where the mean's is 0.852, 0.44 of it (against_mean.py). What it
+samples shows the place, the thing and its colour, and is still noisy.
 """
 
 from dataclasses import asdict

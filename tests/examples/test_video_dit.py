@@ -251,3 +251,12 @@ def test_it_is_compared_with_the_mean(four):
     # good as the mean. 720 numbers are drawn.
     assert abs(mean - 1) < 0.2 and abs(zero - mean) < 0.1 and 0 < line <= mean
     assert abs(network - zero) > 1e-3
+
+
+@pytest.mark.long
+def test_within_minutes_it_errs_less_than_half_as_much_as_the_mean(tmp_path):
+    jax.config.update("jax_disable_most_optimizations", False)  # `optimised` restores it
+    own = importlib.import_module("video_dit.against_mean")
+    assert training.main(str(FOLDER / "video_dit" / "toybox_dit.py"), [], out=str(tmp_path)) == 0
+    made = own.main(cascade.load(bundle.read(tmp_path / "toybox_dit" / "cascade")))
+    assert np.mean(made["network"]) < 0.5 * np.mean(made["mean"])  # 0.44
