@@ -30,6 +30,6 @@ PICTURE = UNetConfig(
     pooled_width=1280,
 )
 
-T2I = StageConfig(PICTURE, ScheduleConfig(kind="scaled_linear"), (1024, 1024))
+T2I = StageConfig(PICTURE, ScheduleConfig(kind="scaled_linear"), (1024, 1024), rule=sd15.RULE)
 I2V = replace(sd15.I2V, size=(600, 600), frames=32)
 V2V = replace(sd15.V2V, size=(1048, 1048), frames=32)

@@ -31,9 +31,12 @@ VIDEO = UNetConfig(motion=MotionConfig(), image_tokens=True)
 STILL = ScheduleConfig(kind="scaled_linear")
 MOVING = ScheduleConfig(kind="linear")
 
-T2I = StageConfig(SPATIAL, STILL, (512, 512))
-I2V = StageConfig(VIDEO, MOVING, (512, 512), frames=16)
-V2V = StageConfig(VIDEO, MOVING, (512, 512), frames=16)
+# Of guidance: what users of these checkpoints know from other pipelines.
+RULE = "public"
+
+T2I = StageConfig(SPATIAL, STILL, (512, 512), rule=RULE)
+I2V = StageConfig(VIDEO, MOVING, (512, 512), frames=16, rule=RULE)
+V2V = StageConfig(VIDEO, MOVING, (512, 512), frames=16, rule=RULE)
 # AnimateDiff's clips run at 8 frames a second; VFI triples them. No public checkpoint was trained
 # for the noise prior.
 DEFAULTS = {

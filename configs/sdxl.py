@@ -15,6 +15,7 @@ from mv2_jax.config import (
     StageConfig,
 )
 from mv2_jax.configs.paper import DEFAULTS, PICTURE, PICTURE_VAE, RIFE, T2I, TEXT, TEXT_2, VISION
+from mv2_jax.configs.sd15 import RULE
 
 __all__ = [
     "CONTROL", "DEFAULTS", "I2V", "PICTURE_VAE", "PROJECTION", "RIFE", "T2I", "TEXT", "TEXT_2",
@@ -28,5 +29,5 @@ CONTROL = ControlNetConfig(PICTURE)
 VIDEO = replace(PICTURE, motion=MotionConfig(norm_scope="clip"), image_tokens=True)
 MOVING = ScheduleConfig(kind="scaled_linear", beta_end=0.02)
 
-I2V = StageConfig(VIDEO, MOVING, (1024, 1024), frames=16)
-V2V = StageConfig(VIDEO, MOVING, (1024, 1024), frames=16)
+I2V = StageConfig(VIDEO, MOVING, (1024, 1024), frames=16, rule=RULE)
+V2V = StageConfig(VIDEO, MOVING, (1024, 1024), frames=16, rule=RULE)

@@ -16,8 +16,6 @@ from mv2_jax.errors import InputError
 if TYPE_CHECKING:
     from mv2_jax.convert.assemble import Wanted
 
-RULE = "public"  # of guidance: what users of these checkpoints know from other pipelines
-
 
 def few_steps_of(wanted: Wanted, built: Mapping[str, Piece], stage: str) -> str | None:
     """What the user says; else AnimateLCM's own file is known by having no positional encodings."""
@@ -48,7 +46,7 @@ def stages(
             size=size["t2i"],
             steps=still.steps,
             sampler=still.sampler,
-            rule=RULE,
+            rule=presets.sd15.RULE,
         )
     }
     for stage in ("i2v", "v2v"):
@@ -65,7 +63,7 @@ def stages(
             schedule=moving,
             size=size[stage],
             frames=frames,
-            rule=RULE,
+            rule=presets.sd15.RULE,
         )
         program = few[stage]
         made_of[stage] = few_steps.few(made, program) if program else made
