@@ -96,10 +96,16 @@ def facts(job: Job) -> Iterator[str]:
     elif kind == "motion":
         norm, resnets = reference.norm_scopes(job.piece)
         expected = {"norm_scope": job.scope or norm, "resnet_norm_scope": resnets}
+        own = reference.state(job.piece.found)
+        expected["mid_block"] = any(name.startswith("mid_block.") for name in own)
     elif kind == "text_encoder":
         told = job.piece.found.settings.get("text_config", job.piece.found.settings)
         # transformers takes 2 for the last id in the order of the vocabulary, which CLIP's is.
         expected = {"eos_token_id": told.get("eos_token_id", cfg.vocab_size - 1)}
+        expected["layer_norm_eps"] = told.get("layer_norm_eps", 1e-5)  # an output barely shows it
+    elif kind == "image_encoder":
+        told = job.piece.found.settings.get("vision_config", job.piece.found.settings)
+        expected = {"layer_norm_eps": told.get("layer_norm_eps", 1e-5)}
     for name, value in expected.items():
         if getattr(cfg, name) != value:
             yield f"{name} is {getattr(cfg, name)!r}, not {value!r}"

@@ -8,6 +8,7 @@ the cascade's own config, the reference by its source's.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import gc
 import hashlib
 import re
@@ -21,7 +22,7 @@ import torch
 
 from mv2_jax import params as trees
 from mv2_jax.bundle import Bundle
-from mv2_jax.config import UNetConfig
+from mv2_jax.config import MotionConfig, UNetConfig
 from mv2_jax.convert import reference
 from mv2_jax.convert.ops import as_numpy
 from mv2_jax.convert.pieces import Piece
@@ -72,17 +73,20 @@ class Job:
         """The stored parameters, in fp32."""
         return trees.cast(self.bundle.load(self.name), np.float32)
 
+    @functools.cached_property
+    def _types(self) -> set[str]:
+        """The stored leaves' types; the file is read for them once."""
+        return {leaf.dtype.name for leaf in trees.flatten(self.bundle.load(self.name)).values()}
+
     @property
     def mixed(self) -> bool:
         """Whether the component is stored in several types, each as it came."""
-        leaves = trees.flatten(self.bundle.load(self.name)).values()
-        return len({leaf.dtype for leaf in leaves}) > 1
+        return len(self._types) > 1
 
     @property
     def dtype(self) -> torch.dtype:
         """The type that the component is stored in; of several, the one that holds all."""
-        leaf = next(iter(trees.flatten(self.bundle.load(self.name)).values()))
-        return torch.float32 if self.mixed else getattr(torch, leaf.dtype.name)
+        return torch.float32 if self.mixed else getattr(torch, *self._types)
 
     @property
     def unet(self) -> UNetConfig:
@@ -215,7 +219,7 @@ def motion(job: Job) -> Outcome:
         and name.count(".") <= 3
         and name.rpartition(".")[2].isdecimal()
     }
-    run = jax.jit(lambda p, x: MotionModule(cfg).apply({"params": p}, x))
+    run = _module(cfg)
     tree, pairs = job.ours, []
     for path, part in parts.items():
         leaves = tree
@@ -229,6 +233,12 @@ def motion(job: Job) -> Outcome:
         pairs.append((run(leaves, x)[0], _last(theirs)))
     norms = "" if scope == "clip" else ", its norms over each frame"
     return f"diffusers' MotionAdapter ({len(pairs)} modules{norms})", pairs, numbers
+
+
+@functools.lru_cache(maxsize=2)
+def _module(cfg: MotionConfig) -> Callable[..., jax.Array]:
+    """A motion module compiled: two stages often have modules of one shape."""
+    return compiled(lambda p, x: MotionModule(cfg).apply({"params": p}, x))
 
 
 def adapter(job: Job) -> Outcome:
@@ -350,9 +360,14 @@ def _theirs(net: torch.nn.Module, run: Callable[[Any], Any]) -> Any:
 
 
 def _ours(run: Callable[[Any], Any], job: Job) -> Any:
-    """What the stored parameters say. Compiled quickly: the program runs once."""
+    """What the stored parameters say."""
+    return jax.tree.map(np.asarray, compiled(run)(job.ours))
+
+
+def compiled(run: Callable[..., Any]) -> Callable[..., Any]:
+    """`jax.jit`, quick to compile: programs here run once."""
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    return jax.tree.map(np.asarray, jax.jit(run, compiler_options=options)(job.ours))
+    return jax.jit(run, compiler_options=options)
 
 
 def _torch(array: np.ndarray) -> torch.Tensor:

@@ -21,6 +21,7 @@ from mv2_jax.config import ScheduleConfig, StageConfig
 from mv2_jax.convert.pieces import Piece
 from mv2_jax.convert.verify import Verdict, apart
 from mv2_jax.diffusion import process, schedules
+from mv2_jax.errors import InputError
 
 _PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0", "v": "v"}
 # As StableDiffusionPipeline and AnimateDiffPipeline are published.
@@ -35,6 +36,9 @@ def stage(
 
     Args:
         asked: what the user said at conversion, as sources.json keeps it.
+
+    Raises:
+        InputError: the stage's schedule is none that is known.
     """
     mine: StageConfig = bundle.stages[name]
     theirs = _scheduler(built, asked, name)
@@ -44,13 +48,16 @@ def stage(
         note = f"its process is {type(mine.schedule).__name__}, not a discrete schedule"
         return Verdict(name, f"diffusers' {type(theirs).__name__}", 0.0, 0.0, (note,))
     squared = np.array(theirs.alphas_cumprod, np.float64)
-    ours = schedules.alphas_cumprod(mine.schedule).astype(np.float64)
+    try:
+        ours = schedules.alphas_cumprod(mine.schedule).astype(np.float64)
+    except ValueError as error:
+        raise InputError(f"{name}: its schedule in the cascade makes none: {error}") from None
     if ours.shape != squared.shape:
         verdict = Verdict(name, "", float("nan"), float("nan"))
     else:
         # Where no signal is left, diffusers puts the smallest that it can divide by.
         verdict = apart(name, "", [(np.sqrt(ours), np.sqrt(np.where(squared < 1e-7, 0, squared)))])
-    notes = [*_settings(mine, theirs, built, asked, name), *_networks(bundle, mine, name)]
+    notes = [*_settings(mine, theirs, built, asked, name), *_pipeline(bundle, mine, name)]
     against = f"diffusers' {type(theirs).__name__}"
     return dataclasses.replace(verdict, component=name, against=against, notes=tuple(notes))
 
@@ -62,7 +69,7 @@ def _process(bundle: Bundle, mine: StageConfig, theirs: Any, name: str) -> Verdi
     levels = np.asarray(theirs.sigmas, np.float64)[:-1]
     ours = grid.sigma if hasattr(theirs, "shift") else grid.sigma / grid.alpha
     pairs = [(ours, levels), (grid.t, np.asarray(theirs.timesteps, np.float64))]
-    against, notes = f"diffusers' {type(theirs).__name__}", list(_networks(bundle, mine, name))
+    against, notes = f"diffusers' {type(theirs).__name__}", list(_pipeline(bundle, mine, name))
     output = getattr(mine.schedule, "output", None)
     if output and output != _PREDICTIONS[theirs.config.prediction_type]:
         notes.append(f"output is {output!r}, not {theirs.config.prediction_type!r}")
@@ -96,8 +103,12 @@ def _settings(
             yield f"{field} is {getattr(schedule, field)!r}, not {value!r}"
 
 
-def _networks(bundle: Bundle, mine: StageConfig, name: str) -> Iterator[str]:
-    """Whether the stage runs the very networks that the folder's components are."""
+def _pipeline(bundle: Bundle, mine: StageConfig, name: str) -> Iterator[str]:
+    """Whether the stage runs the folder's very network, and tells it what diffusers' does."""
+    # Guidance by the text and the zero picture, all text layers, every condition.
+    for field, value in {"rule": "public", "clip_skip": 0, "conditions": None}.items():
+        if getattr(mine, field) != value:
+            yield f"{field} is {getattr(mine, field)!r}, not {value!r}"
     held = "t2i_unet" if name == "t2i" and "t2i_unet" in bundle.components else "spatial"
     unet = bundle.config(held)
     if name != "t2i":
