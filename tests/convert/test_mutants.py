@@ -51,6 +51,7 @@ OTHERS = {
 }
 _CHOICE = "the user's choice: the network and its noise levels are the same"
 _KEYS = "softmax does not see what is added to all keys alike"
+_LAYOUT = "only the converter reads it: as a 1x1 convolution or as a matrix, the product is one"
 _ATTENTION = "mid_block/attentions_0/to_k/bias"
 _SELF = "encoder/layers_0/self_attn/k_proj/bias"
 SURVIVE = {
@@ -61,6 +62,9 @@ SURVIVE = {
     },
     "i2v.schedule.final_alpha_one": "AnimateDiff is published with either",
     "v2v.schedule.final_alpha_one": "AnimateDiff is published with either",
+    "spatial.linear_projection": _LAYOUT,
+    "control.unet.linear_projection": _LAYOUT,
+    "control.unet.out_channels": "a ControlNet has no convolution at its end",
     "spatial.size_ids_width": "SD1.5's UNet does not read sizes",
     "control.unet.size_ids_width": "SD1.5's ControlNet does not read sizes",
     f"vae.decoder/{_ATTENTION}: 2 parts in another order": _KEYS,
