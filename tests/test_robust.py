@@ -60,24 +60,30 @@ def test_a_device_is_no_file(here, capsys, flag):
     assert "/dev/zero: it is no ordinary file" in one_line(capsys)
 
 
+@pytest.fixture
+def heeded():
+    """Signals as a terminal's; under nohup, or in a script's background, they are ignored."""
+    usual = {signal.SIGHUP: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    was = {name: signal.signal(name, handler) for name, handler in usual.items()}
+    yield
+    for name, handler in was.items():
+        signal.signal(name, handler)
+
+
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
-def test_a_signal_while_it_writes_leaves_nothing(generate, here, capsys, monkeypatch, name):
-    was = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it would be ignored
+def test_a_signal_while_it_writes_leaves_nothing(heeded, generate, here, capsys, monkeypatch, name):
 
     def told(path, *_):
         path.write_bytes(b"half")
         signal.raise_signal(signal.Signals[name])
 
     monkeypatch.setattr(media, "write_image", told)
-    try:
-        assert generate(PROMPT) == 130
-    finally:
-        signal.signal(signal.SIGHUP, was)
+    assert generate(PROMPT) == 130
     assert capsys.readouterr().err.splitlines()[-1] == "mv2: error: stopped"
     assert files(here) == []
 
 
-def test_an_error_that_an_interrupt_became_is_no_traceback(here, capsys, monkeypatch):
+def test_an_error_that_an_interrupt_became_is_no_traceback(heeded, here, capsys, monkeypatch):
     def run(arguments):
         try:
             signal.raise_signal(signal.SIGINT)
@@ -108,6 +114,7 @@ def test_output_that_nobody_reads_is_no_error(tiny_weights):
 def test_an_interrupt_while_it_starts_is_no_traceback():
     code = (
         "import sys, signal\nsys.argv = ['mv2', 'info']\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "class Slow:\n"
         " def find_spec(self, name, *_):\n"
         "  if name == 'mv2_jax.cli': signal.raise_signal(signal.SIGINT)\n"

@@ -14,7 +14,7 @@ def test_thirty_two_keyframes_become_94_frames_or_none(
     words = ["generate", "a red ball", "--weights", str(tiny_weights), "--frames", "32"]
     seconds = []
     for flags, frames in ((["--vfi", "rife"], 94), (["--vfi", "none"], 32)):
-        assert cli.main([*words, *flags]) == 0
+        assert cli.main([*words, *flags, "-o", "out.mp4", "--force"]) == 0
         side = json.loads((tmp_path / "out.json").read_text())
         assert side["result"]["frames"] == frames
         assert side["choices"]["vfi"] == {"network": flags[1]}

@@ -8,7 +8,8 @@ from mv2_jax.config import MotionConfig, ScheduleConfig, UNetConfig
 from mv2_jax.convert.tables import motion as motion_table
 from mv2_jax.convert.tables import unet as unet_table
 from mv2_jax.diffusion import keys as named
-from mv2_jax.diffusion.losses import diffusion_loss, sample_t
+from mv2_jax.diffusion import process
+from mv2_jax.diffusion.losses import diffusion_loss, positions
 from mv2_jax.models.unet import UNet
 from mv2_jax.nn.transformer import Context
 from mv2_jax.params import flatten
@@ -49,7 +50,7 @@ def theirs(parity):
     text = parity.noise(BATCH, 7, CFG.context_width, seed=2)
     keys = named.seeds(range(BATCH))
     # The same chance on both sides: what timesteps and noise these keys mean to our loss.
-    t = torch.from_numpy(np.array(sample_t(keys, SCHEDULE.train_steps))).long()
+    t = torch.from_numpy(np.array(process.of(SCHEDULE).at(positions(keys)).t)).long()
     eps = named.normal(named.fold(keys, "noise"), latent.shape[1:])
     eps = torch.from_numpy(np.array(eps)).permute(0, 4, 1, 2, 3)
     scheduler = diffusers.DDPMScheduler(

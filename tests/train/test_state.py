@@ -36,7 +36,7 @@ def test_the_parts_of_a_batch_stay_where_their_rows_lie():
 
 def test_restoring_gives_up_the_state_it_is_modelled_on(tmp_path):
     kept = Checkpoints(tmp_path)
-    kept.save(1, state_of(config()), {"elapsed": 0.0})
+    kept.save(1, state_of(config()), {"elapsed": 0.0, "flop": 0.0})
     like = state_of(config())
     restored, _ = kept.restore(like)
     kept.close()
