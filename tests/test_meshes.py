@@ -41,7 +41,7 @@ def test_many_meshes_answer_as_one_device_does(number):
     check(number)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_twelve_devices_answer_as_one_does():
     """Their own process: this one has eight."""
     here = Path(__file__).parent

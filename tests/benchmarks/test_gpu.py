@@ -240,7 +240,7 @@ def test_wrong_parts_get_one_line():
     assert done.returncode == 2 and "takes some of a0,a,b,c,d,e,f, not 'a,x'" in done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.long  # half an hour at the most, by its own clock
 def test_every_part_runs_at_tiny_sizes(tmp_path):
     cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", tmp_path)
     out = tmp_path / "out"

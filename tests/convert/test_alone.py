@@ -52,7 +52,10 @@ def test_every_kind_says_what_it_is_and_serves_for(sources, small, flownet, tmp_
         said = alone(capsys, source)
         assert said.startswith(what) and f"for {serves}" in said.replace("    ", ""), said
     said = alone(capsys, sources / "pipeline")
-    assert said.count("\n    for ") == 3 and "predicts eps over scaled linear betas, leading; ddim" in said
+    assert (
+        said.count("\n    for ") == 3
+        and "predicts eps over scaled linear betas, leading; ddim" in said
+    )
     line = refused(capsys, "--text-encoder", "x")
     assert "wants --unet SOURCE and -o DIR, or a FILE alone" in line
     assert "stands alone, without --vae" in refused(capsys, "x.ckpt", "--vae", "y.ckpt")
