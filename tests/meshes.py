@@ -174,7 +174,9 @@ def video(case: Case) -> tuple[Any, Any, dict[str, Any]]:
     own = dataclasses.replace(
         tiny.KEYFRAMES, unet=inflated(case, True), frames=case.frames, size=size
     )
-    cfg, rng = tiny.stage(own), np.random.default_rng(5)
+    control = dataclasses.replace(tiny.CONTROL, unet=spatial(case))
+    networks = {**tiny.NETWORKS, "control": control}
+    cfg, rng = stages.build("i2v", own, networks, tiny.VAE.factor), np.random.default_rng(5)
     params = random(jax.eval_shape(lambda key: stages.init(cfg, key), keys.seed(0)))
     ids = rng.integers(3, tiny.TEXT.vocab_size, (2, case.batch, 9)).astype(np.int32)
     image = rng.uniform(-1, 1, (case.batch, *size, 3)).astype(np.float32)
