@@ -96,7 +96,7 @@ def test_a_gif_has_a_palette_for_each_picture_and_its_last_ones_time(run, tmp_pa
         (["in", "-o", "out"], "--pace says how many a second"),
         (["empty", "--pace", "5"], "holds no pictures"),
         (["in.mp4", "--pace", "5"], "--pace is for folders"),
-        (["in", "--pace", "5", "-o", "out", "--codec", "h264"], "is no video: --codec"),
+        (["in", "--pace", "5", "-o", "out", "--codec", "h264"], "is not a video: --codec"),
         (["bad", "--pace", "5", "-o", "out"], "bad/1.png: it is no video, or is damaged"),
     ],
 )
