@@ -15,29 +15,26 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import re
+import itertools
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mv2_jax import bundle as bundles
-from mv2_jax.configs import presets
 from mv2_jax.errors import InputError
-from mv2_jax.infer import cache, choices, interpolators, media, meshes, outputs, settings
+from mv2_jax.infer import cache, interpolators, media, meshes, outputs
+from mv2_jax.infer.outputs import Outputs
 from mv2_jax.infer.progress import Bars
+from mv2_jax.infer.ready import Checked, Ready, check_steps, check_told, interpolator, warnings
 from mv2_jax.infer.release import version
-from mv2_jax.infer.request import Request, interpolators_of, sidecar
+from mv2_jax.infer.request import Request, sidecar
 
 if TYPE_CHECKING:
     from mv2_jax.infer.settings import Numbers
-
-_LARGEST = 4096
-_DIFFUSION = ("t2i", "i2v", "v2v")
 
 
 @dataclass(frozen=True)
@@ -105,15 +102,43 @@ def make(
     return Made(*(media.to_uint8(x) for x in (image, keyframes, refined, frames)))
 
 
+@dataclass(frozen=True)
+class Job:
+    """One video to make: prompt `index` of a request, and the files that it becomes.
+
+    `place` is (row, batch): where in how large a batch it is made.
+    """
+
+    ready: Ready
+    index: int
+    outputs: Outputs
+    place: tuple[int, int] = (0, 1)
+
+    @property
+    def prompt(self) -> str:
+        return self.ready.request.prompts[self.index]
+
+    @property
+    def room(self) -> int:
+        """How many of its like its batch holds."""
+        row, batch = self.place
+        return batch - row
+
+    @property
+    def seed(self) -> int:
+        return self.ready.request.seeds[self.index]
+
+
 def command(
     request: Request,
     out: str | Path,
     stages: bool = False,
-    batch: int = 1,
+    batch: int | None = None,
     *,
     force: bool = True,
     metadata: bool = True,
     mesh: str | None = None,
+    resident: str = "all",
 ) -> None:
     """Makes and writes the videos of a request.
 
@@ -122,83 +147,144 @@ def command(
     Args:
         out: the MP4's name.
         stages: keep what every stage made.
-        batch: prompts made at a time. At 1 each video is bit for bit the one made alone; with
-            more, equal but for rounding, and faster on an accelerator.
+        batch: videos made at a time: 1, or what the earlier video was made in. At 1 each is bit for
+            bit the one made alone; with more, equal but for rounding, and its sidecar makes it
+            again bit for bit.
         force: replace files that are there already.
         metadata: let the files say that they are generated, by what, from which prompt and seed.
         mesh: as `--mesh` takes it. Of several processes the first writes the files and speaks.
+        resident: "all", or "stage": see `mv2_jax.components`.
 
     Raises:
         InputError: anything wrong with the request, the files it names, or the weights.
         OSError: the disk failed while writing.
     """
     first_process = meshes.begin(mesh)
+    request = dataclasses.replace(request, seed=meshes.shared(mesh, request.seed))
     inputs = [source.path for source in (request.image, request.video) if source]
     with meshes.agreed(mesh):
         planned = outputs.plan(out, len(request.prompts), stages, inputs, force, first_process)
-        preset = request.choices.get("all", {}).get("preset")
-        bundle = presets.complete(bundles.read(request.weights), preset)
-        sized = choices.apply(with_size(bundle, request.size), request.choices)
-        numbers = settings.resolve(request.given, request.base, sized)
-        picture, clip = _starts(request, sized, numbers)
-        used, network = numbers, _interpolator(sized)
-        if network == "none":
-            used = _keyframes_alone(numbers)
-        elif network:
-            interpolators.fits(network, int(numbers["vfi"]["between"]) + 1, "--between 1", sized)
-        bundle.verify()
-    for line in warnings(request, bundle) if first_process else ():
+        ready = Checked(mesh)(request)
+    for line in warnings(request, ready.bundle, ready.tokenizer) if first_process else ():
         print(f"mv2: warning: {line}", file=sys.stderr)
-
     started = time.monotonic()
-    fps = used["vfi"]["fps"]
-    batch = min(batch, len(planned))
+    place = request.row if batch is None else (0, min(batch, len(planned)))
+    jobs = [Job(ready, index, files, place) for index, files in enumerate(planned)]
     with Bars(silent=not first_process) as bars:
-        with bars.loading():
-            cascade, made_with = load(sized, mesh, batch)
-        check_steps(sized, used, request.start)
-        check_told(request, cascade)
-        for first in range(0, len(planned), batch):
-            chosen = request.prompts[first : first + batch]
-            # The last group is filled up, so that it runs the program that the others ran.
-            if len(planned) > 1:
-                bars.prefix = f"{first + len(chosen)}/{len(planned)} "
-            filled = [*chosen, *[chosen[-1]] * (batch - len(chosen))]
-            made = make(
-                cascade,
-                filled,
-                used,
-                negative=request.negative,
-                seed=request.seed,
-                picture=picture,
-                clip=clip,
-                progress=bars,
-                tell=request.tell,
-            )
-            if not first_process:
-                continue
-            for index, one in enumerate(_singly(made, len(chosen)), start=first):
-                result = {"fps": fps, **describe(one.frames)}
-                side = sidecar(request, index, numbers, bundle, made_with, result)
-                parts = {
-                    "reference": one.picture,
-                    "keyframes": one.keyframes,
-                    "refined": one.refined,
-                }
-                pace = fps / (int(used["vfi"]["between"]) + 1)
-                about = outputs.provenance(side) if metadata else None
-                outputs.write(planned[index], one.frames, fps, side, parts, pace, about)
-                seconds = time.monotonic() - started
-                print(summary(planned[index].video, one.frames, fps, seconds))
-                if request.before is not None:
-                    print(compare(request.before, side))
+        videos = Videos(bars, mesh, place[1], resident)
+        done = 0
+        for group in grouped(jobs, videos.alike):
+            done += len(group)
+            bars.prefix = f"{done}/{len(jobs)} " if len(jobs) > 1 else ""
+            for job, made, made_with in videos.make(group):
+                if first_process:
+                    told = finish(job, made, made_with, time.monotonic() - started, metadata)
+                    bars.end()
+                    print(*told, sep="\n", flush=True)
     meshes.end(mesh)
 
 
-def load(bundle: Any, mesh: str | None = None, samples: int = 1) -> tuple[Any, dict[str, str]]:
+def grouped(jobs: Sequence[Job], alike: Callable[[Job], Any]) -> Iterator[list[Job]]:
+    """Neighbours among the jobs that one batch can hold, as many as it holds."""
+    for _, same in itertools.groupby(jobs, alike):
+        left = list(same)
+        while left:
+            yield left[: left[0].room]
+            left = left[left[0].room :]
+
+
+class Videos:
+    """Makes jobs' videos. Weights stay loaded from one batch to the next, programs compiled.
+
+    Args:
+        mesh: as `--mesh` takes it.
+        samples: made at a time, for `--mesh auto`.
+        resident: "all", or "stage": see `mv2_jax.components`.
+    """
+
+    def __init__(
+        self, bars: Bars, mesh: str | None = None, samples: int = 1, resident: str = "all"
+    ) -> None:
+        self._bars, self._asked = bars, (mesh, samples, resident)
+        self._weights: Any = None
+        self._digest = self._network = ""
+        self._cascade: Any = None
+        self._made_with: dict[str, Any] = {}
+
+    def alike(self, job: Job) -> Any:
+        """Equal for jobs that one batch can hold."""
+        form = job.ready.form(job.prompt) if job.place[1] > 1 else None
+        return job.ready.alike, job.place, job.outputs.stages, form
+
+    def make(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Made, dict[str, Any]]]:
+        """The videos of jobs that are `alike`, each with what it was made with.
+
+        A batch is filled up, so that each runs the program that the others ran.
+
+        Raises:
+            InputError: what only a loaded cascade can know to be wrong.
+        """
+        ready, (row, batch) = jobs[0].ready, jobs[0].place
+        request = ready.request
+        cascade = self._loaded(ready)
+        filled = [jobs[0]] * row + list(jobs)
+        filled += [jobs[-1]] * (batch - len(filled))
+        made = make(
+            cascade,
+            [job.prompt for job in filled],
+            ready.used,
+            negative=request.negative,
+            seed=[job.seed for job in filled],
+            picture=ready.picture,
+            clip=ready.clip,
+            progress=self._bars,
+            tell=request.tell,
+        )
+        for k, job in enumerate(jobs, start=row):
+            one = Made(*(getattr(made, field.name)[k] for field in dataclasses.fields(made)))
+            shape = {"batch": batch, "row": k} if batch > 1 else {}
+            yield job, one, {**self._made_with, **shape}
+
+    def _loaded(self, ready: Ready) -> Any:
+        """The cascade of a request, from what is loaded already where that is possible."""
+        sized = ready.sized
+        weights = (sized.folder, tuple(part.sha256 for part in sized.components.values()))
+        digest, network = sized.digest, interpolator(sized)
+        if weights != self._weights:
+            self._cascade = self._weights = None  # what was loaded makes room
+            with self._bars.loading():
+                self._cascade, self._made_with = load(sized, *self._asked)
+        elif digest != self._digest:
+            self._cascade = restage(self._cascade, sized, network != self._network)
+        self._weights, self._digest, self._network = weights, digest, network
+        check_steps(sized, ready.used, ready.request.start)
+        check_told(ready.request, self._cascade)
+        return self._cascade
+
+
+def finish(
+    job: Job, made: Made, made_with: Mapping[str, Any], seconds: float, metadata: bool = True
+) -> list[str]:
+    """Writes one video's files; the lines that say so. Raises OSError as `outputs.write`."""
+    ready, request = job.ready, job.ready.request
+    fps = ready.used["vfi"]["fps"]
+    result = {"fps": fps, **describe(made.frames)}
+    side = sidecar(request, job.index, ready.numbers, ready.bundle, made_with, result)
+    parts = {"reference": made.picture, "keyframes": made.keyframes, "refined": made.refined}
+    pace = fps / (int(ready.used["vfi"]["between"]) + 1)
+    about = outputs.provenance(side) if metadata else None
+    outputs.write(job.outputs, made.frames, fps, side, parts, pace, about)
+    told = [summary(job.outputs.video, made.frames, fps, seconds, job.seed)]
+    return [*told, compare(request.before, side)] if request.before is not None else told
+
+
+def load(
+    bundle: Any, mesh: str | None = None, samples: int = 1, resident: str = "all"
+) -> tuple[Any, dict[str, str]]:
     """The cascade, and what it runs on (for the sidecar). This is where JAX is loaded.
 
-    `mesh` is as `--mesh` takes it, for so many `samples` at a time. The cascade's programs are
+    `mesh` is as `--mesh` takes it, for so many `samples` at a time; `resident` as `--resident`
+    does. The cascade's programs are
     kept from run to run (`infer.kept`): for commands, which run no code but this package's. Code of
     your own loads by `mv2_jax.cascade.load`.
     """
@@ -214,52 +300,31 @@ def load(bundle: Any, mesh: str | None = None, samples: int = 1) -> tuple[Any, d
     meshes.say(over)
     dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     made_with = {**meshes.facts(over), "dtype": jnp.dtype(dtype).name}
-    network = _interpolator(bundle)
-    between = None if network in (None, "none") else interpolators.load(network, bundle)
-    loaded = cascade.load(bundle, dtype, interpolator=between, mesh=over)
+    loaded = cascade.load(
+        bundle, dtype, interpolator=_between(bundle), mesh=over, resident=resident
+    )
     programs = Programs(Kept(folder, over) if folder else None, over)
     return dataclasses.replace(loaded, programs=programs), made_with
 
 
-def check_steps(bundle: Any, numbers: Numbers, start: str = "t2i") -> None:
-    """Refuses a number of steps that a stage's sampler and schedule cannot make.
+def restage(cascade: Any, bundle: Any, anew: bool) -> Any:
+    """A loaded cascade with the stages of another reading of its folder, and the same programs.
 
-    Args:
-        start: the first stage to run.
-
-    Raises:
-        InputError: the flag is named, and why.
+    `anew` says whether the interpolator is another one.
     """
-    from mv2_jax.stages import chain
+    from mv2_jax import cascade as cascades
+    from mv2_jax import components
 
-    for stage in _DIFFUSION[_DIFFUSION.index(start) :]:
-        cfg, steps = bundle.stages[stage], int(numbers[stage]["steps"])
-        try:
-            chain.program(cfg, steps)
-        except ValueError as error:
-            raise InputError(f"--{stage}-steps {steps} with {cfg.sampler}: {error}") from None
+    staged = cascades.restaged(cascade, bundle)
+    if not anew:
+        return staged
+    return staged.with_interpolator(*(_between(bundle) or components.own_interpolator(bundle)))
 
 
-def check_told(request: Request, cascade: Any) -> None:
-    """Refuses what no stage of the video would hear.
-
-    Raises:
-        InputError: a scale of the picture where no rule has one, or a `--tell` of no condition.
-    """
-    if request.given.get("image_guidance") is None and not request.tell:
-        return
-    stages = [cascade.stage(name) for name in _DIFFUSION[_DIFFUSION.index(request.start) :]]
-    scales = {scale for stage in stages for scale in stage.rule.scales}
-    if request.given.get("image_guidance") is not None and "image" not in scales:
-        raise InputError(
-            "--image-guidance has no effect: these weights' guidance rule has no scale for the "
-            "picture; add --guidance-rule apart"
-        )
-    own = {each.name for stage in stages for each in stage.conditions if hasattr(each, "read")}
-    for name in request.tell:
-        if name not in own:
-            known = f"; it has {', '.join(sorted(own))}" if own else ""
-            raise InputError(f"--tell {name}: these weights have no such condition{known}")
+def _between(bundle: Any) -> Any:
+    """The interpolator that was chosen, loaded; None where the folder's own shall serve."""
+    network = interpolator(bundle)
+    return None if network in (None, "none") else interpolators.load(network, bundle)
 
 
 def told(cascade: Any, stage: str, tell: Mapping[str, str], count: int) -> dict[str, Any]:
@@ -278,68 +343,6 @@ def told(cascade: Any, stage: str, tell: Mapping[str, str], count: int) -> dict[
     return made
 
 
-def with_size(bundle: Any, size: tuple[int, int] | None) -> Any:
-    """The bundle with its stages set to make videos of (height, width).
-
-    T2I and I2V keep their share of the video's size, to the nearest size they can make.
-
-    Raises:
-        InputError: the weights lack a stage, or the size is not one that V2V can make.
-    """
-    for stage in _DIFFUSION:
-        if stage not in bundle.stages:
-            raise InputError(f"{bundle.folder} says nothing of the stage {stage}")
-    own = bundle.stages["v2v"].size
-    if size is None or size == own:
-        return bundle
-    factor = bundle.config("vae").factor
-    for side in size:
-        if side % factor or not 2 * factor <= side <= _LARGEST:
-            raise InputError(
-                f"--size {size[1]}x{size[0]} is impossible with these weights: each side is a "
-                f"multiple of {factor} from {2 * factor} to {_LARGEST}"
-            )
-    stages = dict(bundle.stages)
-    for name in _DIFFUSION:
-        shares = [part * new / old for part, new, old in zip(stages[name].size, size, own)]
-        cells = tuple(max(1, round(share / factor)) * factor for share in shares)
-        stages[name] = dataclasses.replace(stages[name], size=cells)
-    return dataclasses.replace(bundle, stages=stages)
-
-
-def warnings(request: Request, bundle: Any) -> Iterator[str]:
-    """Lines for things that are not wrong, but that the user will want to know."""
-    from mv2_jax import text
-
-    tokenizer = text.from_json(bundle.tokenizer)
-    unknown = {}
-    for prompt in (*request.prompts, request.negative):
-        unknown.update(tokenizer.unknown(text.emphasis.plain(prompt)))
-    if unknown:
-        words = ", ".join(f'"{word}" (nearest: "{near}")' for word, near in unknown.items())
-        yield f"these weights do not know {words}"
-    for prompt in request.prompts:
-        if not tokenizer.in_rows and _is_cut(tokenizer, text.emphasis.plain(prompt)):
-            yield f'these weights read less than the whole of "{prompt}"; its end is ignored'
-    if request.before is not None:
-        then = request.before
-        if then["weights"].get("sha256") != bundle.digest:
-            yield "these are not the weights the video was made with; the frames will differ"
-        for source, key in ((request.image, "from_image"), (request.video, "from_video")):
-            if source and then[key]["sha256"] != source.sha256:
-                yield f"{source.path} has changed since; the frames will differ"
-        for path, sha256 in interpolators_of(request).items():
-            if then["weights"].get("interpolators", {}).get(path) != sha256:
-                yield f"{path} has changed since; the frames will differ"
-
-
-def _is_cut(tokenizer: Any, prompt: str) -> bool:
-    """Whether the tokenizer drops the end of a prompt: the row is full without its last word."""
-    rows = tokenizer.encode([prompt, re.sub(r"\w+\W*$", "", prompt)])
-    full = np.argmax(rows[0] == tokenizer.eos_token_id) == rows.shape[1] - 1
-    return bool(full and np.array_equal(*rows))
-
-
 def describe(frames: np.ndarray) -> dict[str, Any]:
     """Size and checksum of a video's frames [T, H, W, 3], for the sidecar."""
     count, height, width = frames.shape[:3]
@@ -347,12 +350,12 @@ def describe(frames: np.ndarray) -> dict[str, Any]:
     return {"frames": count, "height": height, "width": width, "frames_sha256": digest}
 
 
-def summary(path: Path, frames: np.ndarray, fps: float, seconds: float) -> str:
+def summary(path: Path, frames: np.ndarray, fps: float, seconds: float, seed: int) -> str:
     """The line a user reads when a video is done."""
     count, height, width = frames.shape[:3]
     return (
-        f"{path}: {count} frames of {width}x{height}, {count / fps:.1f} s at {fps:g} a second; "
-        f"done after {seconds:.0f} s"
+        f"{path}: {count} frames of {width}x{height}, {count / fps:.1f} s at {fps:g} a second, "
+        f"seed {seed}; done after {seconds:.0f} s"
     )
 
 
@@ -360,41 +363,12 @@ def compare(before: Any, now: dict[str, Any]) -> str:
     """Whether a video made from a sidecar has the frames that the sidecar recorded."""
     if before["result"].get("frames_sha256") == now["result"]["frames_sha256"]:
         return "the frames are the same as before"
+    then, here = ({"batch": 1, **side["made_with"]} for side in (before, now))
     changed = [
-        f"{key} {before['made_with'].get(key)} then, {value} now"
-        for key, value in now["made_with"].items()
-        if before["made_with"].get(key) != value
+        f"{key} {then.get(key)} then, {here.get(key)} now"
+        for key in {**then, **here}
+        if then.get(key) != here.get(key) and key != "row"
     ]
     if before.get("mv2") != version():
         changed.append(f"mv2 {before.get('mv2')} then, {version()} now")
     return f"the frames differ from before ({'; '.join(changed) or 'in rounding, or in inputs'})"
-
-
-def _interpolator(bundle: Any) -> str | None:
-    """The interpolator that was chosen, None where the folder's own shall serve."""
-    return bundle.stages.get("vfi", {}).get("network")
-
-
-def _keyframes_alone(numbers: Numbers) -> Numbers:
-    """The numbers with nothing put between the keyframes, at the pace they have in the video."""
-    vfi = numbers["vfi"]
-    return {**numbers, "vfi": {"between": 0, "fps": vfi["fps"] / (int(vfi["between"]) + 1)}}
-
-
-def _starts(
-    request: Request, bundle: Any, numbers: Numbers
-) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """The user's own picture and clip, as the stages want them."""
-    picture = clip = None
-    if request.image:
-        picture = media.read_image(request.image.path, bundle.stages["t2i"].size)
-    if request.video:
-        stage = bundle.stages["v2v"]
-        interval = (numbers["vfi"]["between"] + 1) / numbers["vfi"]["fps"]
-        clip = media.read_video(request.video.path, stage.size, stage.frames, interval)
-    return picture, clip
-
-
-def _singly(made: Made, count: int) -> Iterator[Made]:
-    for k in range(count):
-        yield Made(*(getattr(made, f.name)[k] for f in dataclasses.fields(made)))

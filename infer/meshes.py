@@ -53,6 +53,35 @@ def agreed(asked: str | None) -> Iterator[None]:
         raise refused
 
 
+def shared(asked: str | None, value: int) -> int:
+    """The first process's `value` from 0 to 2**32 - 1, in all of them."""
+    if asked is None:
+        return value
+    import numpy as np
+
+    from mv2_jax.train import processes
+
+    return int(processes.each(np.uint32(value))[0])
+
+
+def several(asked: str | None) -> bool:
+    """Whether a mesh is asked for over several processes."""
+    if asked is None:
+        return False
+    import jax
+
+    return jax.process_count() > 1
+
+
+def share(asked: str | None, things: list[Any]) -> list[Any]:
+    """Those of the things that this process is to look after: one in so many as share a mesh."""
+    if asked is None:
+        return things
+    import jax
+
+    return things[jax.process_index() :: jax.process_count()]
+
+
 def end(asked: str | None) -> None:
     """Waits for the other processes, so that none is gone while another still needs it."""
     if asked is not None:

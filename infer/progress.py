@@ -95,6 +95,11 @@ class Bars:
             with self._lock:
                 self._close()
 
+    def end(self) -> None:
+        """Ends the line of the bar: something is to be printed."""
+        with self._lock:
+            self._close()
+
     def _text(self, compiling: bool) -> str:
         name = NAMES.get(self._stage, self._stage)
         return f"{self.prefix}{name + _ONCE * compiling:<{_WIDTH}}"

@@ -7,6 +7,7 @@ command line first. Nothing here imports JAX: whatever is wrong is said at once.
 from __future__ import annotations
 
 import re
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,9 @@ from mv2_jax.infer.release import version
 from mv2_jax.infer.settings import SETTINGS, Numbers, idle
 
 SCHEMA = 1
+LARGEST_BATCH = 1024
+RANDOM = "random"
+_SEEDS = 2**32
 _KEYS = (
     "schema", "mv2", "prompt", "negative", "seed", "from_image", "from_video", "size", "settings",
     "choices", "tell", "weights", "made_with", "result",
@@ -88,11 +92,11 @@ class Source:
 class Request:
     """One call of `mv2 generate`.
 
-    `size` is the video's (height, width), None for the weights' own. `given` holds the numbers
-    that the user set, by `Setting.dest`; `base` those of the sidecar. `choices` are what the user
-    and the sidecar chose (`choices.Choices`). `tell` is what conditions of one's own are told, by
-    name. `before` is the sidecar itself, if nothing was asked
-    for beside it, so that the new frames must equal the old.
+    `seed` is the first video's of each prompt; see `seeds`. `size` is the video's (height, width),
+    None for the weights' own. `given` holds the numbers that the user set, by `Setting.dest`;
+    `base` those of the sidecar. `choices` are what the user and the sidecar chose
+    (`choices.Choices`). `tell` is what conditions of one's own are told, by name. `before` is the
+    sidecar itself, if nothing was asked for beside it, so that the new frames must equal the old.
     """
 
     prompts: tuple[str, ...]
@@ -118,11 +122,30 @@ class Request:
                 text.encode()
             except UnicodeEncodeError:
                 raise InputError(f"{text!r} is not text in UTF-8; see your terminal") from None
-        if not 0 <= self.seed < 2**32:
-            raise InputError(f"--seed is {self.seed}; it goes from 0 to {2**32 - 1}")
+        if not 0 <= self.seed < _SEEDS:
+            raise InputError(f"--seed is {self.seed}; it goes from 0 to {_SEEDS - 1}")
         unused = [*idle(self.given, self.start), *choices.idle(self.choices, self.start)]
         if unused:
             raise InputError(f"{unused[0]} has no effect: this video starts at {self.start}")
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """One a prompt: the k-th video of one and the same prompt is made from `seed` + k."""
+        before: dict[str, int] = {}
+        made = []
+        for prompt in self.prompts:
+            made.append((self.seed + before.get(prompt, 0)) % _SEEDS)
+            before[prompt] = before.get(prompt, 0) + 1
+        return tuple(made)
+
+    @property
+    def row(self) -> tuple[int, int]:
+        """(row, batch): where in how large a batch the earlier video was made. XLA rounds by the
+        shapes of a program, so that bits come again only from the same place."""
+        made = (self.before or {}).get("made_with", {})
+        row, batch = made.get("row", 0), made.get("batch", 1)
+        sound = all(isinstance(n, int) for n in (row, batch)) and 0 <= row < batch <= LARGEST_BATCH
+        return (row, batch) if sound else (0, 1)
 
     @property
     def start(self) -> str:
@@ -145,11 +168,13 @@ def from_args(args: Any) -> Request:
     if args.image or args.video:
         sources = {"image": args.image, "video": args.video}
     said = [*args.prompt, args.negative, args.seed, args.image, args.video, args.size, args.weights]
+    said.append(args.variations)
     tell = _told(args.tell)
     same = bool(old) and not (given or chosen or tell) and all(value is None for value in said)
     weights = args.weights or old.get("weights", {}).get("folder")
+    prompts = tuple(args.prompt) or tuple(filter(None, [old.get("prompt")]))
     return Request(
-        prompts=tuple(args.prompt) or tuple(filter(None, [old.get("prompt")])),
+        prompts=tuple(prompt for prompt in prompts for _ in range(args.variations or 1)),
         negative=_first(args.negative, old.get("negative"), ""),
         seed=_first(_seed(args.seed), old.get("seed"), 0),
         image=_source(sources["image"]),
@@ -190,7 +215,7 @@ def sidecar(
         "mv2": version(),
         "prompt": request.prompts[index],
         "negative": request.negative,
-        "seed": request.seed,
+        "seed": request.seeds[index],
         "from_image": _plain(request.image),
         "from_video": _plain(request.video),
         "size": list(request.size or bundle.stages["v2v"].size),
@@ -270,8 +295,12 @@ def _told(said: list[str]) -> dict[str, str]:
 def _seed(text: str | None) -> int | None:
     if text is None:
         return None
+    if text.strip() == RANDOM:
+        return secrets.randbelow(_SEEDS)
     if not re.fullmatch(r"\d{1,10}", text.strip()):
-        raise InputError(f"--seed takes a whole number from 0 to {2**32 - 1}, not {text!r}")
+        raise InputError(
+            f"--seed takes a whole number from 0 to {_SEEDS - 1}, or {RANDOM}, not {text!r}"
+        )
     return int(text)
 
 

@@ -24,16 +24,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from mv2_jax import components, sharding
 from mv2_jax import numbers as sets
-from mv2_jax import params as trees
-from mv2_jax import sharding
 from mv2_jax import text as tokenizers
 from mv2_jax.bundle import PICTURE, Bundle
 from mv2_jax.config import VAEConfig
 from mv2_jax.diffusion import guidance as guides
 from mv2_jax.lookup import nearest
 from mv2_jax.programs import Programs, Progress, silent
-from mv2_jax.stages import chain, i2v, interpolators, latents, stage, t2i, v2v, vfi, vfi_table
+from mv2_jax.stages import chain, i2v, interpolators, latents, stage, t2i, v2v
 from mv2_jax.stages.conditions.text import Ids
 from mv2_jax.stages.stage import Config
 from mv2_jax.text import Tokenizer, emphasis
@@ -69,7 +68,7 @@ class Cascade:
     `programs.Progress`.
     """
 
-    params: dict[str, Any]
+    params: Mapping[str, Any]
     tokenizer: Tokenizer
     vae: VAEConfig
     interpolator: Any
@@ -155,6 +154,7 @@ class Cascade:
     ) -> chain.Chain:
         """A diffusion stage's chain before its first step, from what the methods above take."""
         cfg, run = self.stage(name), partial(self.programs, name, progress=progress)
+        components.only(self.params, self._components(name))
         own = sets.changed(name, self.numbers[name], numbers)
         steps = int(own.steps or cfg.stage.steps)
         ids, away = self.ids(prompts, negative)
@@ -202,9 +202,10 @@ class Cascade:
     def vfi(self, frames: Any, times: int, *, progress: Progress = silent) -> jax.Array:
         """Frames [B, T, H, W, 3] -> [B, (T - 1) * times + 1, H, W, 3]."""
         run = partial(self.programs, "vfi", progress=progress)
+        components.only(self.params, [components.INTERPOLATOR])
         progress("vfi", 0, 1)
         frames = jnp.asarray(frames, jnp.float32)
-        params, cfg = self.params["interpolator"], self.interpolator
+        params, cfg = self.params[components.INTERPOLATOR], self.interpolator
         out = run(_interpolate, params, frames, cfg=cfg, times=times, dtype=self.dtype)
         out = jax.block_until_ready(out)
         progress("vfi", 1, 1)
@@ -258,6 +259,11 @@ class Cascade:
         """The trees that a stage's functions take."""
         return {name: self.params[self.component(stage, name)] for name in self.stage(stage).trees}
 
+    def _components(self, stage: str) -> list[str]:
+        """All components that a diffusion stage takes, the VAE's among them."""
+        names = [self.component(stage, name) for name in self.stage(stage).trees]
+        return [*names, self.component(stage, "vae")]
+
     def component(self, stage: str, name: str) -> str:
         """The component that holds a stage's tree of this name, for `with_params`.
 
@@ -276,7 +282,13 @@ class Cascade:
         for name in trees:
             if name not in self.params:
                 raise ValueError(f"there is no component {name!r}{nearest(name, self.params)}")
-        return dataclasses.replace(self, params={**self.params, **trees})
+        return dataclasses.replace(self, params=components.changed(self.params, trees))
+
+    def with_interpolator(self, tree: Any, cfg: Any) -> Cascade:
+        """This cascade with another network between frames, see `stages.interpolators`."""
+        placed = components.place_interpolator(tree, self.dtype, self.programs.mesh)
+        changed = components.changed(self.params, {components.INTERPOLATOR: placed})
+        return dataclasses.replace(self, params=changed, interpolator=cfg)
 
     def with_stage(self, name: str, **changes: Any) -> Cascade:
         """This cascade with another `StageConfig` for a stage: `with_stage("t2i", sampler="lcm")`.
@@ -318,29 +330,6 @@ def _interpolate(params: Any, frames: jax.Array, *, cfg: Any, times: int, dtype:
     return sharding.constrain(interpolators.interpolate(params, cfg, frames, times, dtype=dtype))
 
 
-def _interpolator(bundle: Bundle) -> tuple[Any, Any]:
-    """The tree and config of what a folder puts between frames."""
-    own = vfi_table.chosen(bundle.components)
-    if own is None:
-        return vfi.shipped()
-    return vfi_table.complete(bundle.load(own), bundle.config(own))
-
-
-class _Configs:
-    """The configs of the networks that a stage takes, by its names for them: T2I's own, where it
-    has some. Asking for one that the folder lacks raises InputError."""
-
-    def __init__(self, bundle: Bundle, stage: str) -> None:
-        self._bundle, self._pictures = bundle, stage == "t2i"
-
-    def __getitem__(self, name: str) -> Any:
-        held = self._bundle.components
-        own = PICTURE.get(name) if self._pictures else None
-        # T2I with a UNet of its own has its second text encoder with it, or none.
-        alone = name == "text_encoder_2" and PICTURE["spatial"] in held
-        return self._bundle.config(own if own in held or (own and alone) else name)
-
-
 def _one_each(**given: Any) -> None:
     """Refuses batches of different lengths, which would broadcast to something nobody meant."""
     counts = {name: len(rows) for name, rows in given.items()}
@@ -357,44 +346,43 @@ def load(
     *,
     interpolator: tuple[Any, Any] | None = None,
     mesh: Mesh | None = None,
+    resident: str = "all",
 ) -> Cascade:
     """A cascade from a folder that `bundle.read` read. Every file is read and checked here.
 
     Parameters are cast to `dtype` once, and computed in it; norms, softmax, schedules, coordinates
     stay fp32. `interpolator` is the tree and config of the network to put between frames, else the
     folder's or the public one. Over a `mesh` every process calls the same, gets the same pixels.
+    With `resident` "stage" no more than one stage's weights lie on the devices; each stage reads
+    its own anew (`mv2_jax.components`).
 
     Raises:
         InputError: a component or stage is missing, or damaged.
     """
-    held: dict[str, Any] = {}  # by checksum: one file may serve two stages
-    params = {}
-    for name, component in bundle.components.items():
-        if vfi_table.is_component(name):
-            continue
-        if component.sha256 not in held:
-            tree = trees.cast(bundle.load(name), dtype)
-            held[component.sha256] = sharding.lay_out(tree, mesh, component.rules)
-        params[name] = held[component.sha256]
-    tree, between = interpolator or _interpolator(bundle)
-    params["interpolator"] = sharding.lay_out(trees.cast(tree, dtype), mesh, everywhere=True)
+    tree, between = interpolator or components.own_interpolator(bundle)
+    return Cascade(
+        params=components.load(bundle, dtype, tree, mesh=mesh, resident=resident),
+        tokenizer=tokenizers.from_json(bundle.tokenizer),
+        interpolator=between,
+        dtype=dtype,
+        programs=Programs(mesh=mesh),
+        **_staged(bundle, dtype),
+    )
+
+
+def restaged(four: Cascade, bundle: Bundle) -> Cascade:
+    """The cascade with the stages of another bundle of the same folder; parameters and programs are
+    shared. Raises InputError as `load`."""
+    return dataclasses.replace(four, **_staged(bundle, four.dtype))
+
+
+def _staged(bundle: Bundle, dtype: Any) -> dict[str, Any]:
+    """What a `Cascade` holds of its stages."""
     vae = bundle.config("vae")
     picture_vae = bundle.config(PICTURE["vae"] if PICTURE["vae"] in bundle.components else "vae")
-
-    def config(name: str) -> Config:
+    made: dict[str, Any] = {"vae": vae, "picture_vae": picture_vae, "numbers": bundle.numbers}
+    for name, field_name in HELD.items():
         factor = (picture_vae if name == "t2i" else vae).factor
-        return stage.build(name, bundle.stages[name], _Configs(bundle, name), factor, dtype)
-
-    return Cascade(
-        params=params,
-        tokenizer=tokenizers.from_json(bundle.tokenizer),
-        vae=vae,
-        interpolator=between,
-        picture=config("t2i"),
-        keyframes=config("i2v"),
-        refined=config("v2v"),
-        dtype=dtype,
-        picture_vae=picture_vae,
-        numbers=bundle.numbers,
-        programs=Programs(mesh=mesh),
-    )
+        configs = components.Configs(bundle, name)
+        made[field_name] = stage.build(name, bundle.stages[name], configs, factor, dtype)
+    return made

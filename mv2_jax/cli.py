@@ -159,16 +159,36 @@ def _generate_parser(
         help="leave out of the video and its pictures that "
         "they are generated, by what and from which prompt and seed",
     )
-    add("--seed", metavar="N", help="another seed, another video (0)")
+    add("--seed", metavar="N", help="another seed, another video (0); random: any")
+    add(
+        "--variations",
+        type=_positive,
+        metavar="N",
+        help="so many videos of each prompt, from seed, seed + 1 ... (1)",
+    )
     add("--negative", metavar="TEXT", help="what to steer away from")
     add("--image", metavar="FILE", help="start at I2V, from your own picture")
     add("--video", metavar="FILE", help="start at V2V, from your own clip")
     add("--from", dest="from_", metavar="JSON", help="make an earlier video again; flags override")
     add("--size", metavar="WxH", help="size of the video in pixels (the weights' own)")
     add("--stages", action="store_true", help="keep what every stage made")
-    add("--batch", type=_positive, default=1, metavar="N", help="prompts made at a time (1)")
+    add("--batch", type=_positive, metavar="N", help="videos made at a time (1)")
+    add(
+        "--prompts",
+        metavar="FILE",
+        help="many: a prompt a line, or a JSON object of these options' names; - reads lines from "
+        "standard input as they come. -o is then a folder (out); run again, it goes on",
+    )
+    add("--part", metavar="I/N", help="with --prompts: of N processes that share them, number I")
     add("--weights", metavar="DIR", help="a cascade folder (the one that ships)")
     add("--mesh", metavar="AXES", help=meshes.HELP)
+    add(
+        "--resident",
+        choices=("all", "stage"),
+        default="all",
+        help="weights that lie on the devices: all, or the running stage's alone, read when it "
+        "begins (all)",
+    )
     add(
         "--tell",
         action="append",
@@ -241,9 +261,15 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def _generate(args: argparse.Namespace) -> None:
+def _generate(args: argparse.Namespace) -> int | None:
     from pathlib import Path
 
+    if args.prompts is not None:
+        from mv2_jax.infer import many
+
+        return many.command(args)
+    if args.part is not None:
+        raise InputError("--part goes with --prompts")
     from mv2_jax.infer import generate, outputs, request
 
     # Without -o, a video made again does not replace the one it repeats.
@@ -258,7 +284,9 @@ def _generate(args: argparse.Namespace) -> None:
         force=args.force,
         metadata=not args.no_metadata,
         mesh=args.mesh,
+        resident=args.resident,
     )
+    return None
 
 
 def _train(args: argparse.Namespace) -> int:

@@ -147,4 +147,5 @@ def fake_cascade(monkeypatch):
 
     made_with = {"jax": "0", "platform": "cpu", "device": "fake", "dtype": "float32"}
     monkeypatch.setattr(generate, "load", lambda weights, *_: (FakeCascade(weights), made_with))
+    monkeypatch.setattr(generate, "restage", lambda cascade, weights, _: FakeCascade(weights))
     return FakeCascade

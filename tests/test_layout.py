@@ -22,6 +22,7 @@ ORDER = (
     ("toybox",),
     ("stages",),
     ("bundle",),
+    ("components",),
     ("cascade",),
     ("configs", "convert", "train", "infer"),
     ("cli",),

@@ -7,7 +7,7 @@ import av
 import numpy as np
 import pytest
 
-from mv2_jax import bundle, cascade, cli, config, params
+from mv2_jax import bundle, cli, components, config, params
 from mv2_jax.errors import InputError
 from mv2_jax.infer import interpolators, media
 
@@ -73,7 +73,7 @@ def test_a_cascade_folder_holds_it(own, trained, tmp_path, tiny_weights):
     folder = bundle.write(tmp_path / "own", parts, made.stages, made.tokenizer, name="own")
     named = json.loads((folder.folder / bundle.INDEX).read_text())["components"]["vfi_fade"]
     assert named["config"]["class"] == "own_interpolator:FadeConfig"
-    tree, cfg = cascade._interpolator(bundle.read(folder.folder))
+    tree, cfg = components.own_interpolator(bundle.read(folder.folder))
     assert cfg == own.FadeConfig() and abs(float(np.exp(tree["pace"][0])) - 2) < 0.02
 
 

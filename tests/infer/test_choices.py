@@ -9,7 +9,7 @@ from mv2_jax import bundle, cli
 from mv2_jax.configs.few_steps import FEW_STEPS
 from mv2_jax.diffusion import process, samplers
 from mv2_jax.errors import InputError
-from mv2_jax.infer import choices, generate
+from mv2_jax.infer import choices, generate, ready
 
 PROMPT = "a red ball bouncing over the meadow"
 
@@ -180,7 +180,7 @@ def test_what_only_a_discrete_schedule_has_is_refused_over_others(tiny_weights):
             choices.apply(weights, chosen)
     made = choices.apply(weights, {"t2i": {"sampler": "lcm"}})
     with pytest.raises(InputError, match=r"over discrete schedules alone; over Flow take sampler"):
-        generate.check_steps(made, {"t2i": {"steps": 4}, "i2v": {"steps": 4}, "v2v": {"steps": 4}})
+        ready.check_steps(made, {"t2i": {"steps": 4}, "i2v": {"steps": 4}, "v2v": {"steps": 4}})
 
 
 def test_what_a_sidecar_cannot_choose_is_named():

@@ -1,0 +1,263 @@
+"""A request made ready: all that can be wrong with it is found here, before the first stage runs.
+
+`Checked` remembers the folders of weights that it read, so that many requests cost one look.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mv2_jax import bundle as bundles
+from mv2_jax.configs import presets
+from mv2_jax.errors import InputError
+from mv2_jax.infer import choices, interpolators, media, meshes, settings
+from mv2_jax.infer.request import Request, interpolators_of
+
+if TYPE_CHECKING:
+    from mv2_jax.infer.settings import Numbers
+
+_LARGEST = 4096
+DIFFUSION = ("t2i", "i2v", "v2v")
+
+
+@dataclass(frozen=True, eq=False)
+class Ready:
+    """A request in order, with all that its stages take.
+
+    `bundle` is the weights as the folder has them, `sized` with the sizes and choices asked for.
+    `numbers` are those of the sidecar, `used` those that the stages are given. `picture` and
+    `clip` are the user's own, uint8.
+    """
+
+    request: Request
+    bundle: Any
+    sized: Any
+    numbers: Numbers
+    used: Numbers
+    tokenizer: Any
+    picture: np.ndarray | None = None
+    clip: np.ndarray | None = None
+
+    def form(self, prompt: str) -> tuple[int, bool]:
+        """(rows of tokens, whether parts are marked): a batch of one form runs one program."""
+        from mv2_jax.text import emphasis
+
+        marked = emphasis.rows(self.tokenizer, [prompt, self.request.negative])
+        return marked.ids.shape[1], bool((marked.weights != 1).any())
+
+    @property
+    def alike(self) -> str:
+        """Equal for requests whose videos one batch can hold: they differ in prompt and seed."""
+        asked = self.request
+        sources = [source and source.sha256 for source in (asked.image, asked.video)]
+        told = [asked.negative, sources, self.sized.stages["v2v"].size, asked.choices, asked.tell]
+        folder = str(self.bundle.folder)
+        return json.dumps([told, self.numbers, folder, self.bundle.digest], sort_keys=True)
+
+
+class Checked:
+    """Makes requests ready."""
+
+    def __init__(self, mesh: str | None = None) -> None:
+        self._mesh = mesh
+        self._bundles: dict[Any, Any] = {}
+        self._tokenizers: dict[str, Any] = {}
+        self._sound: set[str] = set()
+
+    def __call__(self, request: Request) -> Ready:
+        """The request, made ready.
+
+        Raises:
+            InputError: anything wrong with it, the files it names, or the weights.
+        """
+        return self.starts(self.numbers(request))
+
+    def numbers(self, request: Request) -> Ready:
+        """The request with its weights and numbers. Raises InputError."""
+        bundle = self._bundle(request)
+        sized = choices.apply(with_size(bundle, request.size), request.choices)
+        numbers = settings.resolve(request.given, request.base, sized)
+        used, network = numbers, interpolator(sized)
+        if network == "none":
+            used = _keyframes_alone(numbers)
+        return Ready(request, bundle, sized, numbers, used, self._tokenizer(bundle))
+
+    def starts(self, ready: Ready) -> Ready:
+        """It with the user's picture or clip, and weights found undamaged. Raises InputError."""
+        sized, numbers, network = ready.sized, ready.numbers, interpolator(ready.sized)
+        picture, clip = _starts(ready.request, sized, numbers)
+        if network not in (None, "none"):
+            interpolators.fits(network, int(numbers["vfi"]["between"]) + 1, "--between 1", sized)
+        if str(sized.folder) not in self._sound:
+            sized.verify(meshes.share(self._mesh, list(sized.components)))
+            self._sound.add(str(sized.folder))
+        return dataclasses.replace(ready, picture=picture, clip=clip)
+
+    def _bundle(self, request: Request) -> Any:
+        preset = request.choices.get("all", {}).get("preset")
+        key = (str(request.weights), preset)
+        if key not in self._bundles:
+            self._bundles[key] = presets.complete(bundles.read(request.weights), preset)
+        return self._bundles[key]
+
+    def _tokenizer(self, bundle: Any) -> Any:
+        from mv2_jax import text
+
+        folder = str(bundle.folder)
+        if folder not in self._tokenizers:
+            self._tokenizers[folder] = text.from_json(bundle.tokenizer)
+        return self._tokenizers[folder]
+
+
+def check_steps(bundle: Any, numbers: Numbers, start: str = "t2i") -> None:
+    """Refuses a number of steps that a stage's sampler and schedule cannot make.
+
+    Args:
+        start: the first stage to run.
+
+    Raises:
+        InputError: the flag is named, and why.
+    """
+    from mv2_jax.stages import chain
+
+    for stage in DIFFUSION[DIFFUSION.index(start) :]:
+        cfg, steps = bundle.stages[stage], int(numbers[stage]["steps"])
+        try:
+            chain.program(cfg, steps)
+        except ValueError as error:
+            raise InputError(f"--{stage}-steps {steps} with {cfg.sampler}: {error}") from None
+
+
+def check_told(request: Request, cascade: Any) -> None:
+    """Refuses what no stage of the video would hear.
+
+    Raises:
+        InputError: a scale of the picture where no rule has one, or a `--tell` of no condition.
+    """
+    if request.given.get("image_guidance") is None and not request.tell:
+        return
+    stages = [cascade.stage(name) for name in DIFFUSION[DIFFUSION.index(request.start) :]]
+    scales = {scale for stage in stages for scale in stage.rule.scales}
+    if request.given.get("image_guidance") is not None and "image" not in scales:
+        raise InputError(
+            "--image-guidance has no effect: these weights' guidance rule has no scale for the "
+            "picture; add --guidance-rule apart"
+        )
+    own = {each.name for stage in stages for each in stage.conditions if hasattr(each, "read")}
+    for name in request.tell:
+        if name not in own:
+            known = f"; it has {', '.join(sorted(own))}" if own else ""
+            raise InputError(f"--tell {name}: these weights have no such condition{known}")
+
+
+def told(cascade: Any, stage: str, tell: Mapping[str, str], count: int) -> dict[str, Any]:
+    """The raw inputs of a stage's own conditions for `count` samples, from what a user wrote.
+
+    Raises:
+        InputError: words that a condition does not understand.
+    """
+    made = {}
+    for each in cascade.stage(stage).conditions if tell else ():
+        if each.name in tell:
+            try:
+                made[each.name] = each.read([tell[each.name]] * count)
+            except ValueError as error:
+                raise InputError(f"--tell {each.name}={tell[each.name]}: {error}") from None
+    return made
+
+
+def with_size(bundle: Any, size: tuple[int, int] | None) -> Any:
+    """The bundle with its stages set to make videos of (height, width).
+
+    T2I and I2V keep their share of the video's size, to the nearest size they can make.
+
+    Raises:
+        InputError: the weights lack a stage, or the size is not one that V2V can make.
+    """
+    for stage in DIFFUSION:
+        if stage not in bundle.stages:
+            raise InputError(f"{bundle.folder} says nothing of the stage {stage}")
+    own = bundle.stages["v2v"].size
+    if size is None or size == own:
+        return bundle
+    factor = bundle.config("vae").factor
+    for side in size:
+        if side % factor or not 2 * factor <= side <= _LARGEST:
+            raise InputError(
+                f"--size {size[1]}x{size[0]} is impossible with these weights: each side is a "
+                f"multiple of {factor} from {2 * factor} to {_LARGEST}"
+            )
+    stages = dict(bundle.stages)
+    for name in DIFFUSION:
+        shares = [part * new / old for part, new, old in zip(stages[name].size, size, own)]
+        cells = tuple(max(1, round(share / factor)) * factor for share in shares)
+        stages[name] = dataclasses.replace(stages[name], size=cells)
+    return dataclasses.replace(bundle, stages=stages)
+
+
+def warnings(request: Request, bundle: Any, tokenizer: Any = None) -> Iterator[str]:
+    """Lines for things that are not wrong, but that the user will want to know.
+
+    `tokenizer` is the bundle's, where it is at hand.
+    """
+    from mv2_jax import text
+
+    tokenizer = tokenizer or text.from_json(bundle.tokenizer)
+    unknown = {}
+    for prompt in dict.fromkeys((*request.prompts, request.negative)):
+        unknown.update(tokenizer.unknown(text.emphasis.plain(prompt)))
+    if unknown:
+        words = ", ".join(f'"{word}" (nearest: "{near}")' for word, near in unknown.items())
+        yield f"these weights do not know {words}"
+    for prompt in dict.fromkeys(request.prompts):
+        if not tokenizer.in_rows and _is_cut(tokenizer, text.emphasis.plain(prompt)):
+            yield f'these weights read less than the whole of "{prompt}"; its end is ignored'
+    if request.before is not None:
+        then = request.before
+        if then["weights"].get("sha256") != bundle.digest:
+            yield "these are not the weights the video was made with; the frames will differ"
+        for source, key in ((request.image, "from_image"), (request.video, "from_video")):
+            if source and then[key]["sha256"] != source.sha256:
+                yield f"{source.path} has changed since; the frames will differ"
+        for path, sha256 in interpolators_of(request).items():
+            if then["weights"].get("interpolators", {}).get(path) != sha256:
+                yield f"{path} has changed since; the frames will differ"
+
+
+def _is_cut(tokenizer: Any, prompt: str) -> bool:
+    """Whether the tokenizer drops the end of a prompt: the row is full without its last word."""
+    rows = tokenizer.encode([prompt, re.sub(r"\w+\W*$", "", prompt)])
+    full = np.argmax(rows[0] == tokenizer.eos_token_id) == rows.shape[1] - 1
+    return bool(full and np.array_equal(*rows))
+
+
+def interpolator(bundle: Any) -> str | None:
+    """The interpolator that was chosen, None where the folder's own shall serve."""
+    return bundle.stages.get("vfi", {}).get("network")
+
+
+def _keyframes_alone(numbers: Numbers) -> Numbers:
+    """The numbers with nothing put between the keyframes, at the pace they have in the video."""
+    vfi = numbers["vfi"]
+    return {**numbers, "vfi": {"between": 0, "fps": vfi["fps"] / (int(vfi["between"]) + 1)}}
+
+
+def _starts(
+    request: Request, bundle: Any, numbers: Numbers
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """The user's own picture and clip, as the stages want them."""
+    picture = clip = None
+    if request.image:
+        picture = media.read_image(request.image.path, bundle.stages["t2i"].size)
+    if request.video:
+        stage = bundle.stages["v2v"]
+        interval = (numbers["vfi"]["between"] + 1) / numbers["vfi"]["fps"]
+        clip = media.read_video(request.video.path, stage.size, stage.frames, interval)
+    return picture, clip
