@@ -8,7 +8,6 @@ from mv2_jax import bundle as bundles
 from mv2_jax import config, params
 from mv2_jax.infer import cache
 from mv2_jax.infer.release import version
-from mv2_jax.stages.stage import USUAL_RULE
 
 
 def command(weights: str | None = None) -> None:
@@ -46,7 +45,7 @@ def _stage(stage: object, defaults: dict[str, float]) -> str:
     words = [f"{key} {value:g}" for key, value in defaults.items()]
     if isinstance(stage, config.StageConfig):
         height, width = stage.size
-        rule = stage.rule or USUAL_RULE
+        rule = stage.rule or config.USUAL_RULE
         shape = f"{width}x{height}" if stage.frames == 1 else f"{stage.frames} of {width}x{height}"
         words = [shape, f"{stage.steps} steps of {stage.sampler}", f"guidance rule {rule}", *words]
     return ", ".join(words)

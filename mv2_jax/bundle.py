@@ -154,7 +154,8 @@ class Bundle:
             "components": {
                 name: [config.to_dict(c.config), c.sha256] for name, c in self.components.items()
             },
-            "stages": {name: _to_json(stage) for name, stage in self.stages.items()},
+            # A folder that names no rule has the digest of one that names the usual.
+            "stages": _to_json(self.stages, config.USUAL_RULE, None),
             "tokenizer": self.tokenizer,
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -216,7 +217,7 @@ def write(
             "name": name,
             "spatial": None,
             "components": {},
-            "stages": {key: _to_json(stage) for key, stage in stages.items()},
+            "stages": _to_json(stages, None, config.USUAL_RULE),
             "defaults": {key: dict(numbers) for key, numbers in (defaults or {}).items()},
             "tokenizer": tokenizer,
         }
@@ -386,8 +387,12 @@ def _exactly(data: Mapping[str, Any], keys: tuple[str, ...], what: str) -> None:
             raise ValueError(f"{what} {key!r} is missing")
 
 
-def _to_json(stage: Any) -> Any:
-    return stage if isinstance(stage, dict) else config.to_dict(stage)
+def _to_json(stages: Mapping[str, Any], before: str | None, after: str | None) -> dict[str, Any]:
+    """The stages, with another guidance rule where one has the rule `before`."""
+    return {
+        name: stage if isinstance(stage, dict) else config.to_dict(stage.ruled(before, after))
+        for name, stage in stages.items()
+    }
 
 
 def _from_json(data: dict[str, Any]) -> Any:

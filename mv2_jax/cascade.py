@@ -168,7 +168,7 @@ class Cascade:
                 asked["reference"] = self._small(run, cfg, image)
             begun = asked.get("reference") if name == "i2v" else self._small(run, cfg, keyframes)
             given = (begun, np.float32(own.noise_prior if name == "i2v" else own.strength))
-        guidance = guides.of(dataclasses.asdict(own))
+        guidance = guides.of(own)
         rule = cfg.rule.least(guidance)
         params = self.parameters(name)
         told = run(stage.condition, params, asked, cfg=cfg, rule=rule)

@@ -25,6 +25,8 @@ from mv2_jax.config_vfi import (
 from mv2_jax.errors import InputError
 from mv2_jax.lookup import find, name_of, nearest
 
+USUAL_RULE = "apart"  # the guidance rule of folders that name none
+
 
 def _later(default: Any) -> Any:
     """A field that cascade folders of before lack. At its default it is left out of their JSON, so
@@ -260,8 +262,7 @@ class StageConfig:
     Clips longer than `window` frames (None: what the motion modules know) are denoised in windows
     that overlap by `overlap` (None: a quarter), blended by `blend`; see `diffusion.windows`.
     `unet`: the backbone; a UNet's config, or a backbone of one's own (`stages.backbones`).
-    `rule`: the guidance rule, a word of `diffusion.names.RULES` or `module:name`; None: "apart",
-    as folders of before have it.
+    `rule`: of guidance, a word of `diffusion.names.RULES` or `module:name`; None: `USUAL_RULE`.
     `conditions`: what it is told, in order: "text", "image", "control", or conditions of one's own
     (`stages.conditions`); None: the text, and but for T2I the picture's tokens and control.
     """
@@ -282,6 +283,10 @@ class StageConfig:
     def __post_init__(self) -> None:
         if min(*self.size, self.frames, self.steps) < 1:
             raise ValueError("StageConfig: a side, frames and steps are at least 1")
+
+    def ruled(self, before: str | None, after: str | None) -> StageConfig:
+        """With another guidance rule where it is `before`."""
+        return dataclasses.replace(self, rule=after) if self.rule == before else self
 
     @property
     def windows(self) -> tuple[int, int]:

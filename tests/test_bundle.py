@@ -59,7 +59,8 @@ def test_what_is_written_is_read_back(folder):
     assert list(read.components) == ["spatial", "motion_i2v", "control"]
     assert read.config("control") == ControlNetConfig(unet=UNET)
     assert read.components["control"].licence == "MIT"
-    assert read.stages == {"i2v": STAGE, "v2v": STAGE}
+    named = dataclasses.replace(STAGE, rule="apart")
+    assert read.stages == {"i2v": named, "v2v": named}
     assert read.defaults["i2v"] == {"guidance": 3.5}
     assert read.tokenizer["words"] == ["ball"]
     assert (folder / "LICENCE-control.txt").read_text() == "MIT"
@@ -176,3 +177,15 @@ def test_a_wrong_index_gets_one_clear_line(folder, change, message):
 def test_a_broken_index_gets_one_clear_line(folder, text):
     (folder / bundle.INDEX).write_text(text)
     assert "cascade.json is damaged" in refused(folder)
+
+
+def test_a_folder_names_its_guidance_rule_and_one_that_does_not_has_the_first(folder):
+    index = json.loads((folder / bundle.INDEX).read_text())
+    assert [stage["rule"] for stage in index["stages"].values()] == ["apart", "apart"]
+    named = bundle.read(folder)
+    edit(folder, lambda i: [stage.pop("rule") for stage in i["stages"].values()])
+    silent = bundle.read(folder)
+    assert silent.stages["i2v"].rule is None and silent.digest == named.digest
+    edit(folder, lambda i: i["stages"]["i2v"].update(rule="public"))
+    assert bundle.read(folder).stages["i2v"].rule == "public" != named.stages["i2v"].rule
+    assert bundle.read(folder).digest != named.digest

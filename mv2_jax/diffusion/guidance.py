@@ -19,14 +19,14 @@ Rows are structure (they are the size of the batch); every number is traced.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from mv2_jax import lookup
+from mv2_jax import lookup, numbers
 from mv2_jax.diffusion.names import RULES
 from mv2_jax.diffusion.prediction import divide, expand
 from mv2_jax.diffusion.samplers import Point
@@ -54,30 +54,27 @@ class Guidance(NamedTuple):
     high: jax.Array
 
 
+_USUAL = numbers.Pictured()
+
+
 def make(
-    text: float | jax.Array = 7.5,
-    image: float | jax.Array = 1.0,
-    rescale: float | jax.Array = 0.0,
-    low: float | jax.Array = 0.0,
-    high: float | jax.Array = 0.0,
+    text: float | jax.Array = _USUAL.guidance,
+    image: float | jax.Array = _USUAL.image_guidance,
+    rescale: float | jax.Array = _USUAL.guidance_rescale,
+    low: float | jax.Array = _USUAL.guidance_low,
+    high: float | jax.Array = _USUAL.guidance_high,
 ) -> Guidance:
-    """A `Guidance` of float32 arrays; all sigmas by default."""
+    """A `Guidance` of float32 arrays; what is not given is as in `mv2_jax.numbers`."""
     return Guidance(*(jnp.asarray(v, jnp.float32) for v in (text, image, rescale, low, high)))
 
 
-def of(numbers: Mapping[str, float]) -> Guidance:
-    """A `Guidance` from a stage's numbers by the names that a cascade has for them.
+def of(own: Any) -> Guidance:
+    """A `Guidance` from a stage's numbers, a dataclass of `mv2_jax.numbers`.
 
-    "guidance", and where they are there "image_guidance", "guidance_rescale", "guidance_low" and
-    "guidance_high".
+    T2I has no scale for a picture, and takes the usual one, which no rule of its asks for.
     """
-    return make(
-        numbers["guidance"],
-        numbers.get("image_guidance", 1.0),
-        numbers.get("guidance_rescale", 0.0),
-        numbers.get("guidance_low", 0.0),
-        numbers.get("guidance_high", 0.0),
-    )
+    image = getattr(own, "image_guidance", _USUAL.image_guidance)
+    return make(own.guidance, image, own.guidance_rescale, own.guidance_low, own.guidance_high)
 
 
 @dataclass(frozen=True)

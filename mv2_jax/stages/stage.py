@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mv2_jax.config import SparseControlConfig, StageConfig
+from mv2_jax.config import USUAL_RULE, SparseControlConfig, StageConfig
 from mv2_jax.diffusion import guidance, windows
 from mv2_jax.diffusion import keys as named
 from mv2_jax.diffusion.guidance import Rule
@@ -38,7 +38,6 @@ from mv2_jax.stages.conditions.text import Text
 Told = dict[str, Any]
 USUAL = {"t2i": ("text",)}  # of a stage that names no conditions
 PICTURED = ("text", "image", "control")  # of every other stage
-USUAL_RULE = "apart"  # of folders that name none
 DROP = 0.1  # how often a condition is dropped in training
 
 
