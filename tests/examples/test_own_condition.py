@@ -21,55 +21,55 @@ PROMPT = ["a red ball"]
 
 
 @pytest.fixture(scope="module")
-def size():
+def own():
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(Path(__file__).parents[2] / "examples")
-        yield importlib.import_module("own_condition").Size(width=8)
+        yield importlib.import_module("own_condition").Brightness(width=8)
 
 
 @pytest.fixture(scope="module")
-def four(size):
-    made = tiny.make().with_stage("t2i", conditions=("text", size))
-    tree = {"kernel": np.ones((1, 8), np.float32), "bias": np.zeros(8, np.float32)}
-    return dataclasses.replace(made, params={**made.params, "size": tree})
+def four(own):
+    made = tiny.make().with_stage("t2i", conditions=("text", own))
+    tree = {"kernel": np.ones((4, 32), np.float32), "bias": np.zeros(32, np.float32)}
+    return dataclasses.replace(made, params={**made.params, "brightness": tree})
 
 
 @pytest.fixture(scope="module")
-def folder(four, size, tmp_path_factory):
+def folder(four, own, tmp_path_factory):
     """A cascade folder in which it stands."""
     held = tiny.write(tmp_path_factory.mktemp("plain") / "c", four)
     parts = {
         name: bundle.Part(held.load(name), part.config, part.licence, part.source)
         for name, part in held.components.items()
     }
-    parts["size"] = bundle.Part(four.params["size"], size, "Apache-2.0", "a test")
-    told = dataclasses.replace(held.stages["t2i"], conditions=("text", size))
+    parts["brightness"] = bundle.Part(four.params["brightness"], own, "Apache-2.0", "a test")
+    told = dataclasses.replace(held.stages["t2i"], conditions=("text", own))
     where = tmp_path_factory.mktemp("own") / "c"
     stored = {**held.stages, "t2i": told}
     return bundle.write(where, parts, stored, held.tokenizer, name="own", defaults=held.defaults)
 
 
-def test_its_place_in_a_stage(four, size):
+def test_its_place_in_a_stage(four, own):
     cfg = four.picture
-    assert cfg.trees == ("text_encoder", "size", "spatial") and cfg.inputs >= {"size"}
-    assert stages.configs(cfg)["size"] is size
+    assert cfg.trees == ("text_encoder", "brightness", "spatial") and cfg.inputs >= {"brightness"}
+    assert stages.configs(cfg)["brightness"] is own
     fresh = jax.eval_shape(lambda key: stages.init(cfg, key), keys.seed(0))
-    assert fresh["size"]["kernel"].shape == (1, 8)
-    with pytest.raises(ValueError, match="t2i's condition 'size' needs 'size'"):
+    assert fresh["brightness"]["kernel"].shape == (4, 32)
+    with pytest.raises(ValueError, match="t2i's condition 'brightness' needs 'brightness'"):
         four.t2i(PROMPT, keys=keys.seeds([1]))
 
 
-def test_it_is_found_by_name_and_what_is_none_is_refused(four, size):
-    own = type(size)
-    made = four.with_stage("t2i", conditions=("text", "own_condition:Size"))
+def test_it_is_found_by_name_and_what_is_none_is_refused(four, own):
+    own = type(own)
+    made = four.with_stage("t2i", conditions=("text", "own_condition:Brightness"))
     assert made.picture.conditions[1] == own()
     text = {"text_encoder": four.picture.condition("text").first}
-    stage = dataclasses.replace(four.picture.stage, conditions=("text", "own_condition:Size"))
+    stage = dataclasses.replace(four.picture.stage, conditions=("text", "own_condition:Brightness"))
     assert stages.build("t2i", stage, text, 8).conditions[1] == own()
     for wanted, message in (
         ("txt", r"unknown condition 'txt' \(known: text, image, control\); did you mean 'text'"),
-        ("own_condition:Sise", "own_condition has no 'Sise'; did you mean 'Size'"),
-        (own, r"Size is a class; a condition is Size\(...\)"),
+        ("own_condition:Brightnes", "own_condition has no 'Brightnes'; did you mean 'Brightness'"),
+        (own, r"Brightness is a class; a condition is Brightness\(...\)"),
         (3, "int is no condition: it lacks name, role"),
     ):
         stage = dataclasses.replace(stage, conditions=(wanted,))
@@ -81,31 +81,31 @@ def test_training_reaches_it(four):
     cfg, params = four.picture, four.parameters("t2i")
     ids, nothing = four.ids(PROMPT * 2)
     batch = {"latent": jnp.ones((2, 6, 6, 4)), "ids": ids, "null_ids": nothing[0]}
-    batch["size"] = jnp.asarray([0.36, 0.5])
+    batch["brightness"] = jnp.asarray([0.36, 0.5])
 
     def loss(own, rate):
-        whole, rates = {**params, "size": own}, {"drop_text": 0.0, "drop_size": rate}
+        whole, rates = {**params, "brightness": own}, {"drop_text": 0.0, "drop_brightness": rate}
         return stages.loss(whole, cfg, batch, keys.seed(1), rates=rates)[0]
 
     slope = jax.jit(jax.grad(loss), static_argnums=1)
-    told, dropped = (slope(params["size"], rate)["kernel"] for rate in (0.0, 1.0))
+    told, dropped = (slope(params["brightness"], rate)["kernel"] for rate in (0.0, 1.0))
     assert np.abs(told).max() > 1e-6 and np.abs(dropped).max() == 0
 
 
 def test_it_is_planned(four):
     function, (parameters, *inputs) = ahead.denoiser(four.picture, batch=1)
-    assert set(parameters) == {"spatial"} and inputs[-1]["size"].shape == (2, 1, 1, 8)
+    assert set(parameters) == {"spatial"} and inputs[-1]["brightness"].shape == (2, 1, 4, 8)
     assert jax.eval_shape(function, parameters, *inputs).shape == inputs[0].shape
 
 
-def test_it_comes_back_from_a_folder_and_is_heard(four, folder, size):
+def test_it_comes_back_from_a_folder_and_is_heard(four, folder, own):
     index = json.loads((folder.folder / "cascade.json").read_text())
-    assert index["components"]["size"]["config"]["class"] == "own_condition:Size"
+    assert index["components"]["brightness"]["config"]["class"] == "own_condition:Brightness"
     again = cascade.load(bundle.read(folder.folder))
-    assert again.picture.conditions[1] == size
+    assert again.picture.conditions[1] == own
 
     def made(radius):
-        picture = again.t2i(PROMPT, keys=keys.seeds([1]), steps=1, more={"size": [radius]})
+        picture = again.t2i(PROMPT, keys=keys.seeds([1]), steps=1, more={"brightness": [radius]})
         return np.asarray(picture)
 
     assert np.abs(made(0.3) - made(0.6)).max() > 1e-4
@@ -115,14 +115,14 @@ def test_a_command_tells_it(folder, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     steps = "--t2i-steps 1 --i2v-steps 1 --v2v-steps 1".split()
     words = ["generate", *PROMPT, "--weights", str(folder.folder), *steps]
-    assert cli.main([*words, "-o", "a.mp4", "--tell", "size=0.3"]) == 0
+    assert cli.main([*words, "-o", "a.mp4", "--tell", "brightness=0.3"]) == 0
     side = json.loads(Path("a.json").read_text())
-    assert side["tell"] == {"size": "0.3"}
+    assert side["tell"] == {"brightness": "0.3"}
     capsys.readouterr()
     for said, message in (
-        ("siz=0.3", "--tell siz: these weights have no such condition; it has size"),
-        ("size=big", "--tell size=big: could not convert"),
-        ("size", "--tell takes NAME=VALUE, not 'size'"),
+        ("siz=0.3", "--tell siz: these weights have no such condition; it has brightness"),
+        ("brightness=big", "--tell brightness=big: could not convert"),
+        ("brightness", "--tell takes NAME=VALUE, not 'brightness'"),
     ):
         assert cli.main([*words, "-o", "b.mp4", "--tell", said]) == 2
         assert message in capsys.readouterr().err
