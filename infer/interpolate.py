@@ -14,6 +14,7 @@ import argparse
 import dataclasses
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -33,9 +34,9 @@ from mv2_jax.infer import interpolate_passengers as passengers
 from mv2_jax.infer import interpolate_pictures as pictures
 from mv2_jax.infer import interpolate_read as reading
 from mv2_jax.infer import interpolate_write as writing
-from mv2_jax.infer import interpolators
+from mv2_jax.infer import interpolators, meshes
 from mv2_jax.infer.interpolate_layout import Layout
-from mv2_jax.infer.interpolate_make import Rules, Scene, Tally
+from mv2_jax.infer.interpolate_make import Gap, Rules, Scene, Tally
 from mv2_jax.infer.interpolate_read import Picture
 from mv2_jax.infer.interpolate_timeline import Even, Multiply, Span, without_repeats
 from mv2_jax.infer.release import version
@@ -50,6 +51,7 @@ def main(arguments: Sequence[str]) -> int:
     """
     args = flags.parse(arguments)
     interpolators.check(args.vfi)
+    meshes.of(args.mesh)  # what does not fit is said before any video is read
     jobs = list(zip(args.videos, outputs(args.videos, args.out, args.force)))
     for video, out in jobs:
         writing.check(out, video, args.force)
@@ -180,18 +182,19 @@ class _Work:
     def through(self, first: Picture, rest: Iterator[Picture]) -> None:
         """Everything, one gap after the other."""
         before, passed = self._own(first), 0
+        begun: deque[Gap] = deque()
         for picture in rest:
             after = self._own(picture)
             moments = self._timing.between(before.time, after.time, before.repeats)
             passed += len(moments)
             if passed > self._segments.done:
-                for planes, moment in self._scene.gap(before, after, moments):
-                    self._segments.picture(planes, moment)
-                    self.tally.written += 1
-                self.tally.given += 1 + len(before.repeats)
-                self._segments.boundary(lambda: dataclasses.asdict(self.tally))
+                begun.append(self._scene.begin(before, after, moments))
+            if len(begun) > self._scene.ahead:
+                self._write(begun.popleft())
             self._bar.update(1 + len(before.repeats))
             before = after
+        while begun:
+            self._write(begun.popleft())
         # The last picture stays for as long as it did, and is encoded by itself: MP4 keeps the
         # duration of what is decoded last alone, which would otherwise be another one.
         moments = self._timing.after(before.time, before.lasts)
@@ -206,6 +209,13 @@ class _Work:
         self._segments.end(dataclasses.asdict(self.tally))
         self._bar.update()
         self.lasts = max(before.time + before.lasts - moments[-1][0], Fraction(0))
+
+    def _write(self, gap: Gap) -> None:
+        for planes, moment in self._scene.pictures(gap):
+            self._segments.picture(planes, moment)
+            self.tally.written += 1
+        self.tally.given += 1 + len(gap.first.repeats)
+        self._segments.boundary(lambda: dataclasses.asdict(self.tally))
 
     def _own(self, picture: Picture) -> Picture:
         """A picture in the encoder's layout."""
@@ -269,15 +279,15 @@ def _film(
 
 def _scene(film: writing.Film | images.Album, args: argparse.Namespace, bar: tqdm) -> Scene:
     rules = Rules(args.cuts, args.pause * args.slow if args.pause else None, args.dedupe)
-    layout = film.encoder.layout
-    return Scene(
-        layout, making.filler(args.vfi, args.views, args.scale, layout, bar), rules, Tally()
-    )
+    layout, mesh = film.encoder.layout, meshes.of(args.mesh)
+    fill = making.filler(args.vfi, args.views, args.scale, layout, bar, mesh)
+    # One gap for each device under way, and one in wait.
+    return Scene(layout, fill, rules, Tally(), 2 * mesh.size if mesh else 0)
 
 
 def _key(source: reading.Source, args: argparse.Namespace) -> str:
     """What this work is known by, should it be stopped and begun again."""
-    apart = ("videos", "out", "force", "strict", "sound")
+    apart = ("videos", "out", "force", "strict", "sound", "mesh")
     told = {key: value for key, value in vars(args).items() if key not in apart}
     return writing.key_of(source.path, sorted(told.items(), key=str), version())
 

@@ -46,6 +46,7 @@ def _parser() -> Parser:
         "a suffix a folder of PNG; for several videos a folder (VIDEO-smooth.mp4)")  # fmt: skip
     add("--force", action="store_true", help="replace what is there already")
     add("--strict", action="store_true", help="refuse a damaged or changing video")
+    add("--mesh", metavar="AXES", help="devices to share the gaps among: auto, or data=8 (one)")
     _add_times(parser.add_argument_group("times"))
     _add_frames(parser.add_argument_group("new frames"))
     _add_codec(parser.add_argument_group("the file"))

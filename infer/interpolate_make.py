@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -26,8 +27,9 @@ PAUSE = Fraction(1)
 REPEAT = 5.0
 """Grey levels by which the most changed 8 x 8 pixels of a repeated drawing differ, at most."""
 
-Fill = Callable[[Planes, Planes, Sequence[float]], list[Planes]]
-"""Makes the pictures at some times, each in (0, 1), between two."""
+Fill = Callable[[Planes, Planes, Sequence[float]], Sequence[Planes]]
+"""Makes the pictures at some times, each in (0, 1), between two. They may be under way still, until
+one is looked at."""
 
 
 @dataclass(frozen=True)
@@ -52,38 +54,59 @@ class Tally:
     held: int = 0
 
 
-class Scene:
-    """Fills one gap after another."""
+@dataclass(frozen=True)
+class Gap:
+    """A gap that is filled, or under way: its moments, and the pictures that are not its ends'."""
 
-    def __init__(self, layout: Layout, fill: Fill, rules: Rules, tally: Tally):
+    first: Picture
+    second: Picture
+    moments: list[Moment]
+    made: Sequence[Planes]
+    cut: bool = False
+    pause: bool = False
+
+
+class Scene:
+    """Fills one gap after another.
+
+    Args:
+        ahead: gaps that may be begun before the first of them is looked at.
+    """
+
+    def __init__(self, layout: Layout, fill: Fill, rules: Rules, tally: Tally, ahead: int = 0):
         self._layout, self._fill, self._rules, self.tally = layout, fill, rules, tally
         self._thumbnail: tuple[Picture, np.ndarray] | None = None
+        self.ahead = ahead
 
-    def gap(
-        self, first: Picture, second: Picture, moments: list[Moment]
-    ) -> Iterator[tuple[Planes, Fraction]]:
-        """Pictures and their times, for moments from `first` (included) to `second`."""
-        ends = {0.0: first.planes, 1.0: second.planes}
-        parts = [part for _, part in moments if part not in ends]
-        if self._still(first, second):
-            made = [first.planes for _ in parts]
-        elif self._cut(first, second):
-            made = [ends[float(part >= 0.5)] for part in parts]
-        else:
-            made = self._fill(first.planes, second.planes, parts) if parts else []
-        new = iter(made)
-        for moment, part in moments:
+    def begin(self, first: Picture, second: Picture, moments: list[Moment]) -> Gap:
+        """Begins a gap, for moments from `first` (included) to `second`."""
+        parts = [part for _, part in moments if part not in (0.0, 1.0)]
+        still, pause = self._still(first, second)
+        if still:
+            return Gap(first, second, moments, [first.planes for _ in parts], pause=pause)
+        if self._cut(first, second):
+            nearest = [(second if part >= 0.5 else first).planes for part in parts]
+            return Gap(first, second, moments, nearest, cut=True)
+        made = self._fill(first.planes, second.planes, parts) if parts else []
+        return Gap(first, second, moments, made)
+
+    def pictures(self, gap: Gap) -> Iterator[tuple[Planes, Fraction]]:
+        """A gap's pictures and their times."""
+        self.tally.cuts += gap.cut
+        self.tally.pauses += gap.pause
+        ends, new = {0.0: gap.first.planes, 1.0: gap.second.planes}, iter(gap.made)
+        for moment, part in gap.moments:
             yield ends[part] if part in ends else next(new), moment
 
-    def _still(self, first: Picture, second: Picture) -> bool:
+    def _still(self, first: Picture, second: Picture) -> tuple[bool, bool]:
+        """Whether nothing moves in a gap, and whether that is for a pause."""
         if pictures.same(first.planes, second.planes):
-            return True
+            return True, False
         if self._rules.repeat is not None and alike(self._rules.repeat)(first, second):
-            return True
+            return True, False
         limit = self._rules.pause
         pause = limit is not None and second.time - (first.repeats or (first.time,))[-1] > limit
-        self.tally.pauses += pause
-        return pause
+        return pause, pause
 
     def _cut(self, first: Picture, second: Picture) -> bool:
         if self._rules.cuts is None:
@@ -92,9 +115,7 @@ class Scene:
         old = known[1] if known and known[0] is first else self._reduced(first)
         new = self._reduced(second)
         self._thumbnail = (second, new)
-        cut = cuts.is_cut(old, new, self._rules.cuts)
-        self.tally.cuts += cut
-        return cut
+        return cuts.is_cut(old, new, self._rules.cuts)
 
     def _reduced(self, picture: Picture) -> np.ndarray:
         return cuts.thumbnail(picture.planes[0], self._layout.bits)
@@ -117,19 +138,20 @@ def alike(levels: float) -> Callable[[Picture, Picture], bool]:
     return same
 
 
-def filler(name: str, views: int, scale: Fraction, layout: Layout, bar: tqdm) -> Fill:
-    """The network, loaded once the first gap wants it."""
+def filler(
+    name: str, views: int, scale: Fraction, layout: Layout, bar: tqdm, mesh: Any = None
+) -> Fill:
+    """The network, loaded once the first gap wants it, on one device or over a mesh."""
     made: list[Fill] = []
 
-    def fill(first: Planes, second: Planes, parts: Sequence[float]) -> list[Planes]:
+    def fill(first: Planes, second: Planes, parts: Sequence[float]) -> Sequence[Planes]:
         if made:
             return made[0](first, second, parts)
         bar.set_description_str("compiling")
         from mv2_jax.infer import interpolate_network, meshes
 
-        bar.write(f"mv2: on {meshes.described(None, many=False)}", file=sys.stderr)
-
-        made.append(interpolate_network.filler(name, views, layout, scale))
+        bar.write(f"mv2: on {meshes.described(mesh)}", file=sys.stderr)
+        made.append(interpolate_network.filler(name, views, layout, scale, mesh))
         done = made[0](first, second, parts)
         bar.set_description_str("mv2 interpolate")
         return done

@@ -167,11 +167,8 @@ def spelled(sizes: Mapping[str, int]) -> str:
     return ",".join(f"{axis}={size}" for axis, size in sizes.items() if size > 1)
 
 
-def described(mesh: Mesh | None, many: bool = True) -> str:
-    """Where a command runs: "8 cpu devices, data 2 x context 4".
-
-    `many` says whether the command takes a mesh, for the hint where it was given none.
-    """
+def described(mesh: Mesh | None) -> str:
+    """Where a command runs: "8 cpu devices, data 2 x context 4"."""
     import jax
 
     kind = jax.devices()[0].device_kind
@@ -179,8 +176,7 @@ def described(mesh: Mesh | None, many: bool = True) -> str:
     name = name if kind.lower() == name else f"{name} ({kind})"
     if mesh is None:
         there = jax.local_device_count()
-        more = "; --mesh uses more" if many else ""
-        return f"1 {name} device" + (f" of {there}{more}" if there > 1 else "")
+        return f"1 {name} device" + (f" of {there}; --mesh uses more" if there > 1 else "")
     axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1)
     several = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
     return f"{mesh.size} {name} devices{several}, {axes}"

@@ -261,6 +261,15 @@ def shard_batch(batch: Any, mesh: Mesh) -> Any:
     return jax.tree.map(place, batch)
 
 
+def shard_frames(batch: Any, mesh: Mesh) -> Any:
+    """A tree of arrays whose rows are split over all axes that divide them, of one process."""
+
+    def place(x: Any) -> jax.Array:
+        return put(x, NamedSharding(mesh, P(fit(FRAMES, x.shape[0], mesh))))
+
+    return jax.tree.map(place, batch)
+
+
 def current_mesh() -> AbstractMesh | None:
     """The mesh set by `jax.set_mesh`, where it has several devices for XLA to partition over.
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mv2_jax import cli, params
+from mv2_jax import cli, params, sharding
 from mv2_jax.config import EMAVFIConfig, RIFEConfig, VAEConfig, to_dict
 from mv2_jax.convert import rife as converter
 from mv2_jax.errors import InputError
@@ -126,3 +126,45 @@ def test_motion_is_looked_for_on_a_smaller_plane(weights, capsys):
         np.testing.assert_allclose(ours.astype(int), theirs, atol=1)
     with pytest.raises(InputError, match="looks for motion on one plane alone"):
         interpolate_network.coarser(EMAVFIConfig(), Fraction(1, 2), "ema")
+
+
+@pytest.mark.parametrize("alpha", [False, True])
+def test_devices_of_a_mesh_share_pictures_of_whatever_gaps(weights, alpha):
+    layout = layouts.Layout(20, 24, "444", 8, alpha=alpha)
+    random = np.random.default_rng(1)
+
+    def picture():
+        return tuple(random.integers(40, 200, s).astype(np.uint8) for s in layout.shapes)
+
+    seen = [picture() for _ in range(5)]
+    gaps = [([0.5], 0), ([1 / 3, 2 / 3], 1), ([], 2), ([0.25, 0.5, 0.75], 3)]
+    alone = interpolate_network.filler(weights, 1, layout)
+    spread = interpolate_network.filler(weights, 1, layout, mesh=sharding.make_mesh(2, 2, 2))
+    begun = [spread(seen[k], seen[k + 1], parts) for parts, k in gaps]
+    for (parts, k), made in zip(gaps, begun):
+        wanted = alone(seen[k], seen[k + 1], parts)
+        assert len(made) == len(wanted) == len(parts)
+        for one, other in zip(made, wanted):
+            assert len(one) == (4 if alpha else 3)
+            for a, b in zip(one, other):
+                np.testing.assert_allclose(a.astype(int), b, atol=1)
+                assert (a != b).mean() < 0.01
+    assert any(np.abs(a.astype(int) - b).max() > 20 for a, b in zip(begun[0][0], seen[0]))
+
+
+def test_a_video_is_the_same_over_a_mesh(weights, tmp_path, capsys):
+    ramp = np.arange(64, dtype=np.uint8)[None, :, None] * np.ones((48, 1, 3), np.uint8)
+    frames = np.stack([ramp + 3 * k for k in (0, 1, 1, 2, 3, 4, 6, 9, 12, 13, 15, 17)])
+    media.write_video(tmp_path / "in.mp4", frames, 10)
+    words = ["interpolate", str(tmp_path / "in.mp4"), "--times", "3", "--vfi", weights]
+    shown = []
+    for name, mesh in (("one", ()), ("eight", ("--mesh", "auto"))):
+        assert cli.main([*words, "-o", str(tmp_path / f"{name}.mkv"), "--crf", "0", *mesh]) == 0
+        assert ("on 8 cpu devices, fsdp 8" in capsys.readouterr().err) == bool(mesh)
+        with av.open(str(tmp_path / f"{name}.mkv")) as video:
+            shown.append([f.to_ndarray(format="gray") for f in video.decode(video=0)])
+    one, eight = (np.stack(s).astype(int) for s in shown)
+    assert one.shape == eight.shape == (34, 48, 64)
+    assert np.abs(one - eight).max() <= 1 and (one != eight).mean() < 0.01
+    assert cli.main([*words, "--mesh", "data=3"]) == 2
+    assert "--mesh data=3: its sizes multiply to 3" in capsys.readouterr().err
