@@ -10,12 +10,13 @@ import dataclasses
 import functools
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mv2_jax import bundle, files
+from mv2_jax.bundle import CONTROLS
 from mv2_jax.config import StageConfig, UNetConfig
 from mv2_jax.convert import fitting, loras, pieces, schedules, sources, staging
 from mv2_jax.convert.checkpoint import Checkpoint, open_checkpoint
@@ -54,7 +55,8 @@ class Wanted:
 
     `lora` and `motion_lora` are (source, weight, stages), no stages for all. `variant` ("fp16") is
     preferred wherever a folder has it. Without `image_encoder`, a folder of that name beside the
-    adapter is taken where it fits. `norm_scope` overrides what is known of the motion modules.
+    adapter is taken where it fits. `controlnet` is one, or several that add up. `norm_scope`
+    overrides what is known of the motion modules.
     `preset` (a key of `configs.presets.PRESETS`) gives the sizes and frames that
     `sizes`, (height, width) in pixels by stage, and `frames` do not. `few_steps`: a key of
     `configs.few_steps.FEW_STEPS`, for motion modules distilled to few steps; `t2i_few_steps`: one
@@ -70,7 +72,7 @@ class Wanted:
     motion_v2v: str | None = None
     image_adapter: str | None = None
     image_encoder: str | None = None
-    controlnet: str | None = None
+    controlnet: str | Sequence[str] | None = None
     t2i: str | None = None
     t2i_vae: str | None = None
     t2i_text_encoder: str | None = None
@@ -147,10 +149,11 @@ def assemble(wanted: Wanted) -> Built:
                 built["image_encoder"] = encoder
     if wanted.image_encoder:
         built["image_encoder"] = pieces.plain(opened(wanted.image_encoder).one("image_encoder"))
-    if wanted.controlnet:
-        built["control"] = pieces.plain(
-            opened(wanted.controlnet).one("controlnet", "sparse_control")
-        )
+    nets = [wanted.controlnet] if isinstance(wanted.controlnet, str) else wanted.controlnet or ()
+    for name, asked in zip(CONTROLS, nets):
+        built[name] = pieces.plain(opened(asked).one("controlnet", "sparse_control"))
+    if len(nets) > len(CONTROLS):
+        raise InputError(f"--controlnet: {len(CONTROLS)} at most, not {len(nets)}")
     if wanted.vfi:
         between = pieces.plain(opened(wanted.vfi).one("interpolator"))
         built[interpolator.component(between.config)] = between

@@ -23,12 +23,16 @@ _SOURCES = {
     "motion-v2v": "others for V2V (those of --motion)",
     "image-adapter": "an IP-Adapter for that UNet, plain or Plus",
     "image-encoder": "its CLIP vision encoder",
-    "controlnet": "a ControlNet for it (tile suits best), or SparseCtrl's encoder of pictures",
+    "controlnet": "a ControlNet for it (tile suits best), or SparseCtrl's encoder of "
+    "pictures; may be given several times",
     "t2i": "SDXL, or another whole checkpoint, for T2I alone",
     "t2i-vae": "another VAE than that checkpoint's",
     "t2i-text-encoder": "other text encoders than that checkpoint's (of a UNet alone, needed)",
     "vfi": "an interpolator, in the place of the RIFE that ships",
 }
+
+
+_SEVERAL = {"controlnet": {"action": "append"}}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -239,7 +243,7 @@ def _parser() -> Parser:
     add("file", nargs="?", metavar="FILE", help="alone: say what it is, and what it serves for; "
         "an interpolator, with -o FILE.safetensors: make what --vfi takes")  # fmt: skip
     for name, what in _SOURCES.items():
-        add(f"--{name}", metavar="SOURCE", help=what)
+        add(f"--{name}", metavar="SOURCE", help=what, **_SEVERAL.get(name, {}))
     repeat = {"action": "append", "default": [], "metavar": "SOURCE[:W][@STAGES]", "type": placed}
     add("--lora", **repeat, help="merge a LoRA, W times (1), into all stages or those named (@t2i; "
         "@i2v,v2v, which share their spatial weights); may be given several times")  # fmt: skip

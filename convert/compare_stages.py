@@ -18,6 +18,7 @@ from safetensors import safe_open
 
 from mv2_jax.bundle import Bundle
 from mv2_jax.config import ScheduleConfig, StageConfig
+from mv2_jax.convert import staging
 from mv2_jax.convert.pieces import Piece
 from mv2_jax.convert.verify import Verdict, apart
 from mv2_jax.diffusion import process, schedules
@@ -106,7 +107,8 @@ def _settings(
 def _pipeline(bundle: Bundle, mine: StageConfig, name: str) -> Iterator[str]:
     """Whether the stage runs the folder's very network, and tells it what diffusers' does."""
     # Guidance by the text and the zero picture, all text layers, every condition.
-    for field, value in {"rule": "public", "clip_skip": 0, "conditions": None}.items():
+    told = None if name == "t2i" else staging.conditions(bundle.components)
+    for field, value in {"rule": "public", "clip_skip": 0, "conditions": told}.items():
         if getattr(mine, field) != value:
             yield f"{field} is {getattr(mine, field)!r}, not {value!r}"
     held = "t2i_unet" if name == "t2i" and "t2i_unet" in bundle.components else "spatial"

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from mv2_jax.bundle import CONTROLS
 from mv2_jax.config import (
     ControlNetConfig,
     ImageProjectionConfig,
@@ -45,8 +46,9 @@ def check(built: Mapping[str, Piece]) -> None:
                 "prompts otherwise (padding, the layer before the last) and is not supported"
             )
     for name, piece in built.items():
-        if name in _CHECKS:
-            _CHECKS[name](piece, unet, built)
+        check = _control if name in CONTROLS else _CHECKS.get(name)
+        if check:
+            check(piece, unet, built)
 
 
 def spatial(piece: Piece) -> None:
@@ -138,5 +140,4 @@ _CHECKS = {
     "motion_i2v": _motion,
     "motion_v2v": _motion,
     "image_attn": _image_attn,
-    "control": _control,
 }

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
+from mv2_jax.bundle import CONTROLS
 from mv2_jax.config import ScheduleConfig, StageConfig
 from mv2_jax.configs import few_steps, presets
 from mv2_jax.convert import schedules
 from mv2_jax.convert.pieces import Piece
 from mv2_jax.convert.tables import motion as motion_table
 from mv2_jax.errors import InputError
+from mv2_jax.stages.stage import PICTURED
 
 if TYPE_CHECKING:
     from mv2_jax.convert.assemble import Wanted
@@ -64,10 +66,17 @@ def stages(
             size=size[stage],
             frames=frames,
             rule=presets.sd15.RULE,
+            conditions=conditions(built),
         )
         program = few[stage]
         made_of[stage] = few_steps.few(made, program) if program else made
     return made_of
+
+
+def conditions(built: Iterable[str]) -> tuple[str, ...] | None:
+    """What a video stage is told, by the names of the components; None is the usual."""
+    more = [name for name in CONTROLS[1:] if name in built]
+    return (*PICTURED, *more) if more else None
 
 
 def _picture_size(built: Mapping[str, Piece]) -> tuple[int, int]:
@@ -90,11 +99,17 @@ def _check_sizes(built: Mapping[str, Piece], sizes: Mapping[str, tuple[int, int]
             )
 
 
+# How much a picture's tokens count beside a prompt, by IP-Adapter's README; alone they count 1.
+BESIDE_TEXT = 0.5
+
+
 def defaults(
     few: Mapping[str, str | None], still: schedules.Program
 ) -> dict[str, dict[str, float]]:
     """The preset's numbers, with guidance as the publishers of distilled networks advise."""
     numbers_of = {stage: dict(numbers) for stage, numbers in presets.sd15.DEFAULTS.items()}
+    for stage in ("i2v", "v2v"):
+        numbers_of[stage]["image_scale"] = BESIDE_TEXT
     if still.guidance is not None:
         numbers_of["t2i"]["guidance"] = still.guidance
     for stage, program in few.items():

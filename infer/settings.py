@@ -35,21 +35,20 @@ class Setting:
         """The flag's name in Python."""
         return self.flag.removeprefix("--").replace("-", "_")
 
-    def parse(self, text: str | float) -> float:
-        """The number a text (or a number) stands for. Raises InputError as `About.check`."""
+    def parse(self, text: Any) -> Any:
+        """The value a text (or a value) stands for. Raises InputError as `About.check`."""
         return self.about.check(text, self.flag)
 
     def help(self, numbers: sets.Numbers) -> str:
         """Its line of `mv2 generate --help`: what it does, its default in `numbers`, its range."""
         stages = ", ".join(stage.upper() for stage in self.stages)
-        low, high = (f"{limit:g}" for limit in (self.about.low, self.about.high))
-        return f"{stages}: {self.about.help} ({self._default(numbers)}; {low} to {high})"
+        return f"{stages}: {self.about.help} ({self._default(numbers)}; {self.about.range})"
 
     def _default(self, numbers: sets.Numbers) -> str:
         found: dict[str, list[str]] = {}
         for stage in self.stages:
             value = getattr(numbers[stage], self.name)
-            told = "the stage's" if value is None else f"{value:g}"
+            told = "the stage's" if value is None else self.about.show(value)
             found.setdefault(told, []).append(stage)
         if len(found) == 1:
             return next(iter(found))
@@ -71,7 +70,7 @@ def _settings() -> Iterator[Setting]:
     for stage in sets.STAGES:
         for name, about in sets.about(stage).items():
             if about.own_flag:
-                yield Setting(f"--{stage}-{name}", (stage,), name, about)
+                yield Setting(f"--{stage}-{name.replace('_', '-')}", (stage,), name, about)
             else:
                 shared.setdefault(name, (about, []))[1].append(stage)
     for name, (about, stages) in shared.items():

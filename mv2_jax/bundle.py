@@ -41,8 +41,9 @@ PICTURE = {
     "spatial": "t2i_unet",
     "vae": "t2i_vae",
 }
-# What a folder may lack: those two, and SDXL's second text encoder.
-OPTIONAL = (*vfi_table.COMPONENTS, "text_encoder_2", *PICTURE.values())
+CONTROLS = ("control", *(f"control_{number}" for number in range(2, 10)))  # ControlNets
+# What a folder may lack: those two, SDXL's second text encoder, and further ControlNets.
+OPTIONAL = (*vfi_table.COMPONENTS, "text_encoder_2", *PICTURE.values(), *CONTROLS[1:])
 COMPONENTS = (
     "text_encoder",
     "vae",

@@ -32,7 +32,7 @@ from mv2_jax.config import VAEConfig
 from mv2_jax.diffusion import guidance as guides
 from mv2_jax.lookup import nearest
 from mv2_jax.programs import Programs, Progress, silent
-from mv2_jax.stages import chain, i2v, interpolators, latents, stage, t2i, v2v
+from mv2_jax.stages import chain, controls, i2v, interpolators, latents, stage, t2i, v2v
 from mv2_jax.stages.conditions.text import Ids
 from mv2_jax.stages.stage import Config
 from mv2_jax.text import Tokenizer, emphasis
@@ -52,9 +52,7 @@ def _decode(params: Any, z: jax.Array, *, cfg: VAEConfig, dtype: Any) -> jax.Arr
     return sharding.constrain(latents.decode(params, cfg, z, dtype))
 
 
-@partial(jax.jit, static_argnames=("size",))
-def _resize(pixels: jax.Array, *, size: tuple[int, int]) -> jax.Array:
-    return latents.resize(pixels, size)
+_resize = jax.jit(latents.resize, static_argnames=("size",))
 
 
 @dataclass(frozen=True)
@@ -103,7 +101,7 @@ class Cascade:
             ValueError: prompts and keys (and pictures, and keyframes) that differ in number, or a
                 number that the stage does not have.
         """
-        _one_each(prompts=prompts, keys=keys)
+        controls.one_each(prompts=prompts, keys=keys)
         made = self._stage("t2i", prompts, keys, negative, more, progress, numbers)
         return made[:, 0]
 
@@ -119,7 +117,7 @@ class Cascade:
         **numbers: float | None,
     ) -> jax.Array:
         """Prompts and reference pictures [B, H, W, 3] -> keyframes [B, T, h, w, 3]."""
-        _one_each(prompts=prompts, image=image, keys=keys)
+        controls.one_each(prompts=prompts, image=image, keys=keys)
         return self._stage("i2v", prompts, keys, negative, more, progress, numbers, image)
 
     def v2v(
@@ -135,7 +133,7 @@ class Cascade:
         **numbers: float | None,
     ) -> jax.Array:
         """Prompts, reference pictures and keyframes [B, T, h, w, 3] -> [B, T, H, W, 3]."""
-        _one_each(prompts=prompts, image=image, keyframes=keyframes, keys=keys)
+        controls.one_each(prompts=prompts, image=image, keyframes=keyframes, keys=keys)
         given = (image, keyframes)
         return self._stage("v2v", prompts, keys, negative, more, progress, numbers, *given)
 
@@ -158,16 +156,19 @@ class Cascade:
         own = sets.changed(name, self.numbers[name], numbers)
         steps = int(own.steps or cfg.stage.steps)
         ids, away = self.ids(prompts, negative)
-        asked = {"ids": ids, "negative": away, **_arrays(more or {})}
+        asked = {
+            "ids": ids,
+            "negative": away,
+            **{k: jnp.asarray(v) for k, v in (more or {}).items()},
+        }
         given: tuple[Any, ...] = ()
         if name != "t2i":
             asked["image"] = image = jnp.asarray(image, jnp.float32)
-            for scale in ("image_scale", "control_scale"):
-                asked[scale] = np.float32(getattr(own, scale))
             if name == "i2v" or "reference" in cfg.inputs:
                 asked["reference"] = self._small(run, cfg, image)
             begun = asked.get("reference") if name == "i2v" else self._small(run, cfg, keyframes)
             given = (begun, np.float32(own.noise_prior if name == "i2v" else own.strength))
+            asked = {**controls.asked(cfg, own, steps, keyframes), **asked}
         guidance = guides.of(own)
         rule = cfg.rule.least(guidance)
         params = self.parameters(name)
@@ -219,13 +220,13 @@ class Cascade:
 
     def decode(self, latents: Any) -> jax.Array:
         """Scaled latents [B, (T,) h, w, C] -> pixels [B, (T,) H, W, 3] in [-1, 1]."""
-        latents = self.programs.placed(jnp.asarray(latents))
-        with self.programs.scope():
-            return _decode(self.params["vae"], latents, cfg=self.vae, dtype=self.dtype)
+        return self._pixels(latents, self.params["vae"], self.vae)
 
     def decode_picture(self, latents: Any) -> jax.Array:
         """`decode` of T2I's latents [B, h, w, C], which may have a VAE of their own."""
-        vae, cfg = self._picture_vae()
+        return self._pixels(latents, *self._picture_vae())
+
+    def _pixels(self, latents: Any, vae: Any, cfg: VAEConfig) -> jax.Array:
         latents = self.programs.placed(jnp.asarray(latents))
         with self.programs.scope():
             return _decode(vae, latents, cfg=cfg, dtype=self.dtype)
@@ -321,23 +322,9 @@ class Cascade:
 STARTS = {"t2i": t2i.start, "i2v": i2v.start, "v2v": v2v.start}
 
 
-def _arrays(more: Mapping[str, Any]) -> dict[str, jax.Array]:
-    return {name: jnp.asarray(value) for name, value in more.items()}
-
-
 @partial(jax.jit, static_argnames=("cfg", "times", "dtype"))
 def _interpolate(params: Any, frames: jax.Array, *, cfg: Any, times: int, dtype: Any) -> jax.Array:
     return sharding.constrain(interpolators.interpolate(params, cfg, frames, times, dtype=dtype))
-
-
-def _one_each(**given: Any) -> None:
-    """Refuses batches of different lengths, which would broadcast to something nobody meant."""
-    counts = {name: len(rows) for name, rows in given.items()}
-    if isinstance(given["prompts"], str):
-        raise ValueError("prompts is one text; give a list of them")
-    if len(set(counts.values())) > 1:
-        listed = ", ".join(f"{count} {name}" for name, count in counts.items())
-        raise ValueError(f"one of each is needed for every sample, not {listed}")
 
 
 def load(

@@ -28,10 +28,12 @@ def check(cls: type, values: dict[str, Any]) -> None:
 
 
 def check_numbers(defaults: Mapping[str, Any]) -> None:
-    """Raises ValueError unless every stage's defaults are finite numbers by name."""
+    """Raises ValueError unless every stage's defaults are finite numbers, lists of them, or words,
+    by name; `numbers.read` knows which."""
     for stage, numbers in defaults.items():
         for key, value in numbers.items():
-            if not _fits(float, value):
+            several = tuple(value) if isinstance(value, list) else (value,)
+            if not all(_fits(float | str, each) for each in several):
                 raise ValueError(f"defaults: {stage}.{key} is {_short(value)}, and takes a number")
 
 

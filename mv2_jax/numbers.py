@@ -2,12 +2,14 @@
 
 A cascade folder stores those that its weights like best; `Cascade`'s methods, `mv2 generate`, its
 help and sidecars all read them from here. Each is traced (or a count of steps or frames), so that
-a user may vary it from call to call. Nothing here imports JAX.
+a user may vary it from call to call. Most are plain numbers; some are one for each ControlNet
+(`Each`), or go by frames (`ByFrame`), or are words (`Word`). Nothing here imports JAX.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -27,7 +29,16 @@ class About:
     help: str
     own_flag: bool = False
 
-    def check(self, value: Any, name: str) -> float:
+    @property
+    def range(self) -> str:
+        """What may be given, for help texts."""
+        return f"{self.low:g} to {self.high:g}"
+
+    def show(self, value: Any) -> str:
+        """A value as a user would write it."""
+        return f"{value:g}"
+
+    def check(self, value: Any, name: str) -> Any:
         """The number that a value stands for.
 
         Raises:
@@ -46,10 +57,110 @@ class About:
         return number
 
 
-def _number(default: Any, kind: type, low: float, high: float, words: str, **more: Any) -> Any:
+class Each(About):
+    """A number, or one for each ControlNet: "0.8,0.5", or a sequence."""
+
+    def show(self, value: Any) -> str:
+        return ",".join(f"{each:g}" for each in several(value))
+
+    def check(self, value: Any, name: str) -> Any:
+        """A number, or a tuple of them. Raises InputError as `About.check`."""
+        parts = value.split(",") if isinstance(value, str) else several(value)
+        checked = tuple(super(Each, self).check(part, name) for part in parts)
+        return checked[0] if len(checked) == 1 else checked
+
+
+class ByFrame(About):
+    """Weights of frames, "0:1, 8:0.5": straight lines between those that are named, and the first
+    and last of them beyond. For several ControlNets with ";" between. "" is 1 throughout."""
+
+    @property
+    def range(self) -> str:
+        return "such as 0:1,8:0"
+
+    def show(self, value: Any) -> str:
+        return value or "all the same"
+
+    def check(self, value: Any, name: str) -> str:
+        """The text, spelled one way; a mapping {frame: weight} will do too.
+
+        Raises:
+            InputError: it is no such list, or a weight is out of range.
+        """
+        if isinstance(value, Mapping):
+            value = ",".join(f"{frame}:{weight}" for frame, weight in value.items())
+        if not isinstance(value, str):
+            raise InputError(f"{name} takes FRAME:WEIGHT,..., not {value!r}")
+        return ";".join(self._checked(part, name) for part in value.split(";"))
+
+    def _checked(self, text: str, name: str) -> str:
+        points = {}
+        for pair in filter(str.strip, text.split(",")):
+            frame, colon, weight = pair.partition(":")
+            if not colon or not frame.strip().isdecimal() or len(frame.strip()) > 6:
+                raise InputError(f"{name} takes FRAME:WEIGHT,..., not {pair.strip()!r}")
+            points[int(frame)] = super().check(weight, name)
+        return ",".join(f"{frame}:{points[frame]:g}" for frame in sorted(points))
+
+
+@dataclass(frozen=True)
+class Word(About):
+    """One of some words, or one for each ControlNet with commas between."""
+
+    known: tuple[str, ...] = ()
+
+    @property
+    def range(self) -> str:
+        return ", ".join(self.known)
+
+    def show(self, value: Any) -> str:
+        return value
+
+    def check(self, value: Any, name: str) -> str:
+        """Raises InputError for another word; the nearest is named."""
+        words = [word.strip() for word in str(value).split(",")]
+        for word in words:
+            if word not in self.known:
+                hint = nearest(word, self.known) or f" ({self.range})"
+                raise InputError(f"{name}: unknown {word!r}{hint}")
+        return ",".join(words)
+
+
+def several(value: Any) -> tuple[Any, ...]:
+    """A number, or a sequence of them, as a tuple."""
+    return tuple(value) if isinstance(value, (list, tuple)) else (value,)
+
+
+def curves(text: str, frames: int) -> list[list[float]]:
+    """The weights that a checked `ByFrame` gives each of so many frames, one list a ControlNet."""
+    made = []
+    for part in text.split(";"):
+        pairs = [pair.split(":") for pair in part.split(",") if pair]
+        points = [(int(frame), float(weight)) for frame, weight in pairs] or [(0, 1.0)]
+        made.append([_between(points, frame) for frame in range(frames)])
+    return made
+
+
+def _between(points: list[tuple[int, float]], frame: int) -> float:
+    """The weight at a frame, of rising (frame, weight) points."""
+    if frame <= points[0][0]:
+        return points[0][1]
+    for (a, low), (b, high) in itertools.pairwise(points):
+        if frame <= b:
+            return low + (high - low) * (frame - a) / (b - a)
+    return points[-1][1]
+
+
+def _number(
+    default: Any, kind: type, low: float, high: float, words: str, of: type = About, **more: Any
+) -> Any:
     return dataclasses.field(
-        default=default, metadata={"about": About(kind, low, high, words, **more)}
+        default=default, metadata={"about": of(kind, low, high, words, **more)}
     )
+
+
+def _word(default: str, known: tuple[str, ...], words: str, **more: Any) -> Any:
+    return _number(default, str, 0, 0, words, Word, known=known, **more)
 
 
 @dataclass(frozen=True)
@@ -79,7 +190,26 @@ class Pictured(Guided):
 
     image_guidance: float = _number(1.0, float, 0, 100, "how close to the picture")
     image_scale: float = _number(1.0, float, 0, 4, "weight of the picture's look")
-    control_scale: float = _number(1.0, float, 0, 4, "weight of its layout")
+    image_start: float = _number(0.0, float, 0, 1, "show the look from this part of the chain on")
+    image_end: float = _number(1.0, float, 0, 1, "... and up to this part")
+    image_frames: str = _number("", float, 0, 4, "weight of the look by frame", ByFrame)
+    control_scale: float | tuple[float, ...] = _number(
+        1.0, float, 0, 4, "weight of the picture's layout; of several ControlNets 0.8,0.5", Each
+    )
+    control_start: float | tuple[float, ...] = _number(
+        0.0, float, 0, 1, "control from this part of the chain on, likewise", Each
+    )
+    control_end: float | tuple[float, ...] = _number(
+        1.0, float, 0, 1, "... and up to this part", Each
+    )
+    control_frames: str = _number(
+        "",
+        float,
+        0,
+        4,
+        "weight of the layout by frame; of several ControlNets 0:1,8:0;0:1",
+        ByFrame,
+    )
 
 
 @dataclass(frozen=True)
@@ -91,6 +221,12 @@ class T2I(Guided):
 class I2V(Pictured):
     """The keyframes'."""
 
+    control_sees: str = _word(
+        "picture",
+        ("picture", "first"),
+        "what the ControlNet sees: the picture on all frames, or on the first alone",
+        own_flag=True,
+    )
     noise_prior: float = _number(0.0, float, 0, 1, "how much of the picture the first noise holds")
     free_init: int = _number(
         0, int, 0, 10, "how often to begin again from the slow part of what came out (FreeInit)"
@@ -101,6 +237,13 @@ class I2V(Pictured):
 class V2V(Pictured):
     """The refined clip's."""
 
+    control_sees: str = _word(
+        "picture",
+        ("picture", "first", "keyframes"),
+        "what the ControlNet sees: the picture on all frames or on the first alone, or each "
+        "keyframe itself (for tile)",
+        own_flag=True,
+    )
     strength: float = _number(
         0.5, float, 0, 1, "how much to redraw: 0 keeps the keyframes", own_flag=True
     )

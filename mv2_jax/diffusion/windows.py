@@ -65,11 +65,14 @@ def over(
     overlap: int,
     kind: str = "pyramid",
     axis: int = 1,
+    some: Callable[[Any, jax.Array], Any] | None = None,
 ) -> Callable[[jax.Array, jax.Array, Any], jax.Array]:
     """`model(x, t, condition) -> output` of clips of `frames` from one that knows `window`.
 
-    x and the output have their frames at `axis`; t and the condition have none. A clip that fits
-    the window is left to `model` itself. Windows are run one after another: memory is one window's.
+    x and the output have their frames at `axis`; t has none. What the condition has of them is cut
+    by `some(condition, frames) -> condition`, frames being the numbers [window] of a window's. A
+    clip that fits the window is left to `model` itself. Windows are run one after another: memory
+    is one window's.
 
     Raises:
         ValueError: as `weights`.
@@ -83,7 +86,8 @@ def over(
         def one(total: jax.Array, this: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
             begin, weight = this
             weight = weight.reshape(*[1] * axis, window, *[1] * (x.ndim - axis - 1))
-            output = model(lax.dynamic_slice_in_dim(x, begin, window, axis), t, condition)
+            told = some(condition, begin + jnp.arange(window)) if some else condition
+            output = model(lax.dynamic_slice_in_dim(x, begin, window, axis), t, told)
             sofar = lax.dynamic_slice_in_dim(total, begin, window, axis)
             added = sofar + weight * output.astype(jnp.float32)
             return lax.dynamic_update_slice_in_dim(total, added, begin, axis), None

@@ -45,7 +45,7 @@ def outlets(
 ) -> tuple[tuple[jax.Array, ...], jax.Array]:
     """The residuals that a body's states [B*T, h, w, c] give, each through a 1x1 convolution.
 
-    `scale` (scalar or [B]) multiplies them. Call it inside a compact module; it owns
+    `scale` (scalar, [B] or [B, T]) multiplies them. Call it inside a compact module; it owns
     `controlnet_down_blocks_*` and `controlnet_mid_block` there.
     """
 
@@ -53,7 +53,8 @@ def outlets(
         out = conv(state.shape[-1], 1, name=name, dtype=dtype, zero=True)(state)
         factor = jnp.asarray(scale, out.dtype)
         if factor.ndim:
-            factor = jnp.repeat(factor, frames)[:, None, None, None]
+            factor = jnp.repeat(factor, frames) if factor.ndim == 1 else factor.reshape(-1)
+            factor = factor[:, None, None, None]
         return out * factor
 
     skips = tuple(residual(f"controlnet_down_blocks_{i}", s) for i, s in enumerate(skips))
@@ -64,9 +65,9 @@ class ControlNet(nn.Module):
     """x [B, T, H, W, C], t [B], context, condition -> (skip residuals, mid residual).
 
     `condition` is [B, H*f, W*f, 3] in [0, 1], one picture for all frames of a sample, or
-    [B, T, H*f, W*f, 3], one a frame. `scale` (scalar or [B]) multiplies every residual. Residuals
-    are [B*T, h, w, c] ([B*T, 1, 1, c] where they are pooled), outermost first, as `UNet` takes
-    them. They are zero at initialisation.
+    [B, T, H*f, W*f, 3], one a frame. `scale` (scalar, [B] or [B, T]) multiplies every residual.
+    Residuals are [B*T, h, w, c] ([B*T, 1, 1, c] where they are pooled), outermost first, as `UNet`
+    takes them. They are zero at initialisation.
     """
 
     cfg: ControlNetConfig

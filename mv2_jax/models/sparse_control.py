@@ -22,7 +22,7 @@ class SparseControlNet(nn.Module):
     """condition [B, T, h, w, C], mask [B, T], t [B], context -> (skip residuals, mid residual).
 
     `condition` holds scaled latents at the frames where `mask` is 1; elsewhere both are 0 (the
-    condition is not masked again here). `scale` (scalar or [B]) multiplies every residual.
+    condition is not masked again here). `scale` (scalar, [B] or [B, T]) multiplies every residual.
     Residuals are [B*T, h, w, c], outermost first, as `UNet` takes them. They are zero at
     initialisation.
 

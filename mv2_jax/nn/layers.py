@@ -249,7 +249,8 @@ class Attention(nn.Module):
 
     With `image_context` [B, Li, Cc] it is IP-Adapter's decoupled cross-attention (arXiv
     2308.06721): text attention + image_scale * image attention, sharing the query. The image
-    projections are parameters of the `image_attn` tree. `image_scale` is a scalar or [B].
+    projections are parameters of the `image_attn` tree. `image_scale` is a scalar, [B], or [B, T]
+    where x holds the tokens of T frames one after the other.
 
     `length`: a plane has so many tokens, of which x holds this device's (`shards.Layout.tokens`).
     """
@@ -292,6 +293,8 @@ class Attention(nn.Module):
             image = image_context.astype(x.dtype)
             extra = attend(query, project("to_k_ip", image), project("to_v_ip", image))
             scale = jnp.asarray(image_scale, out.dtype)
+            if scale.ndim == 2:
+                scale = jnp.repeat(scale, out.shape[1] // scale.shape[1], axis=1)
             out = out + scale.reshape(scale.shape + (1,) * (out.ndim - scale.ndim)) * extra
         out = out.reshape(*out.shape[:-2], width // parts)
         return dense(width, name="to_out_0", dtype=self.dtype, summed=parts > 1)(out)

@@ -16,7 +16,7 @@ class Context:
 
     text: [B, L, Cc] states of the text encoder.
     image: [B, Li, Cc] tokens of the reference image, for networks with `image_tokens`.
-    image_scale: scalar or [B]; 0 switches the image tokens off.
+    image_scale: scalar, [B] or by frame [B, T]; 0 switches the image tokens off.
     """
 
     text: jax.Array

@@ -12,6 +12,7 @@ guidance rule runs, and the samples. A still picture is a clip of one frame.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -38,6 +39,7 @@ from mv2_jax.stages.conditions.text import Text
 Told = dict[str, Any]
 USUAL = {"t2i": ("text",)}  # of a stage that names no conditions
 PICTURED = ("text", "image", "control")  # of every other stage
+CONTROL = re.compile(r"control(_[2-9])?")  # each ControlNet's name
 DROP = 0.1  # how often a condition is dropped in training
 
 
@@ -122,7 +124,7 @@ def build(
 
     Args:
         configs: of the networks that its conditions are made of: "text_encoder", "text_encoder_2"
-            (SDXL alone), "image_encoder", "image_attn", "control".
+            (SDXL alone), "image_encoder", "image_attn", "control", "control_2" and so on.
 
     Raises:
         InputError: a condition that is none, or the config of one is missing.
@@ -140,14 +142,16 @@ def build(
 
 def _condition(wanted: Any, configs: Mapping[str, Any], pooled: bool) -> Condition:
     """A condition by its word, or as it is."""
-    if wanted not in PICTURED:
+    steers = isinstance(wanted, str) and CONTROL.fullmatch(wanted)
+    if wanted not in PICTURED and not steers:
         return _own(wanted)
     if wanted == "text":
         return Text(configs["text_encoder"], configs["text_encoder_2"] if pooled else None)
     if wanted == "image":
         return ImageTokens(configs["image_encoder"], configs["image_attn"])
-    control = configs["control"]
-    return Sparse(control) if isinstance(control, SparseControlConfig) else Control(control)
+    control = configs[wanted]
+    kind = Sparse if isinstance(control, SparseControlConfig) else Control
+    return kind(control, wanted)
 
 
 def _own(wanted: Any) -> Condition:
@@ -274,7 +278,17 @@ def in_windows(params: Params, cfg: Config, frames: int) -> Any:
     def model(x: jax.Array, t: jax.Array, told: Told) -> jax.Array:
         return predict(params, cfg, x, t, told)
 
-    return windows.over(model, frames, *cfg.stage.windows, cfg.stage.blend, axis=2)
+    def some(told: Told, frames: jax.Array) -> Told:
+        return {each.name: of_frames(each, told[each.name], frames) for each in cfg.conditions}
+
+    return windows.over(model, frames, *cfg.stage.windows, cfg.stage.blend, axis=2, some=some)
+
+
+def of_frames(each: Condition, told: Any, frames: jax.Array) -> Any:
+    """What a condition told for a clip, leading axes [R, B], as it is for some of its frames."""
+    if not hasattr(each, "of_frames"):
+        return told
+    return jax.vmap(each.of_frames, (0, None))(told, frames)
 
 
 def drop(

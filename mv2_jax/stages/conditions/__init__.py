@@ -32,10 +32,10 @@ class Fed:
     """What a backbone is fed beside x and t; N are the rows of guidance times the samples.
 
     text: [N, L, C], what cross-attention reads.
-    image: [N, Li, C], tokens of a picture for a cross-attention of their own, and how much they
-        count, image_scale [N].
+    image: [N, Li, C], tokens of pictures for a cross-attention of their own, and how much they
+        count, image_scale [N] or of each frame [N, T].
     pooled [N, P], size_ids [N, 6]: SDXL's, which join the time embedding.
-    residuals: (skips, mid), added to a UNet's states: each [N * T, h, w, c].
+    residuals: (skips, mid), added to a UNet's states: each [N * T, h, w, c] (or [N * T, 1, 1, c]).
     more: whatever conditions and backbones of one's own agree on.
     """
 
@@ -68,7 +68,8 @@ class Condition(Protocol):
         do; where one part of a stage does not, each device has whole clips and parameters.
 
     It may also have `configs()`, {tree name: what stands as its config in a cascade folder}, where
-    that is not the condition itself.
+    that is not the condition itself; and `of_frames(told, frames)`, what it told for a clip as it
+    is for some of its frames (their numbers [W], traced), where that differs from frame to frame.
     """
 
     name: str

@@ -1,6 +1,7 @@
 """ControlNet: the reference picture's layout, as residuals for a UNet (arXiv 2302.05543).
 
-MagicVideo-V2 feeds it the RGB reference for every frame (arXiv 2401.04468, section 2.2).
+MagicVideo-V2 feeds it the RGB reference for every frame (arXiv 2401.04468, section 2.2). Several
+add up, each a condition of its own: "control", "control_2" and so on.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ import jax
 import jax.numpy as jnp
 
 from mv2_jax import params as trees
+from mv2_jax import shards
 from mv2_jax.config import ControlNetConfig
 from mv2_jax.diffusion import keys as named
 from mv2_jax.models.controlnet import ControlNet
 from mv2_jax.nn.transformer import Context
-from mv2_jax.stages.conditions import Asked, Fed, Params
+from mv2_jax.stages.conditions import Asked, Fed, Params, weights
 from mv2_jax.stages.latents import resize
 
 if TYPE_CHECKING:
@@ -25,28 +27,36 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Control:
-    """The reference's pixels. Nothing is residuals of zero. It reads the text that was fed.
+    """The reference's pixels, or a picture or clip of its own. Nothing is residuals of zero. It
+    reads the text that was fed.
 
     A pooled one (ControlNet 1.1 shuffle) goes with the text: as diffusers has it, what is not told
     the prompt goes without it.
     """
 
     net: ControlNetConfig
+    name: str = "control"
 
-    name = "control"
+    weighed = "control"
     drop = "drop_image"
     needs = ("image",)
-    trees = ("control",)
     rules = ()
-    at_steps = ("control",)
     sharded = True
+
+    @property
+    def trees(self) -> tuple[str, ...]:
+        return (self.name,)
+
+    @property
+    def at_steps(self) -> tuple[str, ...]:
+        return (self.name,)
 
     @property
     def role(self) -> str:
         return "text" if self.net.global_pool else "control"
 
     def configs(self) -> dict[str, Any]:
-        return {"control": self.net}
+        return {self.name: self.net}
 
     def blank(self, cfg: Config, batch: int) -> dict[str, Any]:
         return {"image": jnp.zeros((batch, *cfg.stage.size, 3))}
@@ -56,31 +66,39 @@ class Control:
     ) -> Params:
         pixels = jnp.zeros((1, *cfg.stage.size, 3))
         init = jax.jit(ControlNet(self.net).init)
-        made = init(named.fold(key, "control"), x, t, Context(fed.text), pixels, **fed.added)
-        return {"control": copied(made["params"], held.get("spatial"))}
+        made = init(named.fold(key, self.name), x, t, Context(fed.text), pixels, **fed.added)
+        return {self.name: copied(made["params"], held.get("spatial"))}
 
     def encode(self, params: Params, cfg: Config, asked: Asked) -> tuple[Any, Any]:
-        """Told "image" [B, H, W, 3] in [-1, 1], of any size (in training of the latents'), and
-        "control_scale" [] (1)."""
-        image = asked["image"]
+        """Told "image" [B, H, W, 3] in [-1, 1], of any size (in training of the latents'), or in
+        its place "NAME_image" [B, H, W, 3], or [B, T, H, W, 3] one a frame; and `weights`."""
+        image = asked.get(f"{self.name}_image", asked["image"])
         if "latent" not in asked:
             image = resize(image, cfg.stage.size)
-        pixels = image * 0.5 + 0.5
-        return scaled(pixels, asked.get("control_scale", 1.0))
+        told = weights.weights(self.name, asked, image.shape[0])
+        told["shown"] = image * 0.5 + 0.5
+        return told, weights.none(told)
+
+    def of_frames(self, told: Any, frames: jax.Array) -> Any:
+        shown = told["shown"]
+        shown = shown[:, frames] if shown.ndim == 5 else shown
+        return weights.of_frames({**told, "shown": shown}, frames)
 
     def feed(
         self, params: Params, cfg: Config, told: Any, x: jax.Array, t: jax.Array, fed: Fed
     ) -> Fed:
         network = ControlNet(self.net, cfg.dtype, cfg.remat)
-        own, told = {"params": params["control"]}, (told["shown"], told["scale"])
-        residuals = network.apply(own, x, t, Context(fed.text), *told, **fed.added)
-        return fed.replace(residuals=residuals)
+        own, shown = {"params": params[self.name]}, told["shown"]
+        shown = shards.own(shown) if shown.ndim == 5 else shown
+        given = (shown, weights.at(told, t))
+        return added(fed, network.apply(own, x, t, Context(fed.text), *given, **fed.added))
 
 
-def scaled(shown: jax.Array, scale: Any) -> tuple[Any, Any]:
-    """(told, nothing) of what a network is shown [B, ...]: nothing is a scale of zero."""
-    ones = jnp.ones(shown.shape[:1], jnp.float32)
-    return {"shown": shown, "scale": ones * scale}, {"shown": shown, "scale": 0.0 * ones}
+def added(fed: Fed, residuals: Any) -> Fed:
+    """`fed` with a ControlNet's residuals on top of those that are there."""
+    if fed.residuals is not None:
+        residuals = jax.tree.map(jnp.add, fed.residuals, residuals)
+    return fed.replace(residuals=residuals)
 
 
 def copied(control: Params, spatial: Params | None) -> Params:

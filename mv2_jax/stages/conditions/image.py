@@ -16,7 +16,7 @@ from mv2_jax import shards
 from mv2_jax.config import ImageProjectionConfig, VisionConfig
 from mv2_jax.diffusion import keys as named
 from mv2_jax.models import clip_vision, image_projection
-from mv2_jax.stages.conditions import Asked, Fed, Params
+from mv2_jax.stages.conditions import Asked, Fed, Params, weights
 
 if TYPE_CHECKING:
     from mv2_jax.stages.stage import Config
@@ -34,6 +34,7 @@ class ImageTokens:
     projection: ImageProjectionConfig
 
     name = "image"
+    weighed = "image"
     role = "image"
     drop = "drop_image"
     needs = ("image",)
@@ -68,16 +69,27 @@ class ImageTokens:
         }
 
     def encode(self, params: Params, cfg: Config, asked: Asked) -> tuple[Any, Any]:
-        """Told "image" [B, H, W, 3] in [-1, 1], of any size, and "image_scale" [] (1)."""
+        """Told "image" [B, H, W, 3] in [-1, 1], of any size; optionally "looks" [B, n, H, W, 3],
+        more pictures whose tokens stand behind the first's, of any size too; and `weights`."""
         tokens, none = self.tokens(params, cfg, asked["image"])
-        scale = jnp.ones(tokens.shape[:1]) * asked.get("image_scale", 1.0)
+        looks = asked.get("looks")
+        if looks is not None:
+            batch, count = looks.shape[:2]
+            more, _ = self.tokens(params, cfg, looks.reshape(batch * count, *looks.shape[2:]))
+            more = more.reshape(batch, count * more.shape[1], more.shape[2])
+            tokens = jnp.concatenate([tokens, more], axis=1)
+            none = jnp.tile(none, (1, 1 + count, 1))
+        told = weights.weights(self.name, asked, tokens.shape[0])
         nothing = jnp.broadcast_to(none, tokens.shape)
-        return {"tokens": tokens, "scale": scale}, {"tokens": nothing, "scale": scale}
+        return {**told, "tokens": tokens}, {**told, "tokens": nothing}
+
+    def of_frames(self, told: Any, frames: jax.Array) -> Any:
+        return weights.of_frames(told, frames)
 
     def feed(
         self, params: Params, cfg: Config, told: Any, x: jax.Array, t: jax.Array, fed: Fed
     ) -> Fed:
-        return fed.replace(image=told["tokens"], image_scale=told["scale"])
+        return fed.replace(image=told["tokens"], image_scale=weights.at(told, t))
 
     def tokens(self, params: Params, cfg: Config, image: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Pictures [B, H, W, 3] -> their tokens [B, Li, C], and those of no picture [1, Li, C]."""

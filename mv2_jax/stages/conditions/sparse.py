@@ -13,8 +13,8 @@ from mv2_jax.config import SparseControlConfig
 from mv2_jax.diffusion import keys as named
 from mv2_jax.models.sparse_control import SparseControlNet, given_frames
 from mv2_jax.nn.transformer import Context
-from mv2_jax.stages.conditions import Asked, Fed, Params
-from mv2_jax.stages.conditions.control import copied, scaled
+from mv2_jax.stages.conditions import Asked, Fed, Params, weights
+from mv2_jax.stages.conditions.control import added, copied
 
 if TYPE_CHECKING:
     from mv2_jax.stages.stage import Config
@@ -26,17 +26,25 @@ class Sparse:
 
     net: SparseControlConfig
 
-    name = "control"
+    name: str = "control"
+
+    weighed = "control"
     role = "control"
     drop = "drop_image"
     needs = ("reference",)
-    trees = ("control",)
     rules = ()
-    at_steps = ("control",)
     sharded = True
 
+    @property
+    def trees(self) -> tuple[str, ...]:
+        return (self.name,)
+
+    @property
+    def at_steps(self) -> tuple[str, ...]:
+        return (self.name,)
+
     def configs(self) -> dict[str, Any]:
-        return {"control": self.net}
+        return {self.name: self.net}
 
     def blank(self, cfg: Config, batch: int) -> dict[str, Any]:
         return {"reference": jnp.zeros((batch, *cfg.latent_shape[1:]))}
@@ -46,16 +54,18 @@ class Sparse:
     ) -> Params:
         init = jax.jit(SparseControlNet(self.net).init)
         text = Context(fed.text)
-        made = init(named.fold(key, "control"), x, jnp.ones(x.shape[:2]), t, text)
-        return {"control": copied(made["params"], held.get("spatial"))}
+        made = init(named.fold(key, self.name), x, jnp.ones(x.shape[:2]), t, text)
+        return {self.name: copied(made["params"], held.get("spatial"))}
 
     def encode(self, params: Params, cfg: Config, asked: Asked) -> tuple[Any, Any]:
         """Told "reference" [B, h, w, C], its scaled latent at the stage's size (in training the
-        first frame's), and "control_scale" [] (1)."""
+        first frame's), and `weights`."""
         shown = asked.get("reference")
         if shown is None:
             shown = asked["latent"][:, 0]
-        return scaled(shown, asked.get("control_scale", 1.0))
+        told = weights.weights(self.name, asked, shown.shape[0])
+        told["shown"] = shown
+        return told, weights.none(told)
 
     def feed(
         self, params: Params, cfg: Config, told: Any, x: jax.Array, t: jax.Array, fed: Fed
@@ -65,6 +75,6 @@ class Sparse:
             raise ValueError(f"a SparseCtrl cannot steer {frames} frames in windows of {window}")
         whole = given_frames(told["shown"][:, None], (0,), shards.frames(x.shape[1]))
         latents, mask = (shards.own(part) for part in whole)
-        network, own = SparseControlNet(self.net, cfg.dtype, cfg.remat), params["control"]
-        given = (latents, mask, t, Context(fed.text), told["scale"])
-        return fed.replace(residuals=network.apply({"params": own}, *given))
+        network, own = SparseControlNet(self.net, cfg.dtype, cfg.remat), params[self.name]
+        given = (latents, mask, t, Context(fed.text), weights.at(told, t))
+        return added(fed, network.apply({"params": own}, *given))

@@ -1,0 +1,106 @@
+"""From a stage's numbers (`mv2_jax.numbers`) to what its conditions are asked about weights.
+
+Everything is an array of the same shape whatever the numbers are, so that changing one compiles
+nothing; weights by frame, and a picture for each frame, have other shapes, and are left out where
+nobody asks for them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from mv2_jax import numbers as sets
+from mv2_jax.diffusion import samplers
+from mv2_jax.errors import InputError
+from mv2_jax.stages import chain
+from mv2_jax.stages.stage import Config
+
+
+def asked(cfg: Config, own: Any, steps: int, keyframes: Any = None) -> dict[str, np.ndarray]:
+    """The raw inputs that say how much a stage's conditions count, and what ControlNets see.
+
+    Args:
+        own: its numbers, such as `numbers.I2V`.
+        steps: of a whole chain.
+        keyframes: V2V's, [B, T, H, W, 3] in [-1, 1].
+
+    Raises:
+        InputError: numbers for more ControlNets than there are, or parts of a chain upside down.
+    """
+    first, frames, made = 0, cfg.stage.frames, {}
+    if keyframes is not None:
+        first, frames = int(samplers.start_index(steps, own.strength)), keyframes.shape[1]
+    for kind in ("image", "control"):
+        conditions = [each for each in cfg.conditions if getattr(each, "weighed", "") == kind]
+        count = len(conditions)
+        scales, starts, ends = (
+            _each(own, f"{kind}_{what}", count) for what in ("scale", "start", "end")
+        )
+        curves = _curves(own, kind, count, frames)
+        for number, condition in enumerate(conditions):
+            name, start, end = condition.name, starts[number], ends[number]
+            if start > end:
+                raise InputError(f"{kind}_start is {start:g}, after {kind}_end, {end:g}")
+            made[f"{name}_scale"] = np.float32(scales[number])
+            made[f"{name}_between"] = between(cfg, steps, first, start, end)
+            if curves is not None:
+                made[f"{name}_frames"] = curves[number]
+            if kind == "control" and _words(own, count)[number] == "keyframes":
+                made[f"{name}_image"] = np.asarray(keyframes, np.float32)
+    return made
+
+
+def between(cfg: Config, steps: int, first: int, start: float, end: float) -> np.ndarray:
+    """The lowest and the highest timestep [2] within a part of a chain, given by its fractions.
+
+    Of n steps that are run the i-th, from 0, is in it where start <= i / n and (i + 1) / n <= end,
+    as diffusers has `control_guidance_start` and `control_guidance_end`.
+    """
+    if (start, end) == (0.0, 1.0):
+        return np.asarray([-np.inf, np.inf], np.float32)
+    t = np.asarray(chain.program(cfg.stage, steps)[1].t)[first:]
+    inside = [i for i in range(len(t)) if i / len(t) >= start and (i + 1) / len(t) <= end]
+    if not inside:
+        return np.asarray([np.inf, -np.inf], np.float32)
+    return np.asarray([t[inside].min(), t[inside].max()], np.float32)
+
+
+def _each(own: Any, name: str, count: int) -> tuple[float, ...]:
+    return _spread(sets.several(getattr(own, name)), name, count)
+
+
+def _words(own: Any, count: int) -> tuple[str, ...]:
+    return _spread(tuple(own.control_sees.split(",")), "control_sees", count)
+
+
+def _curves(own: Any, kind: str, count: int, frames: int) -> np.ndarray | None:
+    """Weights [count, frames] float32, or None where all are 1."""
+    text, name = getattr(own, f"{kind}_frames"), f"{kind}_frames"
+    alone = np.ones((count, frames), np.float32)
+    if kind == "control":
+        for number, word in enumerate(_words(own, count)):
+            alone[number, 1:] = 0 if word == "first" else 1
+    if not text and alone.all():
+        return None
+    curves = _spread(tuple(sets.curves(text, frames)), name, count)
+    return alone * np.asarray(curves, np.float32).reshape(count, frames)
+
+
+def _spread(values: tuple[Any, ...], name: str, count: int) -> tuple[Any, ...]:
+    """A value for each of so many ControlNets. Raises InputError."""
+    if len(values) > 1 and len(values) != count:
+        nets = "one ControlNet" if count == 1 else f"{count} ControlNets"
+        raise InputError(f"{name} has {len(values)} values; these weights have {nets}")
+    return values * count if len(values) == 1 else values
+
+
+def one_each(**given: Any) -> None:
+    """Refuses batches of different lengths, which would broadcast to something nobody meant."""
+    counts = {name: len(rows) for name, rows in given.items()}
+    if isinstance(given["prompts"], str):
+        raise ValueError("prompts is one text; give a list of them")
+    if len(set(counts.values())) > 1:
+        listed = ", ".join(f"{count} {name}" for name, count in counts.items())
+        raise ValueError(f"one of each is needed for every sample, not {listed}")
