@@ -25,11 +25,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mv2_jax.errors import InputError
 from mv2_jax.infer import cache, interpolators, media, meshes, outputs
 from mv2_jax.infer.outputs import Outputs
 from mv2_jax.infer.progress import Bars
-from mv2_jax.infer.ready import Checked, Ready, check_steps, check_told, interpolator, warnings
+from mv2_jax.infer.ready import (
+    DIFFUSION,
+    Checked,
+    Ready,
+    check_steps,
+    check_told,
+    interpolator,
+    told,
+    warnings,
+)
 from mv2_jax.infer.release import version
 from mv2_jax.infer.request import Request, sidecar
 
@@ -55,34 +63,41 @@ def make(
     prompts: Sequence[str],
     numbers: Numbers,
     *,
-    negative: str = "",
+    negative: str | Mapping[str, str] = "",
     seed: int | Sequence[int] = 0,
     picture: np.ndarray | None = None,
     clip: np.ndarray | None = None,
     progress: Any = None,
     tell: Mapping[str, str] | None = None,
+    shown: Mapping[str, np.ndarray] | None = None,
 ) -> Made:
     """Runs the stages for B prompts; each video is as if made alone.
 
     Args:
         numbers: of every stage (`settings.resolve`).
+        negative: what to steer away from; or by stage, {"i2v": "blurry"}.
         seed: of every video, or one a video.
         picture: [H, W, 3] uint8 of T2I's size, to start at I2V from.
         clip: [T, H, W, 3] uint8, keyframes to start at V2V from; its first frame is the
             picture where none is given.
         progress: callback (stage, done, total), see `mv2_jax.programs.Progress`.
         tell: what conditions of one's own are told, by name.
+        shown: what the video stages are shown beside the picture (`ready.shown`), for all videos.
     """
     from mv2_jax.diffusion import keys as random
     from mv2_jax.programs import silent
 
     prompts, batch = list(prompts), len(prompts)
     keys = random.seeds([seed] * batch if isinstance(seed, int) else list(seed))
-    common = {"negative": negative, "keys": keys, "progress": progress or silent}
+    common = {"keys": keys, "progress": progress or silent}
+    away = negative if isinstance(negative, Mapping) else dict.fromkeys(DIFFUSION, negative)
 
     def given(stage: str) -> dict[str, Any]:
         more = told(cascade, stage, tell or {}, batch)
-        return {**common, **numbers[stage], **({"more": more} if more else {})}
+        if stage != "t2i":
+            more |= {name: each(pixels) for name, pixels in (shown or {}).items()}
+        extra = {"more": more} if more else {}
+        return {**common, "negative": away.get(stage, ""), **numbers[stage], **extra}
 
     def each(x: np.ndarray) -> np.ndarray:
         return np.repeat(media.to_float(x)[None], batch, axis=0)
@@ -161,7 +176,7 @@ def command(
     """
     first_process = meshes.begin(mesh)
     request = dataclasses.replace(request, seed=meshes.shared(mesh, request.seed))
-    inputs = [source.path for source in (request.image, request.video) if source]
+    inputs = [source.path for source in request.sources]
     with meshes.agreed(mesh):
         planned = outputs.plan(out, len(request.prompts), stages, inputs, force, first_process)
         ready = Checked(mesh)(request)
@@ -233,12 +248,13 @@ class Videos:
             cascade,
             [job.prompt for job in filled],
             ready.used,
-            negative=request.negative,
+            negative={stage: request.away(stage) for stage in DIFFUSION},
             seed=[job.seed for job in filled],
             picture=ready.picture,
             clip=ready.clip,
             progress=self._bars,
             tell=request.tell,
+            shown=ready.shown,
         )
         for k, job in enumerate(jobs, start=row):
             one = Made(*(getattr(made, field.name)[k] for field in dataclasses.fields(made)))
@@ -325,22 +341,6 @@ def _between(bundle: Any) -> Any:
     """The interpolator that was chosen, loaded; None where the folder's own shall serve."""
     network = interpolator(bundle)
     return None if network in (None, "none") else interpolators.load(network, bundle)
-
-
-def told(cascade: Any, stage: str, tell: Mapping[str, str], count: int) -> dict[str, Any]:
-    """The raw inputs of a stage's own conditions for `count` samples, from what a user wrote.
-
-    Raises:
-        InputError: words that a condition does not understand.
-    """
-    made = {}
-    for each in cascade.stage(stage).conditions if tell else ():
-        if each.name in tell:
-            try:
-                made[each.name] = each.read([tell[each.name]] * count)
-            except ValueError as error:
-                raise InputError(f"--tell {each.name}={tell[each.name]}: {error}") from None
-    return made
 
 
 def describe(frames: np.ndarray) -> dict[str, Any]:

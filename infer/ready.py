@@ -33,7 +33,7 @@ class Ready:
 
     `bundle` is the weights as the folder has them, `sized` with the sizes and choices asked for.
     `numbers` are those of the sidecar, `used` those that the stages are given. `picture` and
-    `clip` are the user's own, uint8.
+    `clip` are the user's own, uint8; `shown` is what else the video stages are shown.
     """
 
     request: Request
@@ -44,6 +44,7 @@ class Ready:
     tokenizer: Any
     picture: np.ndarray | None = None
     clip: np.ndarray | None = None
+    shown: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def form(self, prompt: str) -> tuple[int, bool]:
         """(rows of tokens, whether parts are marked): a batch of one form runs one program."""
@@ -56,8 +57,17 @@ class Ready:
     def alike(self) -> str:
         """Equal for requests whose videos one batch can hold: they differ in prompt and seed."""
         asked = self.request
-        sources = [source and source.sha256 for source in (asked.image, asked.video)]
-        told = [asked.negative, sources, self.sized.stages["v2v"].size, asked.choices, asked.tell]
+        files = [asked.image, asked.video, *asked.looks, *asked.controls.values()]
+        sources = [source and source.sha256 for source in files]
+        away = [asked.away(stage) for stage in DIFFUSION]
+        told = [
+            away,
+            sources,
+            list(asked.controls),
+            self.sized.stages["v2v"].size,
+            asked.choices,
+            asked.tell,
+        ]
         folder = str(self.bundle.folder)
         return json.dumps([told, self.numbers, folder, self.bundle.digest], sort_keys=True)
 
@@ -93,12 +103,13 @@ class Checked:
         """It with the user's picture or clip, and weights found undamaged. Raises InputError."""
         sized, numbers, network = ready.sized, ready.numbers, interpolator(ready.sized)
         picture, clip = _starts(ready.request, sized, numbers)
+        shown = _shown(ready.request, sized, numbers)
         if network not in (None, "none"):
             interpolators.fits(network, int(numbers["vfi"]["between"]) + 1, "--between 1", sized)
         if str(sized.folder) not in self._sound:
             sized.verify(meshes.share(self._mesh, list(sized.components)))
             self._sound.add(str(sized.folder))
-        return dataclasses.replace(ready, picture=picture, clip=clip)
+        return dataclasses.replace(ready, picture=picture, clip=clip, shown=shown)
 
     def _bundle(self, request: Request) -> Any:
         preset = request.choices.get("all", {}).get("preset")
@@ -211,7 +222,8 @@ def warnings(request: Request, bundle: Any, tokenizer: Any = None) -> Iterator[s
 
     tokenizer = tokenizer or text.from_json(bundle.tokenizer)
     unknown = {}
-    for prompt in dict.fromkeys((*request.prompts, request.negative)):
+    negatives = (request.negative, *request.negatives.values())
+    for prompt in dict.fromkeys((*request.prompts, *negatives)):
         unknown.update(tokenizer.unknown(text.emphasis.plain(prompt)))
     if unknown:
         words = ", ".join(f'"{word}" (nearest: "{near}")' for word, near in unknown.items())
@@ -223,8 +235,10 @@ def warnings(request: Request, bundle: Any, tokenizer: Any = None) -> Iterator[s
         then = request.before
         if then["weights"].get("sha256") != bundle.digest:
             yield "these are not the weights the video was made with; the frames will differ"
-        for source, key in ((request.image, "from_image"), (request.video, "from_video")):
-            if source and then[key]["sha256"] != source.sha256:
+        known = [then["from_image"], then["from_video"], *then["looks"], *then["controls"].values()]
+        held = {part["file"]: part["sha256"] for part in known if part}
+        for source in request.sources:
+            if held.get(str(source.path)) != source.sha256:
                 yield f"{source.path} has changed since; the frames will differ"
         for path, sha256 in interpolators_of(request).items():
             if then["weights"].get("interpolators", {}).get(path) != sha256:
@@ -261,3 +275,32 @@ def _starts(
         interval = (numbers["vfi"]["between"] + 1) / numbers["vfi"]["fps"]
         clip = media.read_video(request.video.path, stage.size, stage.frames, interval)
     return picture, clip
+
+
+def _shown(request: Request, bundle: Any, numbers: Numbers) -> dict[str, np.ndarray]:
+    """What the video stages are shown beside the picture, uint8, by the raw inputs' names.
+
+    "looks" [n, H, W, 3], and of a ControlNet "control_image" [H, W, 3] or, of a clip,
+    [T, H, W, 3].
+    """
+    made: dict[str, np.ndarray] = {}
+    size = bundle.stages["v2v"].size
+    if request.looks:
+        made["looks"] = np.stack([media.read_image(look.path, size) for look in request.looks])
+    for name, source in request.controls.items():
+        if name not in bundle.components:
+            raise InputError(f"--control: these weights have no {name}")
+        made[f"{name}_image"] = _picture_or_clip(source.path, bundle, numbers)
+    return made
+
+
+def _picture_or_clip(path: Any, bundle: Any, numbers: Numbers) -> np.ndarray:
+    stage = bundle.stages["v2v"]
+    try:
+        return media.read_image(path, stage.size)
+    except InputError as error:
+        interval = (numbers["vfi"]["between"] + 1) / numbers["vfi"]["fps"]
+        try:
+            return media.read_video(path, stage.size, stage.frames, interval)
+        except InputError:
+            raise error from None

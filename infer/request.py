@@ -27,7 +27,7 @@ RANDOM = "random"
 _SEEDS = 2**32
 _KEYS = (
     "schema", "mv2", "prompt", "negative", "seed", "from_image", "from_video", "size", "settings",
-    "choices", "tell", "weights", "made_with", "result",
+    "choices", "tell", "looks", "controls", "negatives", "weights", "made_with", "result",
 )  # fmt: skip
 
 
@@ -38,6 +38,14 @@ def _is_text(value: Any) -> bool:
 def _is_source(value: Any) -> bool:
     named = isinstance(value, Mapping) and {"file", "sha256"} <= value.keys()
     return value is None or (named and all(map(_is_text, value.values())))
+
+
+def _is_file(value: Any) -> bool:
+    return value is not None and _is_source(value)
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(map(_is_text, value.values()))
 
 
 def _is_size(value: Any) -> bool:
@@ -63,7 +71,10 @@ _SOUND = {
     "size": _is_size,
     "settings": _is_settings,
     "choices": _is_settings,
-    "tell": lambda value: isinstance(value, Mapping) and all(map(_is_text, value.values())),
+    "tell": _is_texts,
+    "looks": lambda value: isinstance(value, list) and all(map(_is_file, value)),
+    "controls": lambda value: isinstance(value, Mapping) and all(map(_is_file, value.values())),
+    "negatives": _is_texts,
     "weights": _is_weights,
     "made_with": lambda value: isinstance(value, Mapping),
     "result": lambda value: isinstance(value, Mapping),
@@ -95,8 +106,10 @@ class Request:
     `seed` is the first video's of each prompt; see `seeds`. `size` is the video's (height, width),
     None for the weights' own. `given` holds the numbers that the user set, by `Setting.dest`;
     `base` those of the sidecar. `choices` are what the user and the sidecar chose
-    (`choices.Choices`). `tell` is what conditions of one's own are told, by name. `before` is the
-    sidecar itself, if nothing was asked for beside it, so that the new frames must equal the old.
+    (`choices.Choices`). `tell` is what conditions of one's own are told, by name. `looks` are
+    pictures whose look counts beside the first's, `controls` what ControlNets see instead of the
+    picture, by name; `negatives` are those of single stages. `before` is the sidecar itself, if
+    nothing was asked for beside it, so that the new frames must equal the old.
     """
 
     prompts: tuple[str, ...]
@@ -111,13 +124,16 @@ class Request:
     choices: Choices = field(default_factory=dict)
     before: Mapping[str, Any] | None = None
     tell: Mapping[str, str] = field(default_factory=dict)
+    looks: tuple[Source, ...] = ()
+    controls: Mapping[str, Source] = field(default_factory=dict)
+    negatives: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.prompts:
             raise InputError('no prompt; try: mv2 generate "a red ball bouncing over a meadow"')
         if not all(prompt.strip() for prompt in self.prompts):
             raise InputError("the prompt is empty; say in words what the video is to show")
-        for text in (*self.prompts, self.negative):
+        for text in (*self.prompts, self.negative, *self.negatives.values()):
             try:
                 text.encode()
             except UnicodeEncodeError:
@@ -125,6 +141,9 @@ class Request:
         if not 0 <= self.seed < _SEEDS:
             raise InputError(f"--seed is {self.seed}; it goes from 0 to {_SEEDS - 1}")
         unused = [*idle(self.given, self.start), *choices.idle(self.choices, self.start)]
+        order = ("t2i", "i2v", "v2v")
+        for stage in order[: order.index(self.start)]:
+            unused += [f"--{stage}-negative"] if stage in self.negatives else []
         if unused:
             raise InputError(f"{unused[0]} has no effect: this video starts at {self.start}")
 
@@ -152,6 +171,16 @@ class Request:
         """The first stage to run."""
         return "v2v" if self.video else "i2v" if self.image else "t2i"
 
+    def away(self, stage: str) -> str:
+        """What a stage steers away from."""
+        return self.negatives.get(stage, self.negative)
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """Every file that the video is made from, beside the weights."""
+        named = filter(None, (self.image, self.video))
+        return (*named, *self.looks, *self.controls.values())
+
 
 def from_args(args: Any) -> Request:
     """The request of parsed command-line arguments (see `mv2_jax.cli`).
@@ -169,8 +198,11 @@ def from_args(args: Any) -> Request:
         sources = {"image": args.image, "video": args.video}
     said = [*args.prompt, args.negative, args.seed, args.image, args.video, args.size, args.weights]
     said.append(args.variations)
-    tell = _told(args.tell)
-    same = bool(old) and not (given or chosen or tell) and all(value is None for value in said)
+    tell, shown = _told(args.tell), _controls(args.control)
+    negatives = {stage: getattr(args, f"{stage}_negative") for stage in ("t2i", "i2v", "v2v")}
+    negatives = {stage: text for stage, text in negatives.items() if text is not None}
+    more = (given, chosen, tell, args.look, shown, negatives)
+    same = bool(old) and not any(more) and all(value is None for value in said)
     weights = args.weights or old.get("weights", {}).get("folder")
     prompts = tuple(args.prompt) or tuple(filter(None, [old.get("prompt")]))
     return Request(
@@ -186,6 +218,11 @@ def from_args(args: Any) -> Request:
         choices=choices.merged(_kept(old, str(args.from_), sources), chosen),
         before=old if same else None,
         tell={**old.get("tell", {}), **tell},
+        looks=tuple(map(_source, args.look or old.get("looks", []))),
+        controls={
+            name: _source(value) for name, value in (shown or old.get("controls", {})).items()
+        },
+        negatives=_negatives(old, args.negative, negatives, sources),
     )
 
 
@@ -210,6 +247,7 @@ def sidecar(
 ) -> dict[str, Any]:
     """All that is needed to make video `index` of a request again, as JSON's plain values."""
     networks = interpolators_of(request)
+    controls = {name: _plain(source) for name, source in request.controls.items()}
     return {
         "schema": SCHEMA,
         "mv2": version(),
@@ -222,6 +260,9 @@ def sidecar(
         "settings": numbers,
         "choices": request.choices,
         **({"tell": dict(request.tell)} if request.tell else {}),
+        **({"looks": [_plain(look) for look in request.looks]} if request.looks else {}),
+        **({"controls": controls} if controls else {}),
+        **({"negatives": dict(request.negatives)} if request.negatives else {}),
         "weights": {
             "name": bundle.name,
             "folder": str(request.weights.absolute()) if request.weights else None,
@@ -244,7 +285,8 @@ def read_sidecar(path: str | Path) -> dict[str, Any]:
     if not isinstance(data, dict) or data.get("schema") != SCHEMA:
         raise InputError(f"{path} was not written by mv2 generate, or by another version of it")
     data.setdefault("choices", {})  # sidecars of version 0.1.0 have none
-    data.setdefault("tell", {})
+    for later, empty in (("tell", {}), ("looks", []), ("controls", {}), ("negatives", {})):
+        data.setdefault(later, empty)
     for key in data:
         if key not in _KEYS:
             raise InputError(f"{path}: unknown key {key!r}{nearest(key, _KEYS)}")
@@ -290,6 +332,30 @@ def _told(said: list[str]) -> dict[str, str]:
         if not (name and equals and value):
             raise InputError(f"--tell takes NAME=VALUE, not {name + equals + value!r}")
     return {name: value for name, _, value in pairs}
+
+
+def _controls(said: list[str]) -> dict[str, str]:
+    """Files by the ControlNet's name: of "FILE" the first one's, of "2=FILE" the second's."""
+    made = {}
+    for text in said:
+        number, equals, path = text.partition("=")
+        if not (equals and re.fullmatch("[1-9]", number)):
+            number, path = str(len(made) + 1), text
+        name = "control" if number == "1" else f"control_{number}"
+        if name in made:
+            raise InputError(f"--control: ControlNet {number} is given two files")
+        made[name] = path
+    return made
+
+
+def _negatives(
+    old: Mapping[str, Any], negative: str | None, new: Mapping[str, str], sources: Mapping[str, Any]
+) -> dict[str, str]:
+    """Those of single stages. A new one of all stages replaces an earlier video's of single ones;
+    those of stages that are skipped are left out."""
+    kept = {} if negative is not None else old.get("negatives", {})
+    skipped = ("t2i", "i2v") if sources["video"] else ("t2i",) if sources["image"] else ()
+    return {**{stage: text for stage, text in kept.items() if stage not in skipped}, **new}
 
 
 def _seed(text: str | None) -> int | None:

@@ -167,8 +167,22 @@ def _generate_parser(
         help="so many videos of each prompt, from seed, seed + 1 ... (1)",
     )
     add("--negative", metavar="TEXT", help="what to steer away from")
+    for stage in ("t2i", "i2v", "v2v"):
+        add(f"--{stage}-negative", metavar="TEXT", help=f"... in {stage.upper()} alone")
     add("--image", metavar="FILE", help="start at I2V, from your own picture")
     add("--video", metavar="FILE", help="start at V2V, from your own clip")
+    several = {"action": "append", "default": [], "metavar": "FILE"}
+    add(
+        "--look",
+        help="a picture whose look counts beside the first one's; for several, again",
+        **several,
+    )
+    add(
+        "--control",
+        help="a picture or clip that the ControlNet sees instead of the picture; 2=FILE is for the "
+        "second",
+        **several,
+    )
     add("--from", dest="from_", metavar="JSON", help="make an earlier video again; flags override")
     add("--size", metavar="WxH", help="size of the video in pixels (the weights' own)")
     add("--stages", action="store_true", help="keep what every stage made")

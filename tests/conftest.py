@@ -93,7 +93,9 @@ class FakeCascade:
         """One number in [-1, 1] a sample from everything but the other samples."""
         chance = np.asarray(jax.vmap(jax.random.uniform)(keys), np.float32)
         words = np.float32([sum(map(ord, prompt)) % 97 / 97 for prompt in prompts])
-        rest = np.float32(len(negative) / 50 + sum(numbers.values()) / 100)
+        more = numbers.pop("more", {})
+        told = str(sorted(numbers.items())) + str({k: np.asarray(v).sum() for k, v in more.items()})
+        rest = np.float32(len(negative) / 50 + sum(map(ord, told)) % 89 / 89)
         return np.sin(5 * (chance + words + rest)).astype(np.float32)
 
     def t2i(self, prompts, *, negative, keys, progress, **numbers):

@@ -48,9 +48,7 @@ def test_a_part_of_a_chain_is_diffusers(steps, first, span):
     cfg = dataclasses.replace(CLIP, stage=cfg)
     low, high = controls.between(cfg, steps, first, *map(float, span))
     t = np.asarray(chain.program(cfg.stage, steps)[1].t)[first:]
-    kept = [
-        1.0 - float(i / len(t) < span[0] or (i + 1) / len(t) > span[1]) for i in range(len(t))
-    ]
+    kept = [1.0 - float(i / len(t) < span[0] or (i + 1) / len(t) > span[1]) for i in range(len(t))]
     np.testing.assert_array_equal((low <= t) & (t <= high), kept)
 
 
@@ -84,6 +82,10 @@ def test_several_controlnets_add_up(params):
     close(both, jax.tree.map(lambda a, b: 0.5 * a + 2 * b, one, second), 1e-5)
 
 
+def of_frame(residuals, frame):
+    return jax.tree.map(lambda r: r.reshape(2, FRAMES, *r.shape[1:])[:, frame], residuals)
+
+
 def scales(*values):
     names = ("control_scale", "control_2_scale")
     return {name: np.float32(value) for name, value in zip(names, values)}
@@ -111,11 +113,7 @@ def test_weights_by_frame(params):
     for frame, weight in enumerate(raw["control_frames"]):
         given = {**plain, **scales(0.5 * weight, 1.0)}
         expected = FEED(params, CLIP, given, 500.0).residuals
-        own = [
-            jax.tree.map(lambda r: r.reshape(2, FRAMES, *r.shape[1:])[:, frame], residuals)
-            for residuals in (found.residuals, expected)
-        ]
-        close(*own)
+        close(of_frame(found.residuals, frame), of_frame(expected, frame))
 
 
 def test_the_network_takes_weights_by_frame(params):
@@ -151,11 +149,7 @@ def test_each_keyframe_is_seen_by_its_own_frame(params):
     found = FEED(params, REFINED, raw, 500.0).residuals
     for frame in range(FRAMES):
         still = FEED(params, REFINED, {**raw, "control_image": clip[:, frame]}, 500.0).residuals
-        ours, theirs = (
-            jax.tree.map(lambda r: r.reshape(2, FRAMES, *r.shape[1:])[:, frame], side)
-            for side in (found, still)
-        )
-        close(ours, theirs)
+        close(of_frame(found, frame), of_frame(still, frame))
 
 
 def test_windows_take_the_weights_and_pictures_of_their_frames(params):
