@@ -50,7 +50,8 @@ class Ready:
         """(rows of tokens, whether parts are marked): a batch of one form runs one program."""
         from mv2_jax.text import emphasis
 
-        marked = emphasis.rows(self.tokenizer, [prompt, self.request.negative])
+        away = map(self.request.away, DIFFUSION)
+        marked = emphasis.rows(self.tokenizer, [prompt, *away])
         return marked.ids.shape[1], bool((marked.weights != 1).any())
 
     @property

@@ -335,17 +335,21 @@ def _told(said: list[str]) -> dict[str, str]:
 
 
 def _controls(said: list[str]) -> dict[str, str]:
-    """Files by the ControlNet's name: of "FILE" the first one's, of "2=FILE" the second's."""
-    made = {}
+    """Files by the ControlNet's name: of "2=FILE" the second's, of "FILE" the next one's."""
+    made: dict[str, str] = {}
     for text in said:
         number, equals, path = text.partition("=")
         if not (equals and re.fullmatch("[1-9]", number)):
-            number, path = str(len(made) + 1), text
-        name = "control" if number == "1" else f"control_{number}"
+            number, path = next(n for n in "123456789" if _net(n) not in made), text
+        name = _net(number)
         if name in made:
             raise InputError(f"--control: ControlNet {number} is given two files")
         made[name] = path
     return made
+
+
+def _net(number: str) -> str:
+    return "control" if number == "1" else f"control_{number}"
 
 
 def _negatives(
