@@ -79,7 +79,7 @@ def unet_target(cfg: UNetConfig, given: dict[str, np.ndarray]) -> Any:
     """The abstract tree of our UNet."""
     image = noise(1, 16, cfg.context_width) if cfg.image_tokens else None
     added = {name: given[name] for name in ("pooled", "size_ids") if name in given}
-    return shapes(UNet(cfg), given["x"], given["t"], Context(given["text"], image), **added)
+    return shapes(UNet(cfg), given["x"], given["t"], Context(given["text"], image, **added))
 
 
 def picture(cfg: UNetConfig, side: int, small: bool) -> Case:
@@ -106,10 +106,8 @@ def picture(cfg: UNetConfig, side: int, small: bool) -> Case:
 
     def ours(dtype: Any, params: Any, given: dict[str, Any]) -> list[jax.Array]:
         added = {name: given[name] for name in ("pooled", "size_ids") if name in given}
-        context = Context(given["text"])
-        return [
-            UNet(cfg, dtype).apply({"params": params}, given["x"], given["t"], context, **added)
-        ]
+        context = Context(given["text"], **added)
+        return [UNet(cfg, dtype).apply({"params": params}, given["x"], given["t"], context)]
 
     def fill(folder: Path) -> Any:
         return filled(sources.load(folder), unet.rules(cfg), unet_target(cfg, given()))

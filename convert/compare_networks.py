@@ -137,9 +137,8 @@ def unet(job: Job) -> Outcome:
             net(_first(x[:, 0]), _torch(t), _torch(text), added_cond_kwargs=theirs_added).sample
         ),
     )
-    ours = _ours(
-        lambda p: UNet(cfg).apply({"params": p}, x, t, Context(jnp.asarray(text)), **added), job
-    )
+    context = Context(jnp.asarray(text), **added)
+    ours = _ours(lambda p: UNet(cfg).apply({"params": p}, x, t, context), job)
     return "diffusers' UNet2DConditionModel", [(ours[:, 0], _last(theirs))], numbers
 
 
@@ -265,8 +264,8 @@ def adapter(job: Job) -> Outcome:
     def mine(p: Any) -> tuple[Any, Any]:
         tokens = ImageProjection(cfg).apply({"params": p["projection"]}, jnp.asarray(image))
         whole = trees.merge(spatial, p["unet"])
-        context = Context(jnp.asarray(text), tokens)
-        return tokens, UNet(unet).apply({"params": whole}, x, t, context, **added)[:, 0]
+        context = Context(jnp.asarray(text), tokens, **added)
+        return tokens, UNet(unet).apply({"params": whole}, x, t, context)[:, 0]
 
     ours = _ours(mine, job)
     pairs = [(ours[0], tokens), (ours[1], _last(theirs))]
@@ -291,9 +290,9 @@ def control(job: Job) -> Outcome:
             return_dict=False,
         ),
     )
-    context = Context(jnp.asarray(text))
+    context = Context(jnp.asarray(text), **added)
     skips, middle = _ours(
-        lambda p: ControlNet(cfg).apply({"params": p}, x, t, context, pixels, **added), job
+        lambda p: ControlNet(cfg).apply({"params": p}, x, t, context, pixels), job
     )
     pairs = [(a, _last(b)) for a, b in zip((*skips, middle), (*theirs[0], theirs[1]))]
     return "diffusers' ControlNetModel", pairs, numbers

@@ -24,10 +24,9 @@ from mv2_jax.models.clip_vision import VisionEncoder
 from mv2_jax.models.controlnet import ControlNet
 from mv2_jax.models.image_projection import ImageProjection
 from mv2_jax.models.sparse_control import SparseControlNet
-from mv2_jax.models.unet import UNet
+from mv2_jax.models.unet import UNet, split_unet
 from mv2_jax.models.vae import AutoencoderKL
 from mv2_jax.nn.transformer import Context
-from mv2_jax.stages.backbones import split_unet
 
 
 @functools.cache
@@ -37,26 +36,21 @@ def unet(cfg: UNetConfig) -> dict[str, params.Tree]:
     Raises:
         ValueError: the config contradicts itself.
     """
-    image = _zeros(1, 4, cfg.context_width) if cfg.image_tokens else None
-    context = Context(_zeros(1, 7, cfg.context_width), image)
-    return split_unet(_shapes(UNet(cfg), *_noisy(cfg), context, **_added(cfg)))
+    return split_unet(_shapes(UNet(cfg), *_noisy(cfg), _context(cfg)))
 
 
 def controlnet(cfg: ControlNetConfig) -> params.Tree:
     """The tree of a ControlNet on pictures."""
-    context = Context(_zeros(1, 7, cfg.unet.context_width))
     x, t = _noisy(cfg.unet)
     side = x.shape[2] * cfg.condition_factor
-    picture = _zeros(1, side, side, 3)
-    return _shapes(ControlNet(cfg), x, t, context, picture, **_added(cfg.unet))
+    return _shapes(ControlNet(cfg), x, t, _context(cfg.unet), _zeros(1, side, side, 3))
 
 
 def sparse_control(cfg: SparseControlConfig) -> params.Tree:
     """The tree of a SparseCtrl encoder of latents."""
-    context = Context(_zeros(1, 7, cfg.unet.context_width))
     x, t = _noisy(cfg.unet)
     given = _zeros(*x.shape[:-1], cfg.condition_channels)
-    return _shapes(SparseControlNet(cfg), given, _zeros(1, 1), t, context)
+    return _shapes(SparseControlNet(cfg), given, _zeros(1, 1), t, _context(cfg.unet))
 
 
 def vae(cfg: VAEConfig) -> params.Tree:
@@ -87,16 +81,18 @@ def _noisy(cfg: UNetConfig) -> tuple[np.ndarray, np.ndarray]:
     return _zeros(1, 1, side, side, cfg.in_channels), _zeros(1)
 
 
-def _added(cfg: UNetConfig) -> dict[str, np.ndarray]:
-    """Pooled text and sizes, where the network is SDXL's."""
+def _context(cfg: UNetConfig) -> Context:
+    """Text, and what else the network reads: a picture's tokens, SDXL's pooled text and sizes."""
+    text = _zeros(1, 7, cfg.context_width)
+    image = _zeros(1, 4, cfg.context_width) if cfg.image_tokens else None
     if cfg.pooled_width is None:
-        return {}
-    return {"pooled": _zeros(1, cfg.pooled_width), "size_ids": _zeros(1, 6)}
+        return Context(text, image)
+    return Context(text, image, pooled=_zeros(1, cfg.pooled_width), size_ids=_zeros(1, 6))
 
 
 def _zeros(*shape: int) -> np.ndarray:
     return np.broadcast_to(np.float32(0), shape)
 
 
-def _shapes(module: Any, *args: Any, **kwargs: Any) -> params.Tree:
-    return jax.eval_shape(lambda: module.init(named.seed(0), *args, **kwargs))["params"]
+def _shapes(module: Any, *args: Any) -> params.Tree:
+    return jax.eval_shape(lambda: module.init(named.seed(0), *args))["params"]

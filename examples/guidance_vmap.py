@@ -14,11 +14,11 @@ PROMPT = ["a golden star rising at sunset"]
 
 def main(four, scales=(1.0, 2.0, 4.0, 8.0), steps=None):
     params, cfg = four.parameters("t2i"), four.picture
-    asked = dict(zip(("ids", "negative"), four.ids(PROMPT)))
+    inputs = dict(zip(("ids", "negative"), four.ids(PROMPT)))
 
     def draw(scale):
         key = keys.seeds([7])
-        return t2i.sample(params, cfg, asked, key, guidance.make(scale), steps=steps)[0, 0]
+        return t2i.sample(params, cfg, inputs, key, guidance.make(scale), steps=steps)[0, 0]
 
     latents = jax.jit(jax.vmap(draw))(jnp.asarray(scales))
     return np.concatenate(list(media.to_uint8(four.decode_picture(latents))), axis=1)

@@ -109,15 +109,15 @@ def denoiser(cfg: stages.Config, batch: int) -> tuple[Callable[..., jax.Array], 
     rows are told are those that the stage's chain has at a step.
     """
     tree = jax.eval_shape(lambda key: stages.init(cfg, key), named.seed(0))
-    asked, condition = stages.blank(cfg, batch), stages.condition.__wrapped__
-    told = jax.eval_shape(partial(condition, cfg=cfg, rule=cfg.rule), tree, asked)
+    inputs, condition = stages.blank(cfg, batch), stages.condition.__wrapped__
+    conditioning = jax.eval_shape(partial(condition, cfg=cfg, rule=cfg.rule), tree, inputs)
     x = jax.ShapeDtypeStruct((cfg.rule.rows, batch, *cfg.latent_shape), jnp.float32)
     t = jax.ShapeDtypeStruct(x.shape[:2], jnp.float32)
 
-    def predict(params: Any, x: jax.Array, t: jax.Array, told: Any) -> jax.Array:
-        return stages.predict(params, cfg, x, t, told)
+    def predict(params: Any, x: jax.Array, t: jax.Array, conditioning: Any) -> jax.Array:
+        return stages.predict(params, cfg, x, t, conditioning)
 
-    return predict, (stages.at_steps(tree, cfg), x, t, told)
+    return predict, (stages.at_steps(tree, cfg), x, t, conditioning)
 
 
 def _place(tree: Any, mesh: Mesh) -> Any:

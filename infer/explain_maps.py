@@ -76,15 +76,16 @@ def _follow(decode: Any, begun: Any, most: int = 4) -> Looks:
     """Runs a chain of one sample and looks `most` times at most, every `chain.STEPS_AT_ONCE`: in
     the last of its chains, where FreeInit begins it again."""
     seen, believed, text, starts = [], [], [], []
-    told = jax.tree.map(lambda leaf: leaf[-1], begun.told)  # the row that is told everything
+    # The last row is told everything.
+    conditioning = jax.tree.map(lambda leaf: leaf[-1], begun.conditioning)
     # What layers heard does not leave a mesh's program, so looks are one device's, weights whole.
-    params, told = meshes.alone((begun.params, told))
+    params, conditioning = meshes.alone((begun.params, conditioning))
 
     def look(state: Any) -> bool:
         if len(seen) == most:
             return True
         x, point = meshes.alone((state.x, chain.look_at(begun.cfg, begun.steps, state)))
-        x0, weights = _look(params, told, x, point, cfg=begun.cfg)
+        x0, weights = _look(params, conditioning, x, point, cfg=begun.cfg)
         seen.append(int(state.index))
         starts.append(np.asarray(x[0]))
         believed.append(np.asarray(decode(x0)[0]))
@@ -97,10 +98,10 @@ def _follow(decode: Any, begun: Any, most: int = 4) -> Looks:
 
 @partial(jax.jit, static_argnames=("cfg",))
 def _look(
-    params: Any, told: Any, x: jax.Array, point: Point, *, cfg: stages.Config
+    params: Any, conditioning: Any, x: jax.Array, point: Point, *, cfg: stages.Config
 ) -> tuple[jax.Array, jax.Array]:
     t = jnp.broadcast_to(point.t, x.shape[:1])
-    out, maps = watch.cross_attention(stages.predict_one, params, cfg, x, t, told)
+    out, maps = watch.cross_attention(stages.predict_one, params, cfg, x, t, conditioning)
     kind = process.of(cfg.stage.schedule).prediction
     x0 = prediction.to_x0(kind, out, x, point.alpha, point.sigma)
     return x0, _together(maps["text"], x.shape[1], x.shape[2:4])

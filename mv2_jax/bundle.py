@@ -91,7 +91,7 @@ class Component:
 
     @property
     def rules(self) -> tuple[Any, ...]:
-        """Sharding rows of a network from outside the package: see `stages.backbones`."""
+        """Sharding rows of a network from outside the package: see `models.backbone`."""
         return getattr(self.config, "rules", ())
 
 

@@ -30,9 +30,11 @@ from mv2_jax import text as tokenizers
 from mv2_jax.bundle import PICTURE, Bundle
 from mv2_jax.config import VAEConfig
 from mv2_jax.diffusion import guidance as guides
+from mv2_jax.diffusion.samplers import State
 from mv2_jax.lookup import nearest
 from mv2_jax.programs import Programs, Progress, silent
-from mv2_jax.stages import chain, controls, i2v, interpolators, latents, stage, t2i, v2v
+from mv2_jax.stages import controls, i2v, interpolators, latents, stage, t2i, v2v
+from mv2_jax.stages.chain import Chain
 from mv2_jax.stages.conditions.text import Ids
 from mv2_jax.stages.stage import Config
 from mv2_jax.text import Tokenizer, emphasis
@@ -102,8 +104,9 @@ class Cascade:
                 number that the stage does not have.
         """
         controls.one_each(prompts=prompts, keys=keys)
-        made = self._stage("t2i", prompts, keys, negative, more, progress, numbers)
-        return made[:, 0]
+        rest = {"negative": negative, "more": more, "progress": progress}
+        begun = self.chain("t2i", prompts, keys, numbers, **rest)
+        return self._made(begun, begun.end())[:, 0]
 
     def i2v(
         self,
@@ -118,7 +121,9 @@ class Cascade:
     ) -> jax.Array:
         """Prompts and reference pictures [B, H, W, 3] -> keyframes [B, T, h, w, 3]."""
         controls.one_each(prompts=prompts, image=image, keys=keys)
-        return self._stage("i2v", prompts, keys, negative, more, progress, numbers, image)
+        rest = {"negative": negative, "more": more, "progress": progress}
+        begun = self.chain("i2v", prompts, keys, numbers, image, **rest)
+        return self._made(begun, begun.end())
 
     def v2v(
         self,
@@ -134,8 +139,9 @@ class Cascade:
     ) -> jax.Array:
         """Prompts, reference pictures and keyframes [B, T, h, w, 3] -> [B, T, H, W, 3]."""
         controls.one_each(prompts=prompts, image=image, keyframes=keyframes, keys=keys)
-        given = (image, keyframes)
-        return self._stage("v2v", prompts, keys, negative, more, progress, numbers, *given)
+        rest = {"negative": negative, "more": more, "progress": progress}
+        begun = self.chain("v2v", prompts, keys, numbers, image, keyframes, **rest)
+        return self._made(begun, begun.end())
 
     def chain(
         self,
@@ -149,51 +155,36 @@ class Cascade:
         negative: str = "",
         more: Mapping[str, Any] | None = None,
         progress: Progress = silent,
-    ) -> chain.Chain:
+    ) -> Chain:
         """A diffusion stage's chain before its first step, from what the methods above take."""
         cfg, run = self.stage(name), partial(self.programs, name, progress=progress)
         components.only(self.params, self._components(name))
         own = sets.changed(name, self.numbers[name], numbers)
         steps = int(own.steps or cfg.stage.steps)
-        ids, away = self.ids(prompts, negative)
-        asked = {
-            "ids": ids,
-            "negative": away,
-            **{k: jnp.asarray(v) for k, v in (more or {}).items()},
-        }
+        inputs = dict(zip(("ids", "negative"), self.ids(prompts, negative)))
+        inputs |= {input: jnp.asarray(value) for input, value in (more or {}).items()}
         given: tuple[Any, ...] = ()
         if name != "t2i":
-            asked["image"] = image = jnp.asarray(image, jnp.float32)
+            inputs["image"] = image = jnp.asarray(image, jnp.float32)
             if name == "i2v" or "reference" in cfg.inputs:
-                asked["reference"] = self._small(run, cfg, image)
-            begun = asked.get("reference") if name == "i2v" else self._small(run, cfg, keyframes)
+                inputs["reference"] = self._small(run, cfg, image)
+            begun = inputs.get("reference") if name == "i2v" else self._small(run, cfg, keyframes)
             given = (begun, np.float32(own.noise_prior if name == "i2v" else own.strength))
-            asked = {**controls.asked(cfg, own, steps, keyframes), **asked}
+            inputs = {**controls.inputs(cfg, own, steps, keyframes), **inputs}
         guidance = guides.of(own)
         rule = cfg.rule.least(guidance)
         params = self.parameters(name)
-        told = run(stage.condition, params, asked, cfg=cfg, rule=rule)
+        conditioning = run(stage.condition, params, inputs, cfg=cfg, rule=rule)
         state = run(STARTS[name], keys, *given, cfg=cfg, steps=steps)
-        return chain.Chain(
-            cfg, params, told, guidance, rule, state, keys, steps, own, run, progress
-        )
+        turns = int(getattr(own, "free_init", 0))
+        rows = (conditioning, guidance, rule)
+        return Chain(cfg, params, *rows, state, keys, steps, turns, run, progress)
 
-    def _stage(
-        self,
-        name: str,
-        prompts: Sequence[str],
-        keys: jax.Array,
-        negative: str,
-        more: Mapping[str, Any] | None,
-        progress: Progress,
-        numbers: Mapping[str, float | None],
-        *given: Any,
-    ) -> jax.Array:
-        """A diffusion stage from its inputs to its pixels [B, T, H, W, 3]."""
-        rest = {"negative": negative, "more": more, "progress": progress}
-        begun = self.chain(name, prompts, keys, numbers, *given, **rest)
-        vae, vae_cfg = self._picture_vae() if name == "t2i" else (self.params["vae"], self.vae)
-        return begun.run(_decode, vae, begun.end().x, cfg=vae_cfg, dtype=self.dtype)
+    def _made(self, chain: Chain, end: State) -> jax.Array:
+        """The pixels [B, T, H, W, 3] of a chain's end."""
+        picture = chain.cfg.name == "t2i"
+        vae, cfg = self._picture_vae() if picture else (self.params["vae"], self.vae)
+        return chain.run(_decode, vae, end.x, cfg=cfg, dtype=self.dtype)
 
     def _small(self, run: Any, cfg: Config, pixels: Any) -> jax.Array:
         """Pictures or clips as scaled latents at a stage's size."""
@@ -240,15 +231,15 @@ class Cascade:
         `Marked`, both of them, where a part is marked to count more or less, or a prompt is longer
         than a row.
         """
-        texts = list(prompts)
-        marked = emphasis.rows(self.tokenizer, [*texts, *[negative] * len(texts)])
-        ids, weights, empty = (jnp.asarray(part) for part in marked)
-        halves = slice(len(texts)), slice(len(texts), None)
-        if ids.shape[1] == 1 and (marked.weights == 1).all():
-            towards, away = (ids[half, 0] for half in halves)
-        else:
-            towards, away = (Marked(ids[half], weights[half], empty) for half in halves)
-        return towards, away
+        prompts = list(prompts)
+        rows = emphasis.rows(self.tokenizer, [*prompts, *[negative] * len(prompts)])
+        ids, weights, empty = (jnp.asarray(part) for part in rows)
+        plain = ids.shape[1] == 1 and (rows.weights == 1).all()
+
+        def half(of: slice) -> Ids:
+            return ids[of, 0] if plain else Marked(ids[of], weights[of], empty)
+
+        return half(slice(len(prompts))), half(slice(len(prompts), None))
 
     def stage(self, name: str) -> Config:
         """A diffusion stage's config. Raises ValueError; the nearest is named."""

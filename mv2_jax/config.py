@@ -261,7 +261,7 @@ class StageConfig:
     `clip_skip`: last layers of the text encoder left out, in diffusers' counting.
     Clips longer than `window` frames (None: what the motion modules know) are denoised in windows
     that overlap by `overlap` (None: a quarter), blended by `blend`; see `diffusion.windows`.
-    `unet`: the backbone; a UNet's config, or a backbone of one's own (`stages.backbones`).
+    `unet`: the backbone; a UNet's config, or a backbone of one's own (`models.backbone`).
     `rule`: of guidance, a word of `diffusion.names.RULES` or `module:name`; None: `USUAL_RULE`.
     `conditions`: what it is told, in order: "text", "image", "control", or conditions of one's own
     (`stages.conditions`); None: the text, and but for T2I the picture's tokens and control.

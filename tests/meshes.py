@@ -142,7 +142,7 @@ def denoiser(case: Case) -> tuple[Any, Any, tuple[Any, ...]]:
                 {"params": params["control"]}, x, t, Context(text), told["shown"], told["scale"]
             )
         context = Context(text, told["image"], told["scale"]) if moving else Context(text)
-        return unet.apply({"params": params["unet"]}, x, t, context, residuals=residuals)
+        return unet.apply({"params": params["unet"]}, x, t, context.replace(residuals=residuals))
 
     def network(params: Any, x: Any, t: Any, told: Any) -> Any:
         out = apply(params, *flat((x, t, told)))

@@ -95,14 +95,14 @@ def ours(four, name, state, image_scale=1.0, control_scale=1.0, steps=STEPS, **m
     are raw inputs."""
     params, cfg = four.parameters(name), four.stage(name)
     image = jnp.asarray(pictures()[1])
-    asked = {**dict(zip(("ids", "negative"), four.ids(PROMPTS, NEGATIVE))), "image": image}
-    asked |= {"image_scale": np.float32(image_scale), "control_scale": np.float32(control_scale)}
-    asked |= {"reference": four.encode(image), **more}
+    inputs = {**dict(zip(("ids", "negative"), four.ids(PROMPTS, NEGATIVE))), "image": image}
+    inputs |= {"image_scale": np.float32(image_scale), "control_scale": np.float32(control_scale)}
+    inputs |= {"reference": four.encode(image), **more}
     scales, states = guidance.make(GUIDANCE), []
     rule = cfg.rule.least(scales)
-    told = CONDITION(params, asked, cfg=cfg, rule=rule)
+    conditioning = CONDITION(params, inputs, cfg=cfg, rule=rule)
     for _ in range(int(state.index), steps):
-        state = ADVANCE(params, told, scales, state, cfg=cfg, rule=rule, steps=steps, k=1)
+        state = ADVANCE(params, conditioning, scales, state, cfg=cfg, rule=rule, steps=steps, k=1)
         states.append(np.moveaxis(np.asarray(state.x), -1, 1))
     return states
 

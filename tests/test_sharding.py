@@ -43,6 +43,7 @@ def array(*shape, dtype=jnp.float32):
 def full_size_networks():
     x, t = array(1, 2, 64, 64, 4), array(1)
     tokens = Context(array(1, 77, 768), array(1, 16, 768))
+    sdxl = Context(array(1, 77, 2048), pooled=array(1, 1280), size_ids=array(1, 6))
     linear = ImageProjectionConfig(kind="linear", in_width=1024, tokens=4)
     return {
         "text": (TextEncoder(config.TextConfig(projection=768)), array(1, 77, dtype=jnp.int32)),
@@ -51,14 +52,7 @@ def full_size_networks():
         "linear projection": (ImageProjection(linear), array(1, 1024)),
         "vae": (AutoencoderKL(config.VAEConfig()), array(1, 64, 64, 3)),
         "unet": (UNet(VIDEO), x, t, tokens),
-        "sdxl": (
-            functools.partial(
-                UNet(SDXL).init, pooled=jnp.zeros((1, 1280)), size_ids=jnp.ones((1, 6))
-            ),
-            x,
-            t,
-            Context(array(1, 77, 2048)),
-        ),
+        "sdxl": (UNet(SDXL), x, t, sdxl),
         "control": (
             ControlNet(config.ControlNetConfig()),
             x,

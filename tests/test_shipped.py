@@ -34,10 +34,12 @@ def test_falling_and_bouncing_make_different_clips_of_one_picture(four, shown):
     x = jnp.repeat(noise[None], 2, axis=0)
 
     def apart(params):
-        asked, static = {"ids": ids, "negative": none, "image": image}, ("cfg", "rule")
-        told = quick(stages.condition, *static)(params, asked, cfg=cfg, rule=guidance.NONE)
+        inputs, static = {"ids": ids, "negative": none, "image": image}, ("cfg", "rule")
+        conditioning = quick(stages.condition, *static)(params, inputs, cfg=cfg, rule=guidance.NONE)
         t = jnp.full((1, 2), 950.0)
-        v = np.asarray(quick(stages.predict, "cfg")(params, cfg=cfg, x=x[None], t=t, told=told))[0]
+        v = np.asarray(
+            quick(stages.predict, "cfg")(params, cfg=cfg, x=x[None], t=t, conditioning=conditioning)
+        )[0]
         return np.square(v[0] - v[1]).mean()
 
     # 0.22 and 0.23 on the two pictures; over T2I's own encoder a tenth of that.

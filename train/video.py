@@ -165,10 +165,10 @@ class VideoTask:
         negative = np.repeat(self.words.encode([""]), len(ids), axis=0)
         truth = self.source.example_clips(key, 6, net.stage.frames, net.stage.size)
         image, z = truth[:, 0], self.encode(frozen["vae"], truth)
-        asked = {**stages.blank(net, len(ids)), "ids": ids, "negative": negative}
-        asked |= {"image": image, "reference": z[:, 0]}
+        inputs = {**stages.blank(net, len(ids)), "ids": ids, "negative": negative}
+        inputs |= {"image": image, "reference": z[:, 0]}
         scales = guidance.make(cfg.guidance, cfg.image_guidance)
-        given = (whole, net, asked)
+        given = (whole, net, inputs)
         if self.stage == "i2v":
             out = i2v.sample(*given, z[:, 0], each, scales, noise_prior=1.0, steps=cfg.steps)
         else:

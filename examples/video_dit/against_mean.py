@@ -38,11 +38,11 @@ def main(four, count=64, batch=8, levels=LEVELS):
         return worlds.clips(drawn, cfg.stage.frames, cfg.stage.size)
 
     @jax.jit
-    def errors(params, asked, z, keys, u):
-        told = stages.drop(params, cfg, asked, keys, {"drop_text": 0.0, "drop_image": 0.0})
+    def errors(params, inputs, z, keys, u):
+        conditioning = stages.drop(params, cfg, inputs, keys, {"drop_text": 0.0, "drop_image": 0.0})
         point = process.at(jnp.full(len(z), u))
         eps = named.normal(named.fold(keys, "noise"), z.shape[1:])
-        model = partial(stages.predict_one, params, cfg, told=told)
+        model = partial(stages.predict_one, params, cfg, conditioning=conditioning)
         wanted, output = losses.asked(model, z, eps, point, process)
         x = point.alpha[0] * z + point.sigma[0] * eps
         return x, wanted, jnp.mean((output - wanted) ** 2)
@@ -53,9 +53,9 @@ def main(four, count=64, batch=8, levels=LEVELS):
         pixels = clips(jnp.asarray(words[part]), keys[part])
         z = four.encode(pixels)
         ids, empty = four.ids([captions.canonical(*row) for row in words[part]])
-        asked = {"ids": ids, "negative": empty, "image": pixels[:, 0], "reference": z[:, 0]}
+        inputs = {"ids": ids, "negative": empty, "image": pixels[:, 0], "reference": z[:, 0]}
         for level in levels:
-            found[level].append(errors(params, asked, z, keys[part], level))
+            found[level].append(errors(params, inputs, z, keys[part], level))
     made = {"mean": [], "line": [], "network": []}
     for parts in found.values():
         x, wanted = (np.concatenate([np.asarray(part[i]) for part in parts]) for i in (0, 1))

@@ -25,16 +25,16 @@ class Reference(Usual):
     def blank(self, cfg, batch):
         return {"reference": jnp.zeros((batch, *cfg.latent_shape[1:]))}
 
-    def init(self, cfg, key, x, t, fed, held):
+    def init(self, cfg, key, x, t, context, held):
         return {}
 
-    def encode(self, params, cfg, asked):
-        shown = asked.get("reference")
-        shown = asked["latent"][:, 0] if shown is None else shown
+    def encode(self, params, cfg, inputs):
+        shown = inputs.get("reference")
+        shown = inputs["latent"][:, 0] if shown is None else shown
         return shown, jnp.zeros_like(shown)
 
-    def feed(self, params, cfg, told, x, t, fed):
-        return fed.replace(more={**fed.more, "reference": told})
+    def feed(self, params, cfg, conditioning, x, t, context):
+        return context.replace(more={**context.more, "reference": conditioning})
 
 
 @dataclass(frozen=True)
@@ -59,16 +59,16 @@ class VideoDiT:
     def network(self, dtype=jnp.float32, remat=False):
         return DiT(self.width, self.depth, self.heads, self.patch, dtype, remat)
 
-    def init(self, key, x, t, fed):
-        made = jax.jit(self.network().init)(key, x, t, *self._given(fed))
+    def init(self, key, x, t, context):
+        made = jax.jit(self.network().init)(key, x, t, *self._given(context))
         return {"dit": made["params"]}
 
     def select(self, params):
         return {"dit": params["dit"]}
 
-    def apply(self, params, x, t, fed, *, dtype=jnp.float32, remat=False):
+    def apply(self, params, x, t, context, *, dtype=jnp.float32, remat=False):
         network, own = self.network(dtype, remat), {"params": params["dit"]}
-        return network.apply(own, x, t, *self._given(fed))
+        return network.apply(own, x, t, *self._given(context))
 
-    def _given(self, fed):
-        return fed.more["reference"], (fed.text, fed.image, fed.image_scale)
+    def _given(self, context):
+        return context.more["reference"], (context.text, context.image, context.image_scale)

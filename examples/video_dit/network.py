@@ -10,9 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from mv2_jax import shards
-from mv2_jax.nn.attention import attend
+from mv2_jax.nn.attention import Attention, attend
 from mv2_jax.nn.layers import (
-    Attention,
     EmbeddingMLP,
     FeedForward,
     LayerNorm,

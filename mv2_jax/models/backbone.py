@@ -1,23 +1,98 @@
-"""What a backbone is, the network that denoises, and how its work lies on a mesh.
+"""What a backbone is, the network that a stage denoises with, and how its work lies on a mesh.
 
-A backbone is called on latents `[R, B, T, H, W, C]`: R rows of guidance, B samples, T frames (of a
-picture 1). Behind `denoise` each device of a mesh runs the network on its own samples and frames,
-with all rows of guidance, which no axis of the mesh has to divide (see `mv2_jax.shards`).
+A stage's config names one (`config.StageConfig.unet`). A UNet's config stands for
+`models.unet.UNetBackbone`; a config of one's own is its own backbone: a frozen dataclass with the
+members of `Backbone`, named as `module:Class` in recipes and cascade folders. docs/extending.md
+walks through one.
+
+Behind `denoise` each device of a mesh runs the network on its own samples and frames of latents
+`[R, B, T, H, W, C]`: all R rows of guidance, which no axis of the mesh has to divide (see
+`mv2_jax.shards`), B samples, T frames (of a picture 1).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 
 from mv2_jax import sharding, shards
+from mv2_jax.config import UNetConfig
+from mv2_jax.errors import InputError
+from mv2_jax.models.unet import UNetBackbone
+from mv2_jax.nn.transformer import Context
+from mv2_jax.params import Tree
 
 Network = Callable[[Any, jax.Array, jax.Array, Any], jax.Array]
-"""network(params, x [R, b, t, H, W, C], t [R, b], condition of leading axes [R, b]) -> like x."""
+"""network(params, x [R, b, t, H, W, C], t [R, b], conditioning [R, b, ...]) -> like x."""
+
+
+@runtime_checkable
+class Backbone(Protocol):
+    """A denoising network.
+
+    in_channels: of its latents.
+    frames: the longest clip that it knows (longer ones go in windows); None: any.
+    parts: names of the parameter trees that it reads, `init`'s among them.
+    own: the parts that each stage has for itself, stored as `part_stage` ("motion_i2v"); the
+        others are shared by all stages that have one of that name.
+    rules: (pattern, axes) rows for parameters that `sharding.RULES` does not know.
+    sharded: whether its layers know of shards, as this package's do: see `denoise`.
+        Else each device of a mesh has whole clips and parameters.
+    """
+
+    in_channels: int
+    frames: int | None
+    parts: tuple[str, ...]
+    own: tuple[str, ...]
+    rules: tuple[tuple[str, tuple[Any, ...]], ...]
+    sharded: bool
+
+    def init(self, key: jax.Array, x: jax.Array, t: jax.Array, context: Context) -> Tree:
+        """{part: fresh tree}; x, t and context as in `apply`, of one sample."""
+        ...
+
+    def select(self, params: Tree) -> Tree:
+        """Of all trees of a stage, what `apply` reads."""
+        ...
+
+    def apply(
+        self,
+        params: Tree,
+        x: jax.Array,
+        t: jax.Array,
+        context: Context,
+        *,
+        dtype: Any = jnp.float32,
+        remat: bool = False,
+    ) -> jax.Array:
+        """The output at noisy latents x [N, T, h, w, C] and timesteps t [N], shaped like x.
+
+        N are the rows of guidance times the samples. `params` holds what `select` says, and more.
+        `dtype` is of computation; `remat` recomputes blocks in the backward pass, for memory.
+        """
+        ...
+
+
+def of(config: Any) -> Backbone:
+    """The backbone that a stage's config names.
+
+    Raises:
+        InputError: a config that is none; the message says what it lacks.
+    """
+    if isinstance(config, UNetConfig):
+        return UNetBackbone(config)
+    if isinstance(config, type):
+        raise InputError(f"{config.__name__} is a class; a backbone is {config.__name__}(...)")
+    if not isinstance(config, Backbone):
+        wanted = [*Backbone.__annotations__, "init", "select", "apply"]
+        lacks = ", ".join(name for name in wanted if not hasattr(config, name))
+        raise InputError(f"{type(config).__name__} is no backbone: it lacks {lacks}")
+    return config
 
 
 def denoise(
@@ -25,7 +100,7 @@ def denoise(
     params: Any,
     x: jax.Array,
     t: jax.Array,
-    condition: Any,
+    conditioning: Any,
     *,
     shared: bool = True,
     rules: sharding.Rules = (),
@@ -38,8 +113,8 @@ def denoise(
         params: a tree whose paths match `rules` or `sharding.RULES`.
         x: `[R, B, T, H, W, C]` latents.
         t: `[R, B]` timesteps, float32.
-        condition: a tree of arrays `[R, B, ...]`. What is told to each frame goes in with all the
-            clip's frames, and the network takes its own by `shards.own`.
+        conditioning: a tree of arrays `[R, B, ...]`. What is told to each frame goes in with all
+            the clip's frames, and the network takes its own by `shards.own`.
         shared: whether the network is made of layers that know of shards, as this package's are:
             they gather their parameters where they use them, and meet the other frames of a clip
             where they need them (`shards.frames` says how many there are). Any other network gets
@@ -51,12 +126,12 @@ def denoise(
         are small beside what the network makes of them.
     """
 
-    def local(params: Any, x: jax.Array, t: jax.Array, condition: Any) -> jax.Array:
-        return shards.joined(network(params, shards.own(x, 2), t, condition), 2)
+    def local(params: Any, x: jax.Array, t: jax.Array, conditioning: Any) -> jax.Array:
+        return shards.joined(network(params, shards.own(x, 2), t, conditioning), 2)
 
     mesh = sharding.current_mesh()
     if mesh is None:
-        return network(params, x, t, condition)
+        return network(params, x, t, conditioning)
     split, layout = shards.lay_out(*x.shape[1:3], mesh)
 
     def specs(mesh: AbstractMesh) -> tuple[Any, Any]:
@@ -64,4 +139,4 @@ def denoise(
         return (shards.params_specs(params, mesh, shared, rules), spec, spec, spec), spec
 
     layout = layout._replace(rules=tuple(rules)) if shared else shards.Layout()
-    return shards.per_device(local, (params, x, t, condition), specs, layout)
+    return shards.per_device(local, (params, x, t, conditioning), specs, layout)

@@ -82,9 +82,6 @@ class ControlNet(nn.Module):
         context: Context,
         condition: jax.Array,
         scale: jax.Array | float = 1.0,
-        *,
-        pooled: jax.Array | None = None,
-        size_ids: jax.Array | None = None,
     ) -> tuple[tuple[jax.Array, ...], jax.Array]:
         cfg, unet, dtype = self.cfg, self.cfg.unet, self.dtype
         if unet.motion is not None or unet.image_tokens:
@@ -95,7 +92,7 @@ class ControlNet(nn.Module):
                 f"the condition is {condition.shape[-3]}x{condition.shape[-2]} pixels; for "
                 f"{h}x{w} latents it must be {h * cfg.condition_factor}x{w * cfg.condition_factor}"
             )
-        temb = jnp.repeat(embed_time(unet, dtype, t, pooled, size_ids), frames, axis=0)
+        temb = jnp.repeat(embed_time(unet, dtype, t, context), frames, axis=0)
         hint = ConditionEmbedding(cfg, dtype, name="controlnet_cond_embedding")(
             condition.reshape(-1, *condition.shape[-3:])
         )

@@ -8,16 +8,24 @@ the UNet's first half.
 
 from __future__ import annotations
 
+import dataclasses
+import re
+from dataclasses import dataclass
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from mv2_jax import params as trees
 from mv2_jax import shards
 from mv2_jax.config import MotionConfig, UNetConfig
+from mv2_jax.diffusion import keys as named
 from mv2_jax.nn.layers import Dtype, EmbeddingMLP, GroupNorm, conv, sinusoid
 from mv2_jax.nn.motion import MotionModule, frames_together
 from mv2_jax.nn.resnet import Downsample, ResnetBlock, Upsample
 from mv2_jax.nn.transformer import Context, SpatialTransformer
+from mv2_jax.params import Tree
 
 
 class Level(nn.Module):
@@ -44,35 +52,29 @@ class Level(nn.Module):
         skips: tuple[jax.Array, ...] | None = None,
         size: tuple[int, int] | None = None,
     ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-        made = []
+        cfg, width, made = self.cfg, self.cfg.channels[self.index], []
         for j in range(self.layers):
             if skips is not None:
                 x = jnp.concatenate([x, skips[-1 - j].astype(x.dtype)], axis=-1)
-            x = self.unit(x, temb, context, j)
+            x = resnet(cfg, width, self.dtype, x, temb, context, f"resnets_{j}")
+            if cfg.transformers[self.index]:
+                x = SpatialTransformer(
+                    cfg.heads[self.index],
+                    cfg.transformers[self.index],
+                    cfg.norm_groups,
+                    cfg.image_tokens,
+                    self.dtype,
+                    name=f"attentions_{j}",
+                )(x, context)
+            if cfg.motion is not None:
+                x = over_time(x, context, cfg.motion, self.dtype, f"motion_modules_{j}")
             made.append(x)
-        width = self.cfg.channels[self.index]
         if self.resample == "down":
             x = Downsample(width, dtype=self.dtype, name="downsamplers_0")(x)
             made.append(x)
         elif self.resample == "up":
             x = Upsample(width, self.dtype, name="upsamplers_0")(x, size)
         return x, tuple(made)
-
-    def unit(self, x: jax.Array, temb: jax.Array, context: Context, j: int) -> jax.Array:
-        cfg, i = self.cfg, self.index
-        x = resnet(cfg, cfg.channels[i], self.dtype, x, temb, context, f"resnets_{j}")
-        if cfg.transformers[i]:
-            x = SpatialTransformer(
-                cfg.heads[i],
-                cfg.transformers[i],
-                cfg.norm_groups,
-                cfg.image_tokens,
-                self.dtype,
-                name=f"attentions_{j}",
-            )(x, context)
-        if cfg.motion is not None:
-            x = over_time(x, context, cfg.motion, self.dtype, f"motion_modules_{j}")
-        return x
 
 
 class MidBlock(nn.Module):
@@ -131,14 +133,8 @@ def over_time(
     return MotionModule(cfg, dtype, name=name)(clip).reshape(x.shape)
 
 
-def embed_time(
-    cfg: UNetConfig,
-    dtype: Dtype,
-    t: jax.Array,
-    pooled: jax.Array | None,
-    size_ids: jax.Array | None,
-) -> jax.Array:
-    """Timesteps [B] (and SDXL's pooled text [B, P] and sizes [B, 6]) -> [B, 4 * channels[0]].
+def embed_time(cfg: UNetConfig, dtype: Dtype, t: jax.Array, context: Context) -> jax.Array:
+    """Timesteps [B] (and SDXL's pooled text and sizes) -> [B, 4 * channels[0]].
 
     Call it inside a compact module; it owns `time_embedding` and `add_embedding` there.
     """
@@ -146,6 +142,7 @@ def embed_time(
     temb = EmbeddingMLP(width, dtype, name="time_embedding")(sinusoid(t, cfg.channels[0]))
     if cfg.pooled_width is None:
         return temb
+    pooled, size_ids = context.pooled, context.size_ids
     if pooled is None or size_ids is None:
         raise ValueError("this network (SDXL) needs pooled text [B, P] and size_ids [B, 6]")
     sizes = sinusoid(size_ids, cfg.size_ids_width).reshape(size_ids.shape[0], -1)
@@ -175,11 +172,8 @@ class UNet(nn.Module):
     """The denoising network.
 
     Call: x [B, T, H, W, C] noisy latents (T = 1 for an image), t [B] timesteps of the schedule
-    (fractions allowed), `context` (text [B, L, Cc], image tokens, their scale) -> [B, T, H, W,
-    out_channels] in x's dtype, whatever the schedule's prediction is.
-
-    `residuals`: a ControlNet's (skips, mid), already scaled. `pooled` [B, P] and `size_ids` [B, 6]
-    are SDXL's. `remat` recomputes each block in the backward pass, for memory.
+    (fractions allowed), and the context -> [B, T, H, W, out_channels] in x's dtype, whatever the
+    schedule's prediction is. `remat` recomputes each block in the backward pass, for memory.
     """
 
     cfg: UNetConfig
@@ -187,19 +181,11 @@ class UNet(nn.Module):
     remat: bool = False
 
     @nn.compact
-    def __call__(
-        self,
-        x: jax.Array,
-        t: jax.Array,
-        context: Context,
-        *,
-        residuals: tuple[tuple[jax.Array, ...], jax.Array] | None = None,
-        pooled: jax.Array | None = None,
-        size_ids: jax.Array | None = None,
-    ) -> jax.Array:
+    def __call__(self, x: jax.Array, t: jax.Array, context: Context) -> jax.Array:
         cfg, dtype = self.cfg, self.dtype
         b, frames, h, w, _ = x.shape
-        temb = embed_time(cfg, dtype, t, pooled, size_ids)
+        residuals, context = context.residuals, context.replace(residuals=None)
+        temb = embed_time(cfg, dtype, t, context)
         temb = jnp.repeat(temb, frames, axis=0)
         y = x.reshape(b * frames, h, w, -1).astype(dtype)
         y = conv(cfg.channels[0], name="conv_in", dtype=dtype)(y)
@@ -220,3 +206,71 @@ class UNet(nn.Module):
         y = nn.silu(GroupNorm(cfg.norm_groups, 1e-5, together, name="conv_norm_out")(y))
         y = conv(cfg.out_channels, name="conv_out", dtype=dtype, zero=True)(y)
         return y.reshape(b, frames, h, w, -1).astype(x.dtype)
+
+
+@dataclass(frozen=True)
+class UNetBackbone:
+    """A UNet in a stage (`models.backbone.Backbone`): its spatial weights, motion modules and the
+    image tokens' attention as trees of their own."""
+
+    cfg: UNetConfig
+
+    own = ("motion",)
+    rules = ()
+    sharded = True
+
+    @property
+    def in_channels(self) -> int:
+        return self.cfg.in_channels
+
+    @property
+    def frames(self) -> int | None:
+        return self.cfg.motion.max_frames if self.cfg.motion else None
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        motion = ("motion",) if self.cfg.motion else ()
+        return ("spatial", *motion, *(("image_attn",) if self.cfg.image_tokens else ()))
+
+    def configs(self) -> dict[str, Any]:
+        spatial = dataclasses.replace(self.cfg, motion=None, image_tokens=False)
+        return {"spatial": spatial, "motion": self.cfg.motion}
+
+    def init(self, key: jax.Array, x: jax.Array, t: jax.Array, context: Context) -> Tree:
+        moving = self.cfg.motion is not None or self.cfg.image_tokens
+        init, name = jax.jit(UNet(self.cfg).init), "unet" if moving else "spatial"
+        made = init(named.fold(key, name), x, t, context)
+        split = split_unet(made["params"])
+        image = {"image_attn": {"unet": split["image_attn"]}} if self.cfg.image_tokens else {}
+        motion = {"motion": split["motion"]} if self.cfg.motion else {}
+        return {"spatial": split["spatial"], **motion, **image}
+
+    def select(self, params: Tree) -> Tree:
+        chosen = {name: params[name] for name in self.parts}
+        if self.cfg.image_tokens:
+            chosen["image_attn"] = {"unet": params["image_attn"]["unet"]}
+        return chosen
+
+    def apply(
+        self,
+        params: Tree,
+        x: jax.Array,
+        t: jax.Array,
+        context: Context,
+        *,
+        dtype: Any = jnp.float32,
+        remat: bool = False,
+    ) -> jax.Array:
+        held = [params["spatial"]]
+        if self.cfg.motion:
+            held.append(params["motion"])
+        if self.cfg.image_tokens:
+            held.append(params["image_attn"]["unet"])
+        return UNet(self.cfg, dtype, remat).apply({"params": trees.merge(*held)}, x, t, context)
+
+
+def split_unet(tree: Tree) -> dict[str, Tree]:
+    """A whole UNet's tree as {"spatial", "motion", "image_attn"}; `params.merge` undoes it."""
+    motion, rest = trees.split(tree, lambda path: "motion_modules_" in path)
+    image, spatial = trees.split(rest, lambda path: re.search(r"/to_[kv]_ip/", path) is not None)
+    return {"spatial": spatial, "motion": motion, "image_attn": image}

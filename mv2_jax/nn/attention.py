@@ -1,4 +1,4 @@
-"""The one attention function under every network.
+"""The one attention function under every network, and the layer around it.
 
 Letters: B batch, L tokens (Lq queries, Lk keys), N heads, D head width.
 
@@ -21,11 +21,13 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 from jax import Array
 
 from mv2_jax import sharding, shards
 from mv2_jax.config import nearest
 from mv2_jax.nn import flash, kernels
+from mv2_jax.nn.layers import Dtype, dense
 
 IMPLEMENTATIONS = ("xla", "chunked", "pallas", "cudnn")
 
@@ -129,3 +131,59 @@ _RUN = {
     "pallas": kernels.pallas,
     "cudnn": kernels.cudnn,
 }
+
+
+class Attention(nn.Module):
+    """Multi-head attention of x [B, L, C] over itself or over `context` [B, Lc, Cc].
+
+    With `image_context` [B, Li, Cc] it is IP-Adapter's decoupled cross-attention (arXiv
+    2308.06721): text attention + image_scale * image attention, sharing the query. The image
+    projections are parameters of the `image_attn` tree. `image_scale` is a scalar, [B], or [B, T]
+    where x holds the tokens of T frames one after the other.
+
+    `length`: a plane has so many tokens, of which x holds this device's (`shards.Layout.tokens`).
+    """
+
+    heads: int
+    dtype: Dtype = jnp.float32
+    qkv_bias: bool = False
+    image_tokens: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Array,
+        context: Array | None = None,
+        image_context: Array | None = None,
+        image_scale: Array | float = 1.0,
+        length: int | None = None,
+    ) -> Array:
+        width = x.shape[-1]
+        if width % self.heads:
+            raise ValueError(f"width {width} does not divide into {self.heads} heads")
+        source = x if context is None else context.astype(x.dtype)
+
+        parts = shards.parts(self.heads)
+
+        def project(name: str, y: Array) -> Array:
+            y = dense(width // parts, name=name, dtype=self.dtype, bias=self.qkv_bias)(y)
+            return y.reshape(*y.shape[:-1], self.heads // parts, width // self.heads)
+
+        query, key, value = project("to_q", x), project("to_k", source), project("to_v", source)
+        if length is not None:
+            key, value = (shards.join(y, shards.layout().tokens, 1, length) for y in (key, value))
+        out = attend(query, key, value)
+        if self.image_tokens:
+            if image_context is None:
+                raise ValueError(
+                    "this network has image cross-attention: give image_context [B, L, C] "
+                    "(zeros, with image_scale 0, switch it off)"
+                )
+            image = image_context.astype(x.dtype)
+            extra = attend(query, project("to_k_ip", image), project("to_v_ip", image))
+            scale = jnp.asarray(image_scale, out.dtype)
+            if scale.ndim == 2:
+                scale = jnp.repeat(scale, out.shape[1] // scale.shape[1], axis=1)
+            out = out + scale.reshape(scale.shape + (1,) * (out.ndim - scale.ndim)) * extra
+        out = out.reshape(*out.shape[:-2], width // parts)
+        return dense(width, name="to_out_0", dtype=self.dtype, summed=parts > 1)(out)

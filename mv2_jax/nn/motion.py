@@ -10,15 +10,8 @@ from flax import linen as nn
 
 from mv2_jax import shards
 from mv2_jax.config import MotionConfig
-from mv2_jax.nn.layers import (
-    Attention,
-    Declared,
-    Dtype,
-    FeedForward,
-    GroupNorm,
-    LayerNorm,
-    dense,
-)
+from mv2_jax.nn.attention import Attention
+from mv2_jax.nn.layers import Declared, Dtype, FeedForward, GroupNorm, LayerNorm, dense
 
 
 def sinusoid_table(length: int, width: int) -> jax.Array:

@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.struct
 import jax
 from flax import linen as nn
 
 from mv2_jax import shards
-from mv2_jax.nn.layers import Attention, Dtype, FeedForward, GroupNorm, LayerNorm, dense
+from mv2_jax.nn.attention import Attention
+from mv2_jax.nn.layers import Dtype, FeedForward, GroupNorm, LayerNorm, dense
 
 
 @flax.struct.dataclass
 class Context:
-    """What cross-attention sees, the same for all frames of a sample.
+    """What a network reads beside its noisy latents and their time; B samples, of any frames.
 
-    text: [B, L, Cc] states of the text encoder.
-    image: [B, Li, Cc] tokens of the reference image, for networks with `image_tokens`.
-    image_scale: scalar, [B] or by frame [B, T]; 0 switches the image tokens off.
+    text: [B, L, Cc] states of the text encoder, for cross-attention.
+    image: [B, Li, Cc] tokens of pictures, for a cross-attention of their own (`image_tokens`),
+        and how much they count, image_scale: scalar, [B] or by frame [B, T]; 0 switches them off.
+    pooled [B, P], size_ids [B, 6]: SDXL's, which join the time embedding.
+    residuals: (skips, mid), added to a UNet's states: each [B * T, h, w, c] (or [B * T, 1, 1, c]).
+    more: whatever conditions and backbones of one's own agree on.
     """
 
-    text: jax.Array
+    text: jax.Array | None = None
     image: jax.Array | None = None
     image_scale: jax.Array | float = 1.0
+    pooled: jax.Array | None = None
+    size_ids: jax.Array | None = None
+    residuals: tuple[tuple[jax.Array, ...], jax.Array] | None = None
+    more: dict[str, Any] = flax.struct.field(default_factory=dict)
 
 
 class TransformerLayer(nn.Module):

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from mv2_jax.nn.layers import Attention
+from mv2_jax.nn.attention import Attention
 
 KEYS = {"to_k": "text", "to_k_ip": "image"}
 

@@ -28,7 +28,7 @@ from mv2_jax.diffusion.schedules import Grid
 from mv2_jax.programs import Progress, silent
 from mv2_jax.stages import stage as stages
 from mv2_jax.stages.conditions import Params
-from mv2_jax.stages.stage import Config, Told
+from mv2_jax.stages.stage import Conditioning, Config
 
 STEPS_AT_ONCE = 5  # a progress bar breathes this often; the result is that of one whole scan
 
@@ -74,7 +74,7 @@ def again(
 @partial(jax.jit, static_argnames=("cfg", "rule", "steps", "k"))
 def advance(
     params: Params,
-    told: Told,
+    conditioning: Conditioning,
     guidance: Guidance,
     state: State,
     *,
@@ -85,15 +85,17 @@ def advance(
 ) -> State:
     """The next `k` of `steps` steps (all where None); the last state's x is the latent.
 
+    Clips that are longer than the backbone knows are denoised in windows that overlap.
+
     Args:
-        told: `stage.condition`'s, of the same rule.
+        conditioning: `stage.condition`'s, of the same rule.
 
     Raises:
         ValueError: a condition that cannot be told to so long a clip.
     """
     sampler, grid = program(cfg.stage, steps)
     model = stages.in_windows(params, cfg, state.x.shape[1])
-    predict = guides.guided(model, told, guidance, rule)
+    predict = guides.guided(model, conditioning, guidance, rule)
     denoise = samplers.denoiser(predict, process.of(cfg.stage.schedule).prediction)
     return samplers.sample(denoise, sampler, grid, state, k)
 
@@ -103,96 +105,64 @@ def plainly(function: Callable[..., Any], *args: Any, **static: Any) -> Any:
     return function(*args, **static)
 
 
-def drive(
-    params: Params,
-    cfg: Config,
-    told: Told,
-    guidance: Guidance,
-    state: State,
-    keys: jax.Array,
-    *,
-    rule: Rule | None = None,
-    steps: int | None = None,
-    free_init: int = 0,
-    run: Callable[..., Any] = plainly,
-    progress: Progress = silent,
-    at_once: int | None = None,
-    look: Callable[[State], bool] | None = None,
-) -> State:
-    """A chain from its first state to its last.
-
-    Args:
-        told: what its rows are told (`stage.condition`), of the same `rule` (`cfg.rule`).
-        keys: [B], those that `state` began with.
-        steps: of a whole chain (the stage's).
-        free_init: how often the chain begins again.
-        run: calls the jitted functions.
-        at_once: steps of one call; None runs a chain in one, and reads nothing from the device, so
-            that it may be traced.
-        look: called with the state before each part of the last chain, where there are parts;
-            where it returns True the chain ends there.
-    """
-    rule, steps = rule or cfg.rule, steps or cfg.stage.steps
-    static = {"cfg": cfg, "rule": rule, "steps": steps}
-    for turn in range(free_init + 1):
-        if turn:
-            state = run(again, keys, state.x, np.int32(turn - 1), cfg=cfg, steps=steps)
-        if at_once is None:
-            state = run(advance, params, told, guidance, state, **static)
-            continue
-        first = int(state.index)
-        k = min(at_once, steps)
-        progress(cfg.name, 0, steps - first)
-        for _ in range(first, steps, k):
-            if look is not None and turn == free_init and look(state):
-                return state
-            some = run(advance, params, told, guidance, state, **static, k=k)
-            state = jax.block_until_ready(some)
-            progress(cfg.name, min(int(state.index), steps) - first, steps - first)
-    return state
-
-
 @dataclass(frozen=True)
 class Chain:
-    """A chain before its first step, with all that `drive` takes. `numbers` are the stage's."""
+    """A chain before its first step, and how it is driven.
+
+    conditioning: what its rows are told (`stage.condition`), of the same `rule`.
+    keys: [B], those that `state` began with. steps: of a whole chain.
+    free_init: how often it begins again from the slow part of its end.
+    run: calls the jitted functions; progress: is told of every part.
+    """
 
     cfg: Config
     params: Params
-    told: Told
+    conditioning: Conditioning
     guidance: Guidance
     rule: Rule
     state: State
     keys: jax.Array
     steps: int
-    numbers: Any
+    free_init: int = 0
     run: Callable[..., Any] = plainly
     progress: Progress = silent
 
     def end(
         self, look: Callable[[State], bool] | None = None, at_once: int | None = STEPS_AT_ONCE
     ) -> State:
-        """Its last state; `look` and `at_once` as in `drive`."""
-        return drive(
-            self.params,
-            self.cfg,
-            self.told,
-            self.guidance,
-            self.state,
-            self.keys,
-            rule=self.rule,
-            steps=self.steps,
-            free_init=int(getattr(self.numbers, "free_init", 0)),
-            run=self.run,
-            progress=self.progress,
-            at_once=at_once,
-            look=look,
-        )
+        """Its last state.
+
+        Args:
+            look: called with the state before each part of the last turn, where there are parts;
+                where it returns True the chain ends there.
+            at_once: steps of one part; None runs a turn as one, and reads nothing from the device,
+                so that it may be traced.
+        """
+        state, of = self.state, {"cfg": self.cfg, "steps": self.steps}
+        static = {**of, "rule": self.rule}
+        rows = self.params, self.conditioning, self.guidance
+        for turn in range(self.free_init + 1):
+            if turn:
+                state = self.run(again, self.keys, state.x, np.int32(turn - 1), **of)
+            if at_once is None:
+                state = self.run(advance, *rows, state, **static)
+                continue
+            first = int(state.index)
+            k = min(at_once, self.steps)
+            self.progress(self.cfg.name, 0, self.steps - first)
+            for _ in range(first, self.steps, k):
+                if look is not None and turn == self.free_init and look(state):
+                    return state
+                state = jax.block_until_ready(self.run(advance, *rows, state, **static, k=k))
+                done = min(int(state.index), self.steps) - first
+                self.progress(self.cfg.name, done, self.steps - first)
+        return state
 
 
 def sample(
     params: Params,
     cfg: Config,
-    asked: dict[str, Any],
+    inputs: dict[str, Any],
     keys: jax.Array,
     guidance: Guidance,
     start: Callable[..., State],
@@ -201,15 +171,15 @@ def sample(
     steps: int | None = None,
     free_init: int = 0,
 ) -> jax.Array:
-    """Raw inputs (`conditions.Asked`) -> latents [B, T, h, w, C], in one jitted scan a chain.
+    """Raw inputs (`conditions.Inputs`) -> latents [B, T, h, w, C], in one jitted scan a chain.
 
     `start(keys, *given, cfg=, steps=)` makes the first state: `t2i.start` and its like.
     """
     rule, steps = rule or cfg.rule, steps or cfg.stage.steps
-    told = stages.condition(params, asked, cfg=cfg, rule=rule)
+    conditioning = stages.condition(params, inputs, cfg=cfg, rule=rule)
     state = start(keys, *given, cfg=cfg, steps=steps)
-    chosen = {"rule": rule, "steps": steps, "free_init": free_init}
-    return drive(params, cfg, told, guidance, state, keys, **chosen).x
+    whole = Chain(cfg, params, conditioning, guidance, rule, state, keys, steps, free_init)
+    return whole.end(at_once=None).x
 
 
 def look_at(cfg: Config, steps: int, state: State) -> samplers.Point:

@@ -18,7 +18,7 @@ from mv2_jax.stages import chain
 from mv2_jax.stages.stage import Config
 
 
-def asked(cfg: Config, own: Any, steps: int, keyframes: Any = None) -> dict[str, np.ndarray]:
+def inputs(cfg: Config, own: Any, steps: int, keyframes: Any = None) -> dict[str, np.ndarray]:
     """The raw inputs that say how much a stage's conditions count, and what ControlNets see.
 
     Args:

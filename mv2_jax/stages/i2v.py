@@ -42,7 +42,7 @@ def start(
 def sample(
     params: Params,
     cfg: Config,
-    asked: dict[str, Any],
+    inputs: dict[str, Any],
     reference: jax.Array,
     keys: jax.Array,
     guidance: Guidance,
@@ -55,5 +55,5 @@ def sample(
     `noise_prior` is `start`'s strength, `chosen` as in `chain.sample`.
     """
     given = (reference, noise_prior)
-    asked = {"reference": reference, **asked}
-    return chain.sample(params, cfg, asked, keys, guidance, start, *given, **chosen)
+    inputs = {"reference": reference, **inputs}
+    return chain.sample(params, cfg, inputs, keys, guidance, start, *given, **chosen)

@@ -5,8 +5,10 @@ starts). Everything here is a pure function over parameter trees: {tree name: ne
 names that the conditions and the backbone give their trees ("text_encoder", "spatial", "motion",
 "image_encoder", "image_attn", "control").
 
-What a chain is told is a dict {condition's name: tree}, leading axes [R, B]: the rows that the
-guidance rule runs, and the samples. A still picture is a clip of one frame.
+The way of what a user gives: raw inputs by name (`conditions.Inputs`); of them `condition` makes
+the conditioning, once a chain: {condition's name: tree}, leading axes [R, B], the rows that the
+guidance rule runs and the samples; of that `predict` makes the backbone's `Context`, at every step.
+A still picture is a clip of one frame.
 """
 
 from __future__ import annotations
@@ -28,15 +30,14 @@ from mv2_jax.diffusion.guidance import Rule
 from mv2_jax.diffusion.losses import Loss, LossConfig, diffusion_loss
 from mv2_jax.errors import InputError
 from mv2_jax.lookup import find, nearest
-from mv2_jax.models.backbone import denoise
-from mv2_jax.stages import backbones
-from mv2_jax.stages.conditions import Asked, Condition, Fed, Params
+from mv2_jax.models import backbone as backbones
+from mv2_jax.stages.conditions import Condition, Context, Inputs, Params
 from mv2_jax.stages.conditions.control import Control
 from mv2_jax.stages.conditions.image import ImageTokens
 from mv2_jax.stages.conditions.sparse import Sparse
 from mv2_jax.stages.conditions.text import Text
 
-Told = dict[str, Any]
+Conditioning = dict[str, Any]
 USUAL = {"t2i": ("text",)}  # of a stage that names no conditions
 PICTURED = ("text", "image", "control")  # of every other stage
 CONTROL = re.compile(r"control(_[2-9])?")  # each ControlNet's name
@@ -192,27 +193,23 @@ def init(cfg: Config, key: jax.Array, held: Params | None = None) -> Params:
             of a "spatial" among them.
     """
     held = held or {}
-    x, t, fed = jnp.zeros((1, 1, *cfg.latent_shape[1:])), jnp.zeros(1), Fed()
+    x, t, context = jnp.zeros((1, 1, *cfg.latent_shape[1:])), jnp.zeros(1), Context()
     made: Params = {}
 
     def merged(more: Params) -> None:
         for name, tree in more.items():
             made[name] = {**made[name], **tree} if name in made else tree
 
+    def fed(each: Condition, params: Params, context: Context) -> Context:
+        conditioning, _ = each.encode(params, cfg, each.blank(cfg, 1))
+        return each.feed(params, cfg, conditioning, x, t, context)
+
     for each in cfg.conditions:
-        merged(each.init(cfg, key, x, t, fed, held))
-        shapes = jax.eval_shape(partial(_fed_by, each, cfg), made, x, t, fed)
-        fed = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    merged(cfg.backbone.init(key, x, t, fed))
+        merged(each.init(cfg, key, x, t, context, held))
+        shapes = jax.eval_shape(partial(fed, each), made, context)
+        context = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    merged(cfg.backbone.init(key, x, t, context))
     return {name: held.get(name, tree) for name, tree in made.items()}
-
-
-def _fed_by(
-    each: Condition, cfg: Config, params: Params, x: jax.Array, t: jax.Array, fed: Fed
-) -> Fed:
-    """`fed` with one condition's zeros in it, for the shapes."""
-    told, _ = each.encode(params, cfg, each.blank(cfg, 1))
-    return each.feed(params, cfg, told, x, t, fed)
 
 
 def blank(cfg: Config, batch: int) -> dict[str, Any]:
@@ -221,42 +218,45 @@ def blank(cfg: Config, batch: int) -> dict[str, Any]:
 
 
 @partial(jax.jit, static_argnames=("cfg", "rule"))
-def condition(params: Params, asked: Asked, *, cfg: Config, rule: Rule) -> Told:
-    """What the rows of a chain are told, leading axes [R, B].
+def condition(params: Params, inputs: Inputs, *, cfg: Config, rule: Rule) -> Conditioning:
+    """The conditioning of a chain: what its rows are told, leading axes [R, B].
 
     Args:
-        asked: raw inputs by name; see `conditions.Asked`.
+        inputs: raw ones by name; see `conditions.Inputs`.
         rule: which rows there are, such as `cfg.rule`.
 
     Raises:
         ValueError: a condition lacks an input.
     """
-    told = {}
+    conditioning = {}
     for each in cfg.conditions:
         for name in each.needs:
-            if asked.get(name) is None:
+            if inputs.get(name) is None:
                 raise ValueError(f"{cfg.name}'s condition {each.name!r} needs {name!r}")
-        pair = each.encode(params, cfg, asked)
+        pair = each.encode(params, cfg, inputs)
         rows = (pair[each.role in withheld] for withheld in rule.withheld)
-        told[each.name] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
-    return told
+        conditioning[each.name] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
+    return conditioning
 
 
-def predict(params: Params, cfg: Config, x: jax.Array, t: jax.Array, told: Told) -> jax.Array:
+def predict(
+    params: Params, cfg: Config, x: jax.Array, t: jax.Array, conditioning: Conditioning
+) -> jax.Array:
     """The backbone's output at noisy latents x [R, B, T, h, w, C] and timesteps t [R, B]; the same
     on any mesh within float error (`models.backbone.denoise`)."""
     backbone = cfg.backbone
 
-    def network(params: Params, x: jax.Array, t: jax.Array, told: Told) -> jax.Array:
-        shape, fed = x.shape, Fed()
-        x, t, told = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), (x, t, told))
+    def network(params: Params, *rows: Any) -> jax.Array:
+        shape, context = rows[0].shape, Context()
+        x, t, conditioning = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), rows)
         for each in cfg.conditions:
-            fed = each.feed(params, cfg, told[each.name], x, t, fed)
-        out = backbone.apply(params, x, t, fed, dtype=cfg.dtype, remat=cfg.remat)
+            context = each.feed(params, cfg, conditioning[each.name], x, t, context)
+        out = backbone.apply(params, x, t, context, dtype=cfg.dtype, remat=cfg.remat)
         return out.reshape(*shape[:-1], out.shape[-1])
 
     shared = backbone.sharded and all(each.sharded for each in cfg.conditions)
-    return denoise(network, at_steps(params, cfg), x, t, told, shared=shared, rules=rules(cfg))
+    rows, how = (x, t, conditioning), {"shared": shared, "rules": rules(cfg)}
+    return backbones.denoise(network, at_steps(params, cfg), *rows, **how)
 
 
 def at_steps(params: Params, cfg: Config) -> Params:
@@ -265,53 +265,48 @@ def at_steps(params: Params, cfg: Config) -> Params:
     return {**of_conditions, **cfg.backbone.select(params)}
 
 
-def predict_one(params: Params, cfg: Config, x: jax.Array, t: jax.Array, told: Told) -> jax.Array:
-    """`predict` without rows: x [B, T, h, w, C], t [B], `told` of leading axis B."""
-    told = jax.tree.map(lambda leaf: leaf[None], told)
-    return predict(params, cfg, x[None], t[None], told)[0]
+def predict_one(
+    params: Params, cfg: Config, x: jax.Array, t: jax.Array, conditioning: Conditioning
+) -> jax.Array:
+    """`predict` without rows: x [B, T, h, w, C], t [B], conditioning of leading axis B."""
+    conditioning = jax.tree.map(lambda leaf: leaf[None], conditioning)
+    return predict(params, cfg, x[None], t[None], conditioning)[0]
 
 
 def in_windows(params: Params, cfg: Config, frames: int) -> Any:
-    """`model(x, t, told)` of clips of `frames`, in overlapping windows where the backbone knows
-    fewer."""
+    """`model(x, t, conditioning)` of clips of `frames`, in overlapping windows where the backbone
+    knows fewer."""
 
-    def model(x: jax.Array, t: jax.Array, told: Told) -> jax.Array:
-        return predict(params, cfg, x, t, told)
+    def some(conditioning: Conditioning, frames: jax.Array) -> Conditioning:
+        by_frame = [each for each in cfg.conditions if hasattr(each, "of_frames")]
+        here = {e.name: jax.vmap(e.of_frames, (0, None)) for e in by_frame}
+        return conditioning | {name: of(conditioning[name], frames) for name, of in here.items()}
 
-    def some(told: Told, frames: jax.Array) -> Told:
-        return {each.name: of_frames(each, told[each.name], frames) for each in cfg.conditions}
-
+    model = partial(predict, params, cfg)
     return windows.over(model, frames, *cfg.stage.windows, cfg.stage.blend, axis=2, some=some)
 
 
-def of_frames(each: Condition, told: Any, frames: jax.Array) -> Any:
-    """What a condition told for a clip, leading axes [R, B], as it is for some of its frames."""
-    if not hasattr(each, "of_frames"):
-        return told
-    return jax.vmap(each.of_frames, (0, None))(told, frames)
-
-
 def drop(
-    params: Params, cfg: Config, asked: Asked, keys: jax.Array, rates: Mapping[str, float]
-) -> Told:
-    """What a training batch is told, leading axis B: each condition now and then its "nothing".
+    params: Params, cfg: Config, inputs: Inputs, keys: jax.Array, rates: Mapping[str, float]
+) -> Conditioning:
+    """A training batch's conditioning, leading axis B: now and then of a condition its "nothing".
 
     Args:
-        asked: the batch; "negative" is the empty prompt's ids.
+        inputs: the batch; "negative" is the empty prompt's ids.
         keys: [B], one a sample.
         rates: how often, by the conditions' names of their chance (`drop_text`); `DROP` for those
             that are not there.
     """
-    told = {}
+    conditioning = {}
     for each in cfg.conditions:
-        pair = each.encode(params, cfg, asked)
+        pair = each.encode(params, cfg, inputs)
         dropped = named.bernoulli(named.fold(keys, each.drop), rates.get(each.drop, DROP))
-        told[each.name] = jax.tree.map(partial(_chosen, dropped), *pair)
-    return told
+        conditioning[each.name] = jax.tree.map(partial(_chosen, dropped), *pair)
+    return conditioning
 
 
-def _chosen(dropped: jax.Array, told: jax.Array, nothing: jax.Array) -> jax.Array:
-    return jnp.where(dropped.reshape(-1, *[1] * (told.ndim - 1)), nothing, told)
+def _chosen(dropped: jax.Array, conditioning: jax.Array, nothing: jax.Array) -> jax.Array:
+    return jnp.where(dropped.reshape(-1, *[1] * (conditioning.ndim - 1)), nothing, conditioning)
 
 
 def loss(
@@ -341,9 +336,9 @@ def loss(
     latent = batch["latent"]
     latent = latent[:, None] if latent.ndim == 4 else latent
     keys = named.per_sample(key, latent.shape[0])
-    asked = {**batch, **scales, "latent": latent, "negative": batch["null_ids"][None]}
-    told = drop(params, cfg, asked, keys, rates)
-    model = partial(predict_one, params, cfg, told=told)
+    inputs = {**batch, **scales, "latent": latent, "negative": batch["null_ids"][None]}
+    conditioning = drop(params, cfg, inputs, keys, rates)
+    model = partial(predict_one, params, cfg, conditioning=conditioning)
     return diffusion_loss(model, latent, keys, cfg.stage.schedule, shape)
 
 

@@ -30,7 +30,7 @@ def start(keys: jax.Array, *, cfg: Config, steps: int) -> State:
 def sample(
     params: Params,
     cfg: Config,
-    asked: dict[str, Any],
+    inputs: dict[str, Any],
     keys: jax.Array,
     guidance: Guidance,
     **chosen: Any,
@@ -39,4 +39,4 @@ def sample(
 
     `chosen` as in `chain.sample`.
     """
-    return chain.sample(params, cfg, asked, keys, guidance, start, **chosen)
+    return chain.sample(params, cfg, inputs, keys, guidance, start, **chosen)

@@ -42,7 +42,7 @@ def start(
 def sample(
     params: Params,
     cfg: Config,
-    asked: dict[str, Any],
+    inputs: dict[str, Any],
     keyframes: jax.Array,
     keys: jax.Array,
     guidance: Guidance,
@@ -52,4 +52,4 @@ def sample(
 ) -> jax.Array:
     """Raw inputs and keyframes' latents -> refined latents, like them; `chosen`: `chain.sample`."""
     given = (keyframes, strength)
-    return chain.sample(params, cfg, asked, keys, guidance, start, *given, **chosen)
+    return chain.sample(params, cfg, inputs, keys, guidance, start, *given, **chosen)

@@ -3,8 +3,6 @@
 SDXL's UNet, AnimateDiff's v1 and SDXL modules, SparseCtrl, and the CLIP encoders beside CLIP-L's.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import pytest
@@ -52,9 +50,8 @@ def zeros(*shape, dtype=jnp.float32):
     return jax.ShapeDtypeStruct(shape, dtype)
 
 
-def tree(module, *args, **kwargs):
-    init = functools.partial(module.init, jax.random.key(0))
-    return jax.eval_shape(init, *args, **kwargs)["params"]
+def tree(module, *args):
+    return jax.eval_shape(module.init, jax.random.key(0), *args)["params"]
 
 
 def state_shapes(cls, *args, **config):
@@ -74,8 +71,8 @@ def every_leaf_has_one_rule(tree):
 
 
 def test_sdxl_unet_and_its_motion():
-    x, t, text = zeros(1, 1, 8, 8, 4), zeros(1), Context(zeros(1, 77, 2048))
-    whole = tree(UNet(SDXL), x, t, text, pooled=zeros(1, 1280), size_ids=zeros(1, 6))
+    text = Context(zeros(1, 77, 2048), pooled=zeros(1, 1280), size_ids=zeros(1, 6))
+    whole = tree(UNet(SDXL), zeros(1, 1, 8, 8, 4), zeros(1), text)
     every_leaf_has_one_rule(whole)
     moving, spatial = params.split(whole, lambda name: "motion_modules_" in name)
     shapes = state_shapes(

@@ -120,12 +120,12 @@ def test_twenty_five_guided_steps(small, sources, whole):
     params, cfg = four.parameters("i2v"), four.keyframes
     condition = quick(stages.condition, "cfg", "rule")
     advance = quick(chain.advance, "cfg", "rule", "steps", "k")
-    asked = {**dict(zip(("ids", "negative"), ids)), "image": jnp.asarray(image)}
+    inputs = {**dict(zip(("ids", "negative"), ids)), "image": jnp.asarray(image)}
     scales, mine = guidance.make(scale), []
     rule = cfg.rule.least(scales)
-    told = condition(params, {**asked, "control_scale": np.float32(0)}, cfg=cfg, rule=rule)
+    conditioning = condition(params, {**inputs, "control_scale": np.float32(0)}, cfg=cfg, rule=rule)
     for _ in range(steps):
-        state = advance(params, told, scales, state, cfg=cfg, rule=rule, steps=steps, k=1)
+        state = advance(params, conditioning, scales, state, cfg=cfg, rule=rule, steps=steps, k=1)
         mine.append(state.x)
     assert drift(mine, theirs) < 1e-5  # measured: 2.1e-6 after any step
 

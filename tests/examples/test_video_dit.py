@@ -102,11 +102,11 @@ def test_rotary_positions_are_turns_that_tell_differences_alone():
 
 
 def test_before_training_its_output_and_what_steers_its_blocks_are_zero(four):
-    backbone, fed = four.keyframes.backbone, stages.Fed(text=jnp.ones((1, 5, 8)))
+    backbone, context = four.keyframes.backbone, stages.Context(text=jnp.ones((1, 5, 8)))
     x, t = jnp.ones((1, 3, 3, 5, 4)), jnp.ones(1)
-    fed = fed.replace(more={"reference": x[:, 0]})
-    fresh = backbone.init(keys.seed(0), x, t, fed)
-    assert np.abs(backbone.apply(fresh, x, t, fed)).max() == 0
+    context = context.replace(more={"reference": x[:, 0]})
+    fresh = backbone.init(keys.seed(0), x, t, context)
+    assert np.abs(backbone.apply(fresh, x, t, context)).max() == 0
     assert all(not leaf.any() for leaf in jax.tree.leaves(fresh["dit"]["blocks_0"]["steer"]))
 
 

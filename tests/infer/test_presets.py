@@ -29,24 +29,24 @@ def end_to_end(preset, steps=3):
     encode = partial(latents.encode, cfg=preset.VAE)
     decode = partial(latents.decode, cfg=preset.VAE)
     scales, one = guidance.make(7.5, 1.5), jnp.float32(1)
-    asked = dict(zip(("ids", "negative"), ids))
+    inputs = dict(zip(("ids", "negative"), ids))
 
-    def end(tree, cfg, asked, state):
-        told = stages.condition(tree, asked, cfg=cfg, rule=cfg.rule)
+    def end(tree, cfg, inputs, state):
+        conditioning = stages.condition(tree, inputs, cfg=cfg, rule=cfg.rule)
         static = {"cfg": cfg, "rule": cfg.rule, "steps": steps}
-        return chain.advance(tree, told, scales, state, **static).x
+        return chain.advance(tree, conditioning, scales, state, **static).x
 
     def picture(tree, key):
         held = {name.removeprefix("t2i_"): leaf for name, leaf in tree.items()}
         held["spatial"] = held.pop("unet")
         state = t2i.start(key, cfg=four.picture, steps=steps)
-        z = end(held, four.picture, asked, state)[:, 0]
+        z = end(held, four.picture, inputs, state)[:, 0]
         return z, latents.decode(held["vae"], preset.PICTURE_VAE, z)
 
     def moving(tree, key, image, start, cfg, number):
         tree = dict(tree)
         tree["motion"] = tree.pop(next(name for name in tree if name.startswith("motion_")))
-        z = end(tree, cfg, {**asked, "image": image}, start(key, cfg, tree, number))
+        z = end(tree, cfg, {**inputs, "image": image}, start(key, cfg, tree, number))
         return z, decode(tree["vae"], latents=z)
 
     def first(key, cfg, tree, image):

@@ -66,9 +66,8 @@ def pair(parity, request):
     def apply(params, x, t, text, condition, scale):
         context = Context(text)
         residuals = ours.apply({"params": params["control"]}, x, t, context, condition, scale)
-        return residuals, ours_unet.apply(
-            {"params": params["unet"]}, x, t, context, residuals=residuals
-        )
+        context = context.replace(residuals=residuals)
+        return residuals, ours_unet.apply({"params": params["unet"]}, x, t, context)
 
     return control, unet, parity.jit(apply), params
 

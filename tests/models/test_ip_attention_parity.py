@@ -9,7 +9,7 @@ from mv2_jax.convert.engine import export
 from mv2_jax.convert.tables import ip_attention as table
 from mv2_jax.convert.tables import unet as unet_table
 from mv2_jax.models.unet import UNet
-from mv2_jax.nn.layers import Attention
+from mv2_jax.nn.attention import Attention
 from mv2_jax.nn.transformer import Context
 from mv2_jax.params import merge, split
 

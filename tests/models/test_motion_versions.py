@@ -146,7 +146,7 @@ def run_torch(video, x, t, text, added):
 def assemble(parity, cfg, spatial, adapter):
     ours = UNet(cfg)
     x, t, text, added = arguments(parity, cfg, 1, 2, (8, 8))
-    target = parity.shapes(ours, x, t, Context(text), **added)
+    target = parity.shapes(ours, x, t, Context(text, **added))
     motion, rest = split(target, lambda name: "motion_modules_" in name)
     motion = parity.convert(adapter.state_dict(), table.find(adapter.state_dict()), motion)
     rest = parity.convert(spatial.state_dict(), unet_table.rules(cfg), rest)
@@ -171,7 +171,7 @@ def test_video_unet_as_published(parity, base, motion, batch, frames, plane):
     expected = run_torch(as_published(video, motion, frames), x, t, text, added)
     ours, params = assemble(parity, cfg, spatial, adapter)
     apply = parity.jit(
-        lambda p, x, t, text: ours.apply({"params": p}, x, t, Context(text), **added)
+        lambda p, x, t, text: ours.apply({"params": p}, x, t, Context(text, **added))
     )
     got = apply(params, x, t, text)
     assert parity.error(got, parity.channels_last(expected)) < TOLERANCE

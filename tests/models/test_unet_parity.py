@@ -77,7 +77,7 @@ def convert(parity, cfg, theirs):
     added = {}
     if cfg.pooled_width is not None:
         added = dict(pooled=np.zeros((1, cfg.pooled_width)), size_ids=np.zeros((1, 6)))
-    target = parity.shapes(ours, x, t, Context(text), **added)
+    target = parity.shapes(ours, x, t, Context(text, **added))
     return ours, parity.convert(theirs.state_dict(), table.rules(cfg), target)
 
 
@@ -97,7 +97,7 @@ def compare(parity, cfg, theirs, ours, params, batch, height, width):
             added_cond_kwargs=theirs_added or None,
         ).sample
     apply = parity.jit(
-        lambda p, x, t, text: ours.apply({"params": p}, x, t, Context(text), **added)
+        lambda p, x, t, text: ours.apply({"params": p}, x, t, Context(text, **added))
     )
     got = apply(params, x, t, text)
     assert parity.error(got[:, 0], parity.channels_last(expected)) < TOLERANCE

@@ -6,7 +6,7 @@ import tiny
 
 from mv2_jax.models.unet import UNet
 from mv2_jax.nn import watch
-from mv2_jax.nn.layers import Attention
+from mv2_jax.nn.attention import Attention
 from mv2_jax.nn.transformer import Context
 
 

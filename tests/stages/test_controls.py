@@ -111,17 +111,19 @@ def test_clip_skip_is_the_stages(params, skip):
 
 def conditions(params, cfg, rule=None):
     image = jnp.linspace(-1, 1, 24 * 40 * 3).reshape(1, 24, 40, 3)
-    asked = {"ids": jnp.asarray(ROWS[:, 0]), "negative": jnp.asarray(EMPTY), "image": image}
-    return stages.condition(params, asked, cfg=cfg, rule=rule or cfg.rule)
+    inputs = {"ids": jnp.asarray(ROWS[:, 0]), "negative": jnp.asarray(EMPTY), "image": image}
+    return stages.condition(params, inputs, cfg=cfg, rule=rule or cfg.rule)
 
 
 def test_a_pooled_controlnet_steers_only_what_is_told_the_prompt(params):
     """diffusers runs such a one on the conditional rows alone (its guess mode)."""
     control = dataclasses.replace(NETWORKS["control"], global_pool=True)
     pooled = stages.build("i2v", STAGE, {**NETWORKS, "control": control}, 8)
-    told = {cfg: jax.jit(conditions, static_argnums=1)(params, cfg) for cfg in (CLIP, pooled)}
-    np.testing.assert_array_equal(told[CLIP]["control"]["scale"][:, 0], [0, 1, 1])
-    np.testing.assert_array_equal(told[pooled]["control"]["scale"][:, 0], [0, 0, 1])
+    conditioning = {
+        cfg: jax.jit(conditions, static_argnums=1)(params, cfg) for cfg in (CLIP, pooled)
+    }
+    np.testing.assert_array_equal(conditioning[CLIP]["control"]["scale"][:, 0], [0, 1, 1])
+    np.testing.assert_array_equal(conditioning[pooled]["control"]["scale"][:, 0], [0, 0, 1])
 
 
 def test_a_clip_that_fits_its_window_runs_the_plain_program(params):

@@ -81,15 +81,15 @@ def image():
     return jnp.asarray(np.random.default_rng(3).uniform(-1, 1, (3, 30, 50, 3)), jnp.float32)
 
 
-def asked(image, rows, image_scale=1.0, control_scale=1.0):
+def inputs(image, rows, image_scale=1.0, control_scale=1.0):
     rows = slice(rows, rows + 1) if isinstance(rows, int) else rows
     scales = {"image_scale": np.float32(image_scale), "control_scale": np.float32(control_scale)}
     return {"ids": IDS[rows], "negative": NOTHING[rows], "image": image[rows], **scales}
 
 
-def told(params, *given, rule=guidance.NONE):
+def conditioning(params, *given, rule=guidance.NONE):
     """Of one row, leading axis B."""
-    made = stages.condition(params, asked(*given), cfg=CLIP, rule=rule)
+    made = stages.condition(params, inputs(*given), cfg=CLIP, rule=rule)
     return jax.tree.map(lambda leaf: leaf[0], made)
 
 
@@ -115,8 +115,8 @@ def test_guidance_and_seed_compile_nothing_new(params):
 def test_i2v_sample_of_a_batch_equals_the_sample_alone(params, image):
     each = keys.seeds([7, 8, 9])
     z = jnp.asarray(np.random.default_rng(4).standard_normal((3, 3, 5, 4)), jnp.float32)
-    batch = i2v.sample(params, CLIP, asked(image, slice(0, 3)), z, each, SCALES, noise_prior=1.0)
-    one = asked(image, 2), z[2:], each[2:]
+    batch = i2v.sample(params, CLIP, inputs(image, slice(0, 3)), z, each, SCALES, noise_prior=1.0)
+    one = inputs(image, 2), z[2:], each[2:]
     alone = i2v.sample(params, CLIP, *one, SCALES, noise_prior=1.0)
     assert batch.shape == (3, 3, 3, 5, 4)
     np.testing.assert_allclose(batch[2], alone[0], rtol=0, atol=5e-5)
@@ -126,7 +126,7 @@ def test_a_fresh_video_network_is_the_picture_network_on_every_frame(fresh, imag
     """Motion, image tokens at scale 0 and a fresh ControlNet add nothing to the spatial UNet."""
     x = jnp.asarray(np.random.default_rng(6).standard_normal((1, 3, 3, 5, 4)), jnp.float32)
     t = jnp.asarray([400.0])
-    last = told(fresh, image, 0, 0.0)
+    last = conditioning(fresh, image, 0, 0.0)
     clip = stages.predict_one(fresh, CLIP, x, t, last)
     for frame in range(3):
         words = {"text": last["text"]}
@@ -144,7 +144,7 @@ def test_the_reference_acts_through_its_two_ways_alone(
     x = jnp.asarray(np.random.default_rng(6).standard_normal((3, 3, 3, 5, 4)), jnp.float32)
     t = jnp.full((3,), 400.0)
     scales = (image_scale, control_scale)
-    both = [told(params, pictures, 0, *scales) for pictures in (image, image[::-1])]
+    both = [conditioning(params, pictures, 0, *scales) for pictures in (image, image[::-1])]
     out = [np.asarray(stages.predict_one(params, CLIP, x[:1], t[:1], c)) for c in both]
     difference = np.abs(out[0] - out[1]).max()
     assert difference > 1e-3 if moves else difference == 0
@@ -160,9 +160,9 @@ def test_the_reference_acts_through_its_two_ways_alone(
     ],
 )
 def test_each_row_of_a_rule_is_told_what_it_is_to_be(params, image, name, withheld):
-    condition = stages.condition(params, asked(image, 0), cfg=CLIP, rule=guidance.rule(name))
-    away = told(params, image, 0, rule=guidance.APART)
-    towards = told(params, image, 0)
+    condition = stages.condition(params, inputs(image, 0), cfg=CLIP, rule=guidance.rule(name))
+    away = conditioning(params, image, 0, rule=guidance.APART)
+    towards = conditioning(params, image, 0)
     assert condition["control"]["shown"].shape[:2] == (len(withheld), 1)
     for row, roles in enumerate(withheld):
         for each in ("text", "image", "control"):
@@ -178,7 +178,7 @@ def test_each_row_of_a_rule_is_told_what_it_is_to_be(params, image, name, withhe
 def test_v2v_at_strength_0_keeps_the_keyframes_and_at_1_forgets_them(params, image):
     rng = np.random.default_rng(8)
     z, other = (jnp.asarray(rng.standard_normal((1, 3, 3, 5, 4)), jnp.float32) for _ in range(2))
-    condition, key = asked(image, 0), keys.seeds([3])
+    condition, key = inputs(image, 0), keys.seeds([3])
     kept = v2v.sample(params, REFINED, condition, z, key, SCALES, strength=0.0)
     np.testing.assert_allclose(kept, z, rtol=0, atol=1e-6)
     before = chain.advance._cache_size()
@@ -238,14 +238,14 @@ def test_dropped_conditions_do_not_reach_the_loss(params, image):
 
 def test_text_and_picture_are_dropped_independently_and_as_often_as_asked(params, image):
     many = {
-        name: np.repeat(x[:1], 400, axis=0) for name, x in asked(image, 0).items() if np.ndim(x)
+        name: np.repeat(x[:1], 400, axis=0) for name, x in inputs(image, 0).items() if np.ndim(x)
     }
     batch = {**many, "negative": NOTHING[:1], "image": jnp.asarray(many["image"][:, :24, :40])}
     batch["latent"] = jnp.zeros((400, 1, 3, 5, 4))
     rates = {"drop_text": 0.5, "drop_image": 0.25}
     keyed = keys.per_sample(jax.random.key(0), 400)
     found = jax.jit(lambda batch: stages.drop(params, CLIP, batch, keyed, rates))(batch)
-    towards = told(params, image[:, :24, :40], 0)
+    towards = conditioning(params, image[:, :24, :40], 0)
     no_text = np.abs(found["text"].text - towards["text"].text).max((1, 2)) > 1e-4
     no_tokens = np.abs(found["image"]["tokens"] - towards["image"]["tokens"]).max((1, 2)) > 1e-4
     no_control = np.asarray(found["control"]["scale"]) == 0

@@ -183,11 +183,13 @@ def test_twenty_five_guided_steps(pair):
         output_type="latent",
         callback_on_step_end=keep,
     )
-    asked, rule = {"ids": IDS, "negative": EMPTY}, CFG.rule
-    told = stages.condition(params, asked, cfg=CFG, rule=rule)
+    inputs, rule = {"ids": IDS, "negative": EMPTY}, CFG.rule
+    conditioning = stages.condition(params, inputs, cfg=CFG, rule=rule)
     mine, scales = [], guidance.make(5.0)
     for _ in range(25):
-        state = chain.advance(params, told, scales, state, cfg=CFG, rule=rule, steps=25, k=1)
+        state = chain.advance(
+            params, conditioning, scales, state, cfg=CFG, rule=rule, steps=25, k=1
+        )
         mine.append(state.x[:, 0])
     assert drift(mine, steps) < 1e-5  # measured: 1.0e-6 at every step
 
@@ -196,8 +198,8 @@ def test_the_loss_says_the_sizes_of_its_pictures(pair, monkeypatch):
     _, params = pair
     seen = []
 
-    def predict(params, cfg, x, t, told):
-        seen.append(told["text"].size_ids)
+    def predict(params, cfg, x, t, conditioning):
+        seen.append(conditioning["text"].size_ids)
         return x
 
     monkeypatch.setattr(stages, "predict_one", predict)
@@ -236,11 +238,11 @@ def test_the_video_stages_read_the_same_prompt(pair):
     nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), nothing)
     whole = {**nothing, **params}
 
-    def told(params, cfg, ids, none):
-        asked = {"ids": ids, "negative": none, "image": jnp.ones((3, 30, 30, 3))}
-        return stages.condition.__wrapped__(params, asked, cfg=cfg, rule=cfg.rule)
+    def conditioning(params, cfg, ids, none):
+        inputs = {"ids": ids, "negative": none, "image": jnp.ones((3, 30, 30, 3))}
+        return stages.condition.__wrapped__(params, inputs, cfg=cfg, rule=cfg.rule)
 
-    given = quick(told, "cfg")(whole, cfg, IDS, EMPTY)
+    given = quick(conditioning, "cfg")(whole, cfg, IDS, EMPTY)
     pooled = given["text"].pooled
     assert pooled.shape == (3, 3, 12) and not pooled[:2].any() and pooled[2].any()
     x = jax.random.normal(jax.random.key(1), (3, 3, *cfg.latent_shape))

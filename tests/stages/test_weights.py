@@ -15,7 +15,7 @@ from mv2_jax.diffusion import guidance
 from mv2_jax.errors import InputError
 from mv2_jax.stages import chain, controls
 from mv2_jax.stages import stage as stages
-from mv2_jax.stages.conditions import Fed
+from mv2_jax.stages.conditions import Context
 
 NETWORKS = {**tiny.NETWORKS, "control_2": tiny.CONTROL}
 SHAPE = dataclasses.replace(tiny.KEYFRAMES, conditions=("text", "image", "control", "control_2"))
@@ -28,10 +28,10 @@ def numbered(stage="i2v", **changes):
     return numbers.changed(stage, numbers.STAGES[stage](), changes)
 
 
-def asked(cfg=CLIP, batch=2, **changes):
+def inputs(cfg=CLIP, batch=2, **changes):
     given = RNG.uniform(-1, 1, (batch, *cfg.stage.size, 3)).astype(np.float32)
     ids = np.tile(np.arange(20, dtype=np.int32), (batch, 1))
-    weights = controls.asked(cfg, numbered(**changes), 4)
+    weights = controls.inputs(cfg, numbered(**changes), 4)
     return {"ids": ids, "negative": ids[:, ::-1], "image": given, **weights}
 
 
@@ -52,18 +52,20 @@ def test_a_part_of_a_chain_is_diffusers(steps, first, span):
     np.testing.assert_array_equal((low <= t) & (t <= high), kept)
 
 
-def fed(params, cfg, raw, t, **more):
+def context(params, cfg, raw, t, **more):
     """What a stage's conditions feed, of the conditioned row."""
-    told = stages.condition.__wrapped__(params, {**raw, **more}, cfg=cfg, rule=guidance.NONE)
-    told = jax.tree.map(lambda leaf: leaf[0], told)
-    batch, made = raw["image"].shape[0], Fed()
+    conditioning = stages.condition.__wrapped__(
+        params, {**raw, **more}, cfg=cfg, rule=guidance.NONE
+    )
+    conditioning = jax.tree.map(lambda leaf: leaf[0], conditioning)
+    batch, made = raw["image"].shape[0], Context()
     x = jnp.asarray(np.random.default_rng(1).standard_normal((batch, *cfg.latent_shape)))
     for each in cfg.conditions:
-        made = each.feed(params, cfg, told[each.name], x, jnp.full(batch, t), made)
+        made = each.feed(params, cfg, conditioning[each.name], x, jnp.full(batch, t), made)
     return made
 
 
-FEED = quick(fed, "cfg")
+FEED = quick(context, "cfg")
 
 
 def close(found, expected, atol=2e-6):
@@ -72,7 +74,7 @@ def close(found, expected, atol=2e-6):
 
 
 def test_several_controlnets_add_up(params):
-    raw = asked(control_scale="1,0")
+    raw = inputs(control_scale="1,0")
     alone = stages.build("i2v", tiny.KEYFRAMES, tiny.NETWORKS, tiny.VAE.factor)
     one = FEED(params, alone, raw, 500.0).residuals
     close(FEED(params, CLIP, raw, 500.0).residuals, one)
@@ -92,7 +94,7 @@ def scales(*values):
 
 
 def test_each_counts_in_its_part_of_the_chain(params):
-    raw = asked(control_start="0,0.5", control_end="0.5,1", image_start=0.5)
+    raw = inputs(control_start="0,0.5", control_end="0.5,1", image_start=0.5)
     times = chain.program(CLIP.stage, 4)[1].t
     for step, t in enumerate(times):
         late = step >= 2
@@ -104,7 +106,7 @@ def test_each_counts_in_its_part_of_the_chain(params):
 
 
 def test_weights_by_frame(params):
-    raw = asked(control_scale=0.5, control_frames="0:1,2:0;1:2", image_frames="1:0.25")
+    raw = inputs(control_scale=0.5, control_frames="0:1,2:0;1:2", image_frames="1:0.25")
     np.testing.assert_allclose(raw["control_frames"], [1, 0.5, 0])
     np.testing.assert_allclose(raw["control_2_frames"], [2, 2, 2])
     found = FEED(params, CLIP, raw, 500.0)
@@ -121,7 +123,7 @@ def test_the_network_takes_weights_by_frame(params):
     unet = dataclasses.replace(tiny.INFLATED, motion=None)
     cfg = dataclasses.replace(CLIP, stage=dataclasses.replace(SHAPE, unet=unet))
     predict = quick(one_step, "cfg")
-    raw = asked(cfg, image_frames="0:0,2:1", control_frames="0:1,2:3;")
+    raw = inputs(cfg, image_frames="0:0,2:1", control_frames="0:1,2:3;")
     found = predict(params, cfg, raw)
     plain = {name: x for name, x in raw.items() if not name.endswith("_frames")}
     for frame in range(FRAMES):
@@ -133,16 +135,16 @@ def test_the_network_takes_weights_by_frame(params):
 
 
 def one_step(params, cfg, raw):
-    told = stages.condition.__wrapped__(params, raw, cfg=cfg, rule=guidance.NONE)
+    conditioning = stages.condition.__wrapped__(params, raw, cfg=cfg, rule=guidance.NONE)
     x = jnp.asarray(np.random.default_rng(1).standard_normal((1, 2, *cfg.latent_shape)))
     model = stages.in_windows(params, cfg, cfg.stage.frames)
-    return model(x, jnp.full((1, 2), 500.0), told)[0]
+    return model(x, jnp.full((1, 2), 500.0), conditioning)[0]
 
 
 def test_each_keyframe_is_seen_by_its_own_frame(params):
     clip = RNG.uniform(-1, 1, (2, FRAMES, 32, 32, 3)).astype(np.float32)
     own = numbered("v2v", control_sees="keyframes,picture", strength=1.0)
-    raw = {**asked(), **controls.asked(REFINED, own, 4, clip)}
+    raw = {**inputs(), **controls.inputs(REFINED, own, 4, clip)}
     np.testing.assert_array_equal(raw["control_image"], clip)
     assert "control_2_image" not in raw
     raw |= scales(1, 0)
@@ -155,7 +157,7 @@ def test_each_keyframe_is_seen_by_its_own_frame(params):
 def test_windows_take_the_weights_and_pictures_of_their_frames(params):
     wide = dataclasses.replace(SHAPE, frames=5, overlap=1, blend="uniform")
     cfg = dataclasses.replace(CLIP, stage=wide)
-    raw = asked(cfg, image_frames="0:0,4:1", control_frames="0:0,4:2;0:1")
+    raw = inputs(cfg, image_frames="0:0,4:1", control_frames="0:0,4:2;0:1")
     raw["control_image"] = RNG.uniform(-1, 1, (2, 5, 32, 32, 3)).astype(np.float32)
     whole = quick(one_step, "cfg")(params, cfg, raw)
     parts = []
@@ -164,8 +166,8 @@ def test_windows_take_the_weights_and_pictures_of_their_frames(params):
         some = slice(begin, begin + 3)
         cut = {n: a[some] if n.endswith("_frames") else a for n, a in raw.items()}
         cut["control_image"] = raw["control_image"][:, some]
-        told = stages.condition.__wrapped__(params, cut, cfg=CLIP, rule=guidance.NONE)
-        out = stages.predict(params, CLIP, x[:, :, some], jnp.full((1, 2), 500.0), told)
+        conditioning = stages.condition.__wrapped__(params, cut, cfg=CLIP, rule=guidance.NONE)
+        out = stages.predict(params, CLIP, x[:, :, some], jnp.full((1, 2), 500.0), conditioning)
         parts.append(np.asarray(out[0]))
     middle = (parts[0][:, 2:] + parts[1][:, :1]) / 2
     expected = np.concatenate([parts[0][:, :2], middle, parts[1][:, 1:]], axis=1)
@@ -173,26 +175,26 @@ def test_windows_take_the_weights_and_pictures_of_their_frames(params):
 
 
 def test_looks_add_their_tokens(params):
-    raw = asked()
+    raw = inputs()
     looks = RNG.uniform(-1, 1, (2, 3, 24, 40, 3)).astype(np.float32)
     image = CLIP.condition("image")
-    told, nothing = image.encode(params, CLIP, {**raw, "looks": looks})
+    conditioning, nothing = image.encode(params, CLIP, {**raw, "looks": looks})
     first, none = image.encode(params, CLIP, raw)
     parts = [first["tokens"]]
     parts += [image.encode(params, CLIP, {"image": looks[:, i]})[0]["tokens"] for i in range(3)]
-    np.testing.assert_allclose(told["tokens"], jnp.concatenate(parts, 1), atol=1e-5)
+    np.testing.assert_allclose(conditioning["tokens"], jnp.concatenate(parts, 1), atol=1e-5)
     np.testing.assert_allclose(nothing["tokens"], jnp.tile(none["tokens"], (1, 4, 1)), atol=0)
 
 
 def test_numbers_change_no_shape():
-    plain = controls.asked(CLIP, numbered(), 4)
-    other = controls.asked(
+    plain = controls.inputs(CLIP, numbered(), 4)
+    other = controls.inputs(
         CLIP, numbered(control_scale=(0.3, 2), control_end="0.5,0.6", image_start=0.9), 4
     )
     assert programs.signature(plain) == programs.signature(other)
-    first = controls.asked(CLIP, numbered(control_sees="first"), 4)
+    first = controls.inputs(CLIP, numbered(control_sees="first"), 4)
     np.testing.assert_array_equal(first["control_2_frames"], [1, 0, 0])
-    curve = controls.asked(CLIP, numbered(control_frames="0:0.1,2:4"), 4)
+    curve = controls.inputs(CLIP, numbered(control_frames="0:0.1,2:4"), 4)
     assert programs.signature(first) == programs.signature(curve)
 
 
@@ -211,4 +213,4 @@ def test_numbers_change_no_shape():
 )
 def test_what_cannot_be_is_named(changes, message):
     with pytest.raises(InputError, match=message):
-        controls.asked(CLIP, numbered(**changes), 4)
+        controls.inputs(CLIP, numbered(**changes), 4)

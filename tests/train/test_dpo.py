@@ -191,8 +191,8 @@ def test_a_sparse_control_learns_from_the_latent_it_was_sampled_with(tmp_path, m
     cfg.data.update(count=2, shard=2, motions=dict.fromkeys(MOTIONS[1:], 0.0))
     seen = []
 
-    def sample(params, net, asked, reference, *rest, **more):
-        seen.append((asked.get("reference", reference), reference))
+    def sample(params, net, inputs, reference, *rest, **more):
+        seen.append((inputs.get("reference", reference), reference))
         return np.zeros((2, *net.latent_shape), np.float32)
 
     def rank(jury, words, candidates, make):
@@ -208,9 +208,9 @@ def test_a_sparse_control_learns_from_the_latent_it_was_sampled_with(tmp_path, m
     assert np.array_equal(batch["reference"], np.asarray(reference, np.float16))
     given, predict = [], stages.predict_one
 
-    def watched(params, cfg, x, t, told):
-        given.append(told["control"]["shown"])
-        return predict(params, cfg, x, t, told)
+    def watched(params, cfg, x, t, conditioning):
+        given.append(conditioning["control"]["shown"])
+        return predict(params, cfg, x, t, conditioning)
 
     monkeypatch.setattr(dpo.stages, "predict_one", watched)
     weights = task.init(jax.random.key(0))
@@ -233,12 +233,12 @@ def test_prompts_are_dropped_as_often_as_asked(begin, tmp_path, monkeypatch):
     cfg = phase("pictures", drop_text=0.5, drop_image=0.25)
     made = dpo.Pictures(cfg, begin, tmp_path / "arm")
     words = [made.words.encode([text]) for text in ("a red ball", "")]
-    asked = {"ids": np.repeat(words[0], 400, axis=0), "negative": words[1]}
+    inputs = {"ids": np.repeat(words[0], 400, axis=0), "negative": words[1]}
     keys = named.per_sample(jax.random.key(0), 400)
-    told = stages.drop(made.base, made.net, asked, keys, {**cfg.loss})["text"].text
+    conditioning = stages.drop(made.base, made.net, inputs, keys, {**cfg.loss})["text"].text
     ball, nothing = (made.net.condition("text").prompt(made.base, made.net, x) for x in words)
-    dropped = np.abs(told - nothing.text).max((1, 2)) < 1e-5
-    kept = np.abs(told - ball.text).max((1, 2)) < 1e-5
+    dropped = np.abs(conditioning - nothing.text).max((1, 2)) < 1e-5
+    kept = np.abs(conditioning - ball.text).max((1, 2)) < 1e-5
     assert (dropped ^ kept).all() and abs(dropped.mean() - 0.5) < 0.1
 
 

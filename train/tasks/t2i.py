@@ -113,8 +113,8 @@ def sampler(cfg: Any, net: stages.Config, vae: Component, words: Tokenizer, sour
     def sample(params: Params, frozen: Params, key: jax.Array) -> np.ndarray:
         each = keys.per_sample(key, len(ids))
         scales = guidance.make(cfg.sample.guidance)
-        asked = {**stages.blank(net, len(ids)), "ids": ids, "negative": negative}
-        z = t2i.sample(params, net, asked, each, scales, steps=cfg.sample.steps)[:, 0]
+        inputs = {**stages.blank(net, len(ids)), "ids": ids, "negative": negative}
+        z = t2i.sample(params, net, inputs, each, scales, steps=cfg.sample.steps)[:, 0]
         return grid(to_uint8(decode(frozen["vae"], z)), columns=8)
 
     return sample

@@ -107,16 +107,16 @@ class Preferences(ABC):
         whole = {**frozen, **self.merged(params, frozen)}
         better, worse = (self.clips(batch[name]) for name in ("better", "worse"))
         rest = {name: x for name, x in batch.items() if name not in ("better", "worse", "margin")}
-        asked = trees.cast(rest, jnp.float32)
-        asked |= {"latent": better, "negative": jnp.asarray(self.words.encode([""]))}
+        inputs = trees.cast(rest, jnp.float32)
+        inputs |= {"latent": better, "negative": jnp.asarray(self.words.encode([""]))}
         schedule, drop = self.net.stage.schedule, self.cfg.loss
 
         def model(tree: Params, rows: int) -> Any:
             """`f(x, t)` over `rows` times the batch's samples, under the batch's conditions."""
             # Guidance needs what the network answers without them, which must not drift.
-            told = stages.drop(tree, self.net, asked, keys, {**drop})
-            told = jax.tree.map(lambda x: jnp.concatenate([x] * rows), told)
-            return partial(stages.predict_one, tree, self.net, told=told)
+            conditioning = stages.drop(tree, self.net, inputs, keys, {**drop})
+            conditioning = jax.tree.map(lambda x: jnp.concatenate([x] * rows), conditioning)
+            return partial(stages.predict_one, tree, self.net, conditioning=conditioning)
 
         if self.cfg.loss.kind == "winners":
             return diffusion_loss(model(whole, 1), better, keys, schedule, self.shape)
@@ -218,11 +218,11 @@ class Pictures(Preferences):
         ids = self.words.encode(pairs.prompts(words))
         nothing = np.repeat(self.words.encode([""]), len(ids), axis=0)
         scales, steps = guidance.make(self.cfg.sample.guidance), self.cfg.sample.steps
-        asked = {"ids": ids, "negative": nothing}
+        inputs = {"ids": ids, "negative": nothing}
 
         def one(number: int) -> tuple[np.ndarray, Any]:
             keys = pairs.keys(self.cfg.seed, numbers, number)
-            z = t2i.sample(self.base, self.net, asked, keys, scales, steps=steps)[:, 0]
+            z = t2i.sample(self.base, self.net, inputs, keys, scales, steps=steps)[:, 0]
             return z, self.decode(self.vae, latents=z)[:, None]
 
         return pairs.rank(self.jury, words, self.cfg.data.candidates, one)
@@ -248,12 +248,12 @@ class Clips(Preferences):
         ids = self.words.encode(pairs.prompts(words))
         nothing = np.repeat(self.words.encode([""]), len(ids), axis=0)
         reference = self.encode(self.vae, image)
-        asked = {"ids": ids, "negative": nothing, "image": image}
+        inputs = {"ids": ids, "negative": nothing, "image": image}
         scales = guidance.make(sample.guidance, sample.image_guidance)
 
         def one(number: int) -> tuple[np.ndarray, Any]:
             keys = pairs.keys(self.cfg.seed, numbers, number)
-            given = (self.base, self.net, asked, reference)
+            given = (self.base, self.net, inputs, reference)
             z = i2v.sample(*given, keys, scales, noise_prior=1.0, steps=sample.steps)
             return z, self.decode(self.vae, latents=z)
 

@@ -14,43 +14,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-import flax.struct
 import jax
+
+from mv2_jax.nn.transformer import Context
 
 if TYPE_CHECKING:
     from mv2_jax.stages.stage import Config
 
 Params = dict[str, Any]
-Asked = Mapping[str, Any]
+Inputs = Mapping[str, Any]
 """Raw inputs by name, as a user or a training batch gives them: "ids" and "negative" (token ids),
 "image" [B, H, W, 3] in [-1, 1], its scaled latent "reference" [B, h, w, C], scales, and whatever
 other conditions need. In training the batch's "latent" [B, T, h, w, C] is there too."""
-
-
-@flax.struct.dataclass
-class Fed:
-    """What a backbone is fed beside x and t; N are the rows of guidance times the samples.
-
-    text: [N, L, C], what cross-attention reads.
-    image: [N, Li, C], tokens of pictures for a cross-attention of their own, and how much they
-        count, image_scale [N] or of each frame [N, T].
-    pooled [N, P], size_ids [N, 6]: SDXL's, which join the time embedding.
-    residuals: (skips, mid), added to a UNet's states: each [N * T, h, w, c] (or [N * T, 1, 1, c]).
-    more: whatever conditions and backbones of one's own agree on.
-    """
-
-    text: jax.Array | None = None
-    image: jax.Array | None = None
-    image_scale: jax.Array | None = None
-    pooled: jax.Array | None = None
-    size_ids: jax.Array | None = None
-    residuals: tuple[tuple[jax.Array, ...], jax.Array] | None = None
-    more: dict[str, Any] = flax.struct.field(default_factory=dict)
-
-    @property
-    def added(self) -> dict[str, jax.Array | None]:
-        """What of it joins the time embedding, by the networks' names for it."""
-        return {"pooled": self.pooled, "size_ids": self.size_ids}
 
 
 @runtime_checkable
@@ -68,8 +43,8 @@ class Condition(Protocol):
         do; where one part of a stage does not, each device has whole clips and parameters.
 
     It may also have `configs()`, {tree name: what stands as its config in a cascade folder}, where
-    that is not the condition itself; and `of_frames(told, frames)`, what it told for a clip as it
-    is for some of its frames (their numbers [W], traced), where that differs from frame to frame.
+    that is not the condition itself; and `of_frames(conditioning, frames)`, what it told for a
+    clip as it is for some of its frames (their numbers [W], traced), where they differ.
     """
 
     name: str
@@ -86,25 +61,37 @@ class Condition(Protocol):
         ...
 
     def init(
-        self, cfg: Config, key: jax.Array, x: jax.Array, t: jax.Array, fed: Fed, held: Params
+        self,
+        cfg: Config,
+        key: jax.Array,
+        x: jax.Array,
+        t: jax.Array,
+        context: Context,
+        held: Params,
     ) -> Params:
-        """Fresh trees. x, t and fed are zeros as in `feed`, of one sample; `held` are trees that
-        are given, to begin as a copy of one."""
+        """Fresh trees. x, t and context are zeros as in `feed`, of one sample; `held` are trees
+        that are given, to begin as a copy of one."""
         ...
 
-    def encode(self, params: Params, cfg: Config, asked: Asked) -> tuple[Any, Any]:
-        """(told, nothing): two trees of arrays of equal shapes, leading axis B."""
+    def encode(self, params: Params, cfg: Config, inputs: Inputs) -> tuple[Any, Any]:
+        """(conditioning, nothing): two trees of arrays of equal shapes, leading axis B."""
         ...
 
     def feed(
-        self, params: Params, cfg: Config, told: Any, x: jax.Array, t: jax.Array, fed: Fed
-    ) -> Fed:
-        """`fed` with this condition in it.
+        self,
+        params: Params,
+        cfg: Config,
+        conditioning: Any,
+        x: jax.Array,
+        t: jax.Array,
+        context: Context,
+    ) -> Context:
+        """`context` with this condition in it.
 
         Args:
-            told: of `encode`, leading axis N, rows of guidance times samples.
+            conditioning: of `encode`, leading axis N, rows of guidance times samples.
             x, t: noisy latents [N, T, h, w, C] and timesteps [N].
-            fed: what the conditions before this one fed.
+            context: what the conditions before this one made of it.
         """
         ...
 

@@ -17,8 +17,7 @@ from mv2_jax import shards
 from mv2_jax.config import ControlNetConfig
 from mv2_jax.diffusion import keys as named
 from mv2_jax.models.controlnet import ControlNet
-from mv2_jax.nn.transformer import Context
-from mv2_jax.stages.conditions import Asked, Fed, Params, weights
+from mv2_jax.stages.conditions import Context, Inputs, Params, weights
 from mv2_jax.stages.latents import resize
 
 if TYPE_CHECKING:
@@ -62,43 +61,54 @@ class Control:
         return {"image": jnp.zeros((batch, *cfg.stage.size, 3))}
 
     def init(
-        self, cfg: Config, key: jax.Array, x: jax.Array, t: jax.Array, fed: Fed, held: Params
+        self,
+        cfg: Config,
+        key: jax.Array,
+        x: jax.Array,
+        t: jax.Array,
+        context: Context,
+        held: Params,
     ) -> Params:
         pixels = jnp.zeros((1, *cfg.stage.size, 3))
         init = jax.jit(ControlNet(self.net).init)
-        made = init(named.fold(key, self.name), x, t, Context(fed.text), pixels, **fed.added)
+        made = init(named.fold(key, self.name), x, t, context, pixels)
         return {self.name: copied(made["params"], held.get("spatial"))}
 
-    def encode(self, params: Params, cfg: Config, asked: Asked) -> tuple[Any, Any]:
+    def encode(self, params: Params, cfg: Config, inputs: Inputs) -> tuple[Any, Any]:
         """Told "image" [B, H, W, 3] in [-1, 1], of any size (in training of the latents'), or in
         its place "NAME_image" [B, H, W, 3], or [B, T, H, W, 3] one a frame; and `weights`."""
-        image = asked.get(f"{self.name}_image", asked["image"])
-        if "latent" not in asked:
+        image = inputs.get(f"{self.name}_image", inputs["image"])
+        if "latent" not in inputs:
             image = resize(image, cfg.stage.size)
-        told = weights.weights(self.name, asked, image.shape[0])
-        told["shown"] = image * 0.5 + 0.5
-        return told, weights.none(told)
+        conditioning = weights.weights(self.name, inputs, image.shape[0])
+        conditioning["shown"] = image * 0.5 + 0.5
+        return conditioning, weights.none(conditioning)
 
-    def of_frames(self, told: Any, frames: jax.Array) -> Any:
-        shown = told["shown"]
+    def of_frames(self, conditioning: Any, frames: jax.Array) -> Any:
+        shown = conditioning["shown"]
         shown = shown[:, frames] if shown.ndim == 5 else shown
-        return weights.of_frames({**told, "shown": shown}, frames)
+        return weights.of_frames({**conditioning, "shown": shown}, frames)
 
     def feed(
-        self, params: Params, cfg: Config, told: Any, x: jax.Array, t: jax.Array, fed: Fed
-    ) -> Fed:
-        network = ControlNet(self.net, cfg.dtype, cfg.remat)
-        own, shown = {"params": params[self.name]}, told["shown"]
+        self,
+        params: Params,
+        cfg: Config,
+        conditioning: Any,
+        x: jax.Array,
+        t: jax.Array,
+        context: Context,
+    ) -> Context:
+        network, shown = ControlNet(self.net, cfg.dtype, cfg.remat), conditioning["shown"]
         shown = shards.own(shown) if shown.ndim == 5 else shown
-        given = (shown, weights.at(told, t))
-        return added(fed, network.apply(own, x, t, Context(fed.text), *given, **fed.added))
+        inputs = (x, t, context, shown, weights.at(conditioning, t))
+        return added(context, network.apply({"params": params[self.name]}, *inputs))
 
 
-def added(fed: Fed, residuals: Any) -> Fed:
-    """`fed` with a ControlNet's residuals on top of those that are there."""
-    if fed.residuals is not None:
-        residuals = jax.tree.map(jnp.add, fed.residuals, residuals)
-    return fed.replace(residuals=residuals)
+def added(context: Context, residuals: Any) -> Context:
+    """The context with a ControlNet's residuals on top of those that are there."""
+    if context.residuals is not None:
+        residuals = jax.tree.map(jnp.add, context.residuals, residuals)
+    return context.replace(residuals=residuals)
 
 
 def copied(control: Params, spatial: Params | None) -> Params:

@@ -16,7 +16,7 @@ from mv2_jax import shards
 from mv2_jax.config import ImageProjectionConfig, VisionConfig
 from mv2_jax.diffusion import keys as named
 from mv2_jax.models import clip_vision, image_projection
-from mv2_jax.stages.conditions import Asked, Fed, Params, weights
+from mv2_jax.stages.conditions import Context, Inputs, Params, weights
 
 if TYPE_CHECKING:
     from mv2_jax.stages.stage import Config
@@ -50,7 +50,13 @@ class ImageTokens:
         return {"image": jnp.zeros((batch, *cfg.stage.size, 3))}
 
     def init(
-        self, cfg: Config, key: jax.Array, x: jax.Array, t: jax.Array, fed: Fed, held: Params
+        self,
+        cfg: Config,
+        key: jax.Array,
+        x: jax.Array,
+        t: jax.Array,
+        context: Context,
+        held: Params,
     ) -> Params:
         side = self.vision.image_size
         vision = jax.jit(clip_vision.VisionEncoder(self.vision).init)(
@@ -68,28 +74,36 @@ class ImageTokens:
             "image_attn": {"projection": projection["params"]},
         }
 
-    def encode(self, params: Params, cfg: Config, asked: Asked) -> tuple[Any, Any]:
+    def encode(self, params: Params, cfg: Config, inputs: Inputs) -> tuple[Any, Any]:
         """Told "image" [B, H, W, 3] in [-1, 1], of any size; optionally "looks" [B, n, H, W, 3],
         more pictures whose tokens stand behind the first's, of any size too; and `weights`."""
-        tokens, none = self.tokens(params, cfg, asked["image"])
-        looks = asked.get("looks")
+        tokens, none = self.tokens(params, cfg, inputs["image"])
+        looks = inputs.get("looks")
         if looks is not None:
             batch, count = looks.shape[:2]
             more, _ = self.tokens(params, cfg, looks.reshape(batch * count, *looks.shape[2:]))
             more = more.reshape(batch, count * more.shape[1], more.shape[2])
             tokens = jnp.concatenate([tokens, more], axis=1)
             none = jnp.tile(none, (1, 1 + count, 1))
-        told = weights.weights(self.name, asked, tokens.shape[0])
+        conditioning = weights.weights(self.name, inputs, tokens.shape[0])
         nothing = jnp.broadcast_to(none, tokens.shape)
-        return {**told, "tokens": tokens}, {**told, "tokens": nothing}
+        return {**conditioning, "tokens": tokens}, {**conditioning, "tokens": nothing}
 
-    def of_frames(self, told: Any, frames: jax.Array) -> Any:
-        return weights.of_frames(told, frames)
+    def of_frames(self, conditioning: Any, frames: jax.Array) -> Any:
+        return weights.of_frames(conditioning, frames)
 
     def feed(
-        self, params: Params, cfg: Config, told: Any, x: jax.Array, t: jax.Array, fed: Fed
-    ) -> Fed:
-        return fed.replace(image=told["tokens"], image_scale=weights.at(told, t))
+        self,
+        params: Params,
+        cfg: Config,
+        conditioning: Any,
+        x: jax.Array,
+        t: jax.Array,
+        context: Context,
+    ) -> Context:
+        return context.replace(
+            image=conditioning["tokens"], image_scale=weights.at(conditioning, t)
+        )
 
     def tokens(self, params: Params, cfg: Config, image: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Pictures [B, H, W, 3] -> their tokens [B, Li, C], and those of no picture [1, Li, C]."""

@@ -12,8 +12,7 @@ from mv2_jax import shards
 from mv2_jax.config import SparseControlConfig
 from mv2_jax.diffusion import keys as named
 from mv2_jax.models.sparse_control import SparseControlNet, given_frames
-from mv2_jax.nn.transformer import Context
-from mv2_jax.stages.conditions import Asked, Fed, Params, weights
+from mv2_jax.stages.conditions import Context, Inputs, Params, weights
 from mv2_jax.stages.conditions.control import added, copied
 
 if TYPE_CHECKING:
@@ -50,31 +49,42 @@ class Sparse:
         return {"reference": jnp.zeros((batch, *cfg.latent_shape[1:]))}
 
     def init(
-        self, cfg: Config, key: jax.Array, x: jax.Array, t: jax.Array, fed: Fed, held: Params
+        self,
+        cfg: Config,
+        key: jax.Array,
+        x: jax.Array,
+        t: jax.Array,
+        context: Context,
+        held: Params,
     ) -> Params:
         init = jax.jit(SparseControlNet(self.net).init)
-        text = Context(fed.text)
-        made = init(named.fold(key, self.name), x, jnp.ones(x.shape[:2]), t, text)
+        made = init(named.fold(key, self.name), x, jnp.ones(x.shape[:2]), t, context)
         return {self.name: copied(made["params"], held.get("spatial"))}
 
-    def encode(self, params: Params, cfg: Config, asked: Asked) -> tuple[Any, Any]:
+    def encode(self, params: Params, cfg: Config, inputs: Inputs) -> tuple[Any, Any]:
         """Told "reference" [B, h, w, C], its scaled latent at the stage's size (in training the
         first frame's), and `weights`."""
-        shown = asked.get("reference")
+        shown = inputs.get("reference")
         if shown is None:
-            shown = asked["latent"][:, 0]
-        told = weights.weights(self.name, asked, shown.shape[0])
-        told["shown"] = shown
-        return told, weights.none(told)
+            shown = inputs["latent"][:, 0]
+        conditioning = weights.weights(self.name, inputs, shown.shape[0])
+        conditioning["shown"] = shown
+        return conditioning, weights.none(conditioning)
 
     def feed(
-        self, params: Params, cfg: Config, told: Any, x: jax.Array, t: jax.Array, fed: Fed
-    ) -> Fed:
+        self,
+        params: Params,
+        cfg: Config,
+        conditioning: Any,
+        x: jax.Array,
+        t: jax.Array,
+        context: Context,
+    ) -> Context:
         frames, window = cfg.stage.frames, cfg.stage.windows[0]
         if frames > window:
             raise ValueError(f"a SparseCtrl cannot steer {frames} frames in windows of {window}")
-        whole = given_frames(told["shown"][:, None], (0,), shards.frames(x.shape[1]))
+        whole = given_frames(conditioning["shown"][:, None], (0,), shards.frames(x.shape[1]))
         latents, mask = (shards.own(part) for part in whole)
-        network, own = SparseControlNet(self.net, cfg.dtype, cfg.remat), params[self.name]
-        given = (latents, mask, t, Context(fed.text), weights.at(told, t))
-        return added(fed, network.apply({"params": own}, *given))
+        network = SparseControlNet(self.net, cfg.dtype, cfg.remat)
+        inputs = (latents, mask, t, context, weights.at(conditioning, t))
+        return added(context, network.apply({"params": params[self.name]}, *inputs))

@@ -25,7 +25,7 @@ from mv2_jax import shards
 from mv2_jax.config import TextConfig
 from mv2_jax.diffusion import keys as named
 from mv2_jax.models import clip_text
-from mv2_jax.stages.conditions import Asked, Fed, Params
+from mv2_jax.stages.conditions import Context, Inputs, Params
 from mv2_jax.text.emphasis import Marked
 
 if TYPE_CHECKING:
@@ -79,7 +79,13 @@ class Text:
         return {"ids": ids, "negative": ids}
 
     def init(
-        self, cfg: Config, key: jax.Array, x: jax.Array, t: jax.Array, fed: Fed, held: Params
+        self,
+        cfg: Config,
+        key: jax.Array,
+        x: jax.Array,
+        t: jax.Array,
+        context: Context,
+        held: Params,
     ) -> Params:
         ids = jnp.zeros((1, self.first.max_length), jnp.int32)
         return {
@@ -87,26 +93,33 @@ class Text:
             for name, text in zip(self.trees, (self.first, self.second))
         }
 
-    def encode(self, params: Params, cfg: Config, asked: Asked) -> tuple[Prompt, Prompt]:
+    def encode(self, params: Params, cfg: Config, inputs: Inputs) -> tuple[Prompt, Prompt]:
         """Told "ids" [B, L], and "negative" [B, L] (or [1, L], for all of them), both `Marked` or
         neither. In training SDXL is told the sizes of the batch's pictures: its own "size_ids"
         [B, 6], or the whole plane of its "latent"."""
-        ids, negative = asked["ids"], asked["negative"]
+        ids, negative = inputs["ids"], inputs["negative"]
         both = self.prompt(params, cfg, together(negative, ids))
         rows = first_rows(negative).shape[0]
-        told = jax.tree.map(lambda x: x[rows:], both)
-        nothing = jax.tree.map(lambda x, of: jnp.broadcast_to(x[:rows], of.shape), both, told)
-        if self.second is not None and "latent" in asked:
-            count, (height, width) = asked["latent"].shape[0], asked["latent"].shape[-3:-1]
+        prompt = jax.tree.map(lambda x: x[rows:], both)
+        nothing = jax.tree.map(lambda x, of: jnp.broadcast_to(x[:rows], of.shape), both, prompt)
+        if self.second is not None and "latent" in inputs:
+            count, (height, width) = inputs["latent"].shape[0], inputs["latent"].shape[-3:-1]
             plane = (height * cfg.factor, width * cfg.factor)
-            sizes = asked.get("size_ids", size_ids(count, plane))
-            told, nothing = (prompt.replace(size_ids=sizes) for prompt in (told, nothing))
-        return told, nothing
+            sizes = inputs.get("size_ids", size_ids(count, plane))
+            prompt, nothing = (each.replace(size_ids=sizes) for each in (prompt, nothing))
+        return prompt, nothing
 
     def feed(
-        self, params: Params, cfg: Config, told: Prompt, x: jax.Array, t: jax.Array, fed: Fed
-    ) -> Fed:
-        return fed.replace(text=told.text, pooled=told.pooled, size_ids=told.size_ids)
+        self,
+        params: Params,
+        cfg: Config,
+        conditioning: Prompt,
+        x: jax.Array,
+        t: jax.Array,
+        context: Context,
+    ) -> Context:
+        text, pooled, sizes = conditioning.text, conditioning.pooled, conditioning.size_ids
+        return context.replace(text=text, pooled=pooled, size_ids=sizes)
 
     def check(self, pooled_width: int | None) -> None:
         """Whether these text encoders are those that a UNet wants.
