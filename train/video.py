@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,18 @@ MODEL = {"image_encoder": "vision", "image_attn": "projection", "control": "cont
 SCALES = ("image_scale", "control_scale")
 
 
+class _Configs(dict):
+    """The configs of networks by name; one that is missing is to be begun from."""
+
+    def __init__(self, begin: Mapping[str, Component], **known: Any) -> None:
+        super().__init__(known)
+        self._begin = begin
+
+    def __missing__(self, name: str) -> NoReturn:
+        require(self._begin, name)
+        raise KeyError(name)
+
+
 class VideoTask:
     """One of the two stages as a task. `stage` is "i2v" or "v2v".
 
@@ -50,7 +62,7 @@ class VideoTask:
         self.words = tokens.tokenizer(begin, self.source, self.text)
         tokens.check(self.text, self.words)
         self.null = jnp.asarray(self.words.encode([""])[0])
-        configs = {"text_encoder": self.text}
+        configs = _Configs(begin, text_encoder=self.text)
         for name, key in MODEL.items():
             stored = begin[name].config if name in begin else None
             if stored or key in cfg.model:
@@ -83,12 +95,15 @@ class VideoTask:
         with jax.default_device(host()):
             made = jax.tree.map(np.asarray, stages.init(self.net, key, held))
         for name in made:
-            # V2V's own trees, its motion modules, begin as I2V's.
-            options = (f"{name}_{self.stage}", f"{name}_i2v", name)
-            found = [self.begin[option].params for option in options if option in self.begin]
-            if found:
-                made[name] = trees.cast(found[0], np.float32)
+            component = self.given(name)
+            if component:
+                made[name] = trees.cast(component.params, np.float32)
         return made
+
+    def given(self, name: str) -> Component | None:
+        """What a tree begins from, if anything: V2V's own, its motion modules, as I2V's."""
+        options = (f"{name}_{self.stage}", f"{name}_i2v", name)
+        return next((self.begin[option] for option in options if option in self.begin), None)
 
     def loss(self, params: Params, frozen: Params, batch: Batch, key: jax.Array):
         batch = {**batch, "latent": batch["latent"].astype(jnp.float32), "null_ids": self.null}

@@ -218,6 +218,50 @@ def test_a_recipe_trains_it_on_a_mesh_as_on_one_device(written, runs):
         np.testing.assert_allclose(np.float32(a), np.float32(b), atol=2e-3)
 
 
+# In V2V's place after I2V's, whose weights it begins as.
+REFINED = """
+
+refine = get_config
+
+def get_config():
+    made = refine()
+    cfg = copy.deepcopy(made.phases.dit)
+    cfg.task, cfg.model = "v2v", ConfigDict({"v2v": cfg.model.i2v})
+    with cfg.sample.unlocked():
+        cfg.sample.strength = 0.5
+    made.order = ("dit", "refined")
+    with made.unlocked():
+        made.phases.refined = cfg
+    return made
+"""
+
+
+def test_the_v2v_task_trains_it_too(written, tmp_path):
+    text = "import copy\n" + (written / "own_dit.py").read_text() + REFINED
+    (tmp_path / "own_v2v.py").write_text(text)
+    assert training.main(str(tmp_path / "own_v2v.py"), [], out=str(tmp_path / "runs")) == 0
+    folder = tmp_path / "runs" / "own_v2v"
+    before, after = (
+        recipe.components_in(folder / phase / "weights")[name].params
+        for phase, name in (("dit", "dit_i2v"), ("refined", "dit_v2v"))
+    )
+    moved = [np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (before, after)))]
+    assert 0 < max(moved) < 0.5  # by two steps, from where I2V's training ended
+    four = cascade.load(bundle.read(folder / "cascade"))
+    assert {"dit_i2v", "dit_v2v"} <= four.params.keys() and "motion" not in four.refined.trees
+    picture, clip = np.zeros((1, 24, 40, 3), np.float32), np.zeros((1, 3, 24, 40, 3), np.float32)
+    out = four.v2v(PROMPT, picture, clip, keys=keys.seeds([1]))
+    assert out.shape == clip.shape and np.isfinite(out).all()
+    # What it does not train it must be given.
+    cfg = recipe.load(str(tmp_path / "own_v2v.py"))[1].phases.refined
+    begin = recipe.components_in(written / "given")
+    begin = {name: begin[name] for name in ("vae", "text_encoder", "image_encoder", "image_attn")}
+    fresh = recipe.make_task(cfg, begin, tmp_path / "task")
+    assert fresh.init(keys.seed(0)).keys() == {"dit"}
+    with pytest.raises(InputError, match="needs the component 'image_attn'"):
+        recipe.make_task(cfg, {k: v for k, v in begin.items() if k != "image_attn"}, tmp_path)
+
+
 def test_training_and_cascades_lay_it_out_by_its_own_rows(four, runs):
     tree = {"blocks_0": {"steer": {"ada": {"kernel": np.ones((24, 144), np.float32)}}}}
     sizes = {"data": 2, "fsdp": 4}
