@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from mv2_jax.config import StageConfig, UNetConfig, nearest
+from mv2_jax.config import StageConfig, UNetConfig
 from mv2_jax.configs import paper, sd15, sdxl
 from mv2_jax.errors import InputError
+from mv2_jax.lookup import one_of
 
 if TYPE_CHECKING:
     from mv2_jax.bundle import Bundle
@@ -42,10 +43,8 @@ def complete(bundle: Bundle, name: str | None = None) -> Bundle:
     missing = [stage for stage in _STAGES if stage not in bundle.stages]
     if name is None and not missing:
         return bundle
-    if name is not None and name not in PRESETS:
-        raise InputError(
-            f"unknown preset {name!r} (known: {', '.join(PRESETS)}){nearest(name, PRESETS)}"
-        )
+    if name is not None:
+        one_of(name, PRESETS, "preset")
     preset = PRESETS[name or fitting(bundle)]
     if bundle.config("spatial").channels != preset.I2V.unet.channels:
         if name is None:

@@ -15,11 +15,12 @@ import numpy as np
 from mv2_jax import bundle as bundles
 from mv2_jax import files, tensorfile
 from mv2_jax.arguments import Parser
-from mv2_jax.config import SparseControlConfig, nearest
+from mv2_jax.config import SparseControlConfig
 from mv2_jax.convert import kinds
 from mv2_jax.convert.engine import ConversionError, Table, exported
 from mv2_jax.convert.kind import Layout
 from mv2_jax.errors import InputError
+from mv2_jax.lookup import nearest
 from mv2_jax.params import flatten
 from mv2_jax.stages import vfi_table
 from mv2_jax.tensorfile import Spec

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from mv2_jax.config import nearest
 from mv2_jax.convert import kinds, lora, merge
 from mv2_jax.convert.checkpoint import Found
 from mv2_jax.convert.engine import shorten
 from mv2_jax.convert.pieces import Piece
 from mv2_jax.errors import InputError
+from mv2_jax.lookup import nearest
 
 # The networks that one LoRA was trained over: what its names call them, and who they are, by the
 # stages that they serve.

@@ -10,16 +10,17 @@ it refuses, and `Override` says it instead.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from mv2_jax.config import ScheduleConfig, UNetConfig, nearest
+from mv2_jax.config import ScheduleConfig, UNetConfig
 from mv2_jax.configs.few_steps import PICTURE_STEPS, Few
 from mv2_jax.convert import processes
 from mv2_jax.convert.checkpoint import Checkpoint
 from mv2_jax.diffusion.schedules import KINDS, SPACINGS
 from mv2_jax.errors import InputError
+from mv2_jax.lookup import nearest, one_of
 
 _PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 PREDICTIONS = tuple(_PREDICTIONS.values())
@@ -269,16 +270,23 @@ def _published(settings: Mapping[str, Any], unet: UNetConfig) -> Program:
         given["steps_offset"] = 1
     elif given.get("clip_sample"):
         raise InputError("the scheduler clips its samples (clip_sample), as no latents should be")
-    prediction = _known(given.get("prediction_type", "epsilon"), _PREDICTIONS, "prediction_type")
+    words = {
+        name: one_of(given.get(name, usual), known, name, "the scheduler")
+        for name, usual, known in (
+            ("prediction_type", "epsilon", _PREDICTIONS),
+            ("beta_schedule", plain.kind, KINDS),
+            ("timestep_spacing", plain.spacing, SPACINGS),
+        )
+    }
     steps = _number(given, "num_train_timesteps", plain.train_steps, 1, 1_000_000, int)
     schedule = ScheduleConfig(
-        kind=_known(given.get("beta_schedule", plain.kind), KINDS, "beta_schedule"),
+        kind=words["beta_schedule"],
         beta_start=_number(given, "beta_start", plain.beta_start, 0.0, 1.0),
         beta_end=_number(given, "beta_end", plain.beta_end, 0.0, 1.0),
         train_steps=steps,
         zero_terminal_snr=bool(given.get("rescale_betas_zero_snr", False)),
-        prediction=_PREDICTIONS[prediction],
-        spacing=_known(given.get("timestep_spacing", plain.spacing), SPACINGS, "spacing"),
+        prediction=_PREDICTIONS[words["prediction_type"]],
+        spacing=words["timestep_spacing"],
         steps_offset=_number(given, "steps_offset", plain.steps_offset, 0, steps - 1, int),
         final_alpha_one=bool(given.get("set_alpha_to_one", plain.final_alpha_one)),
     )
@@ -346,12 +354,3 @@ def _number(
     if not isinstance(value, kind) or isinstance(value, bool) or not low <= value <= high:
         raise InputError(f"the scheduler's {name} is {value!r}; it must be from {low} to {high}")
     return value
-
-
-def _known(word: Any, known: Collection[str], what: str) -> Any:
-    if not isinstance(word, str) or word not in known:
-        raise InputError(
-            f"the scheduler's {what} is {word!r}; known are {', '.join(known)}"
-            f"{nearest(str(word), known)}"
-        )
-    return word

@@ -20,9 +20,9 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from mv2_jax import config, sharding
-from mv2_jax.config import nearest
 from mv2_jax.diffusion import keys as named
 from mv2_jax.errors import InputError
+from mv2_jax.lookup import one_of
 from mv2_jax.stages import stage as stages
 
 
@@ -149,11 +149,7 @@ def mesh(sizes: dict[str, int] | None, devices: Sequence[Any], frames: int) -> M
         context = math.gcd(len(devices), frames)
         sizes = {"fsdp": len(devices) // context, "context": context}
     for name in sizes:
-        if name not in sharding.AXES:
-            known = ", ".join(sharding.AXES)
-            raise InputError(
-                f"--mesh: unknown axis {name!r}{nearest(name, sharding.AXES)}; the axes are {known}"
-            )
+        one_of(name, sharding.AXES, "axis", "--mesh")
     try:
         return sharding.make_mesh(**sizes, devices=devices)
     except ValueError as error:

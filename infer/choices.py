@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from mv2_jax import lookup
-from mv2_jax.config import ScheduleConfig, SparseControlConfig, nearest
+from mv2_jax.config import ScheduleConfig, SparseControlConfig
 from mv2_jax.configs import presets
 from mv2_jax.configs.few_steps import FEW_STEPS, few
 from mv2_jax.diffusion.names import RULES, SAMPLERS, SPACINGS
 from mv2_jax.errors import InputError
 from mv2_jax.infer import interpolators
+from mv2_jax.lookup import nearest
 
 Choices = dict[str, dict[str, Any]]
 """{stage: {name: value}}, for instance {"i2v": {"sampler": "euler"}}; "all" is every stage."""
@@ -71,11 +72,7 @@ class Choice:
                     return lookup.known(value, self.known, self.name)
                 except InputError as error:
                     raise InputError(f"{self.flag}: {error}") from None
-            if value not in self.known:
-                known = ", ".join(self.known)
-                near = nearest(str(value), self.known)
-                raise InputError(f"{self.flag}: unknown {value!r} (known: {known}){near}")
-            return value
+            return lookup.one_of(value, self.known, self.name, self.flag)
         low, high = self.known
         number = str(value).strip()
         if not number.isdecimal() or not low <= int(number) <= high:

@@ -14,10 +14,10 @@ import numpy as np
 from av.codec.context import Flags
 from av.sidedata.sidedata import Type
 
-from mv2_jax.config import nearest
 from mv2_jax.errors import InputError
 from mv2_jax.infer import interpolate_layout as layouts
 from mv2_jax.infer.interpolate_layout import Layout
+from mv2_jax.lookup import nearest
 
 FORMATS = {".mp4": "mp4", ".mkv": "matroska", ".mov": "mov", ".webm": "webm", ".gif": "gif",
            ".webp": "webp"}  # fmt: skip

@@ -14,7 +14,6 @@ from typing import Any
 import av
 
 from mv2_jax import files
-from mv2_jax.config import nearest
 from mv2_jax.errors import InputError
 from mv2_jax.infer import frames
 from mv2_jax.infer import interpolate_passengers as passengers
@@ -22,6 +21,7 @@ from mv2_jax.infer.interpolate_codecs import FORMATS, SUFFIXES, Encoder
 from mv2_jax.infer.interpolate_encode import Segments, timed
 from mv2_jax.infer.interpolate_read import Source
 from mv2_jax.infer.interpolate_timeline import Span
+from mv2_jax.lookup import nearest
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mv2_jax.config import RIFEConfig, from_dict, nearest
+from mv2_jax.config import RIFEConfig, from_dict
 from mv2_jax.config_vfi import MeanVFIConfig
 from mv2_jax.errors import InputError
+from mv2_jax.lookup import nearest
 from mv2_jax.stages import vfi_table
 
 if TYPE_CHECKING:

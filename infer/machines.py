@@ -8,8 +8,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from mv2_jax.config import nearest
 from mv2_jax.errors import InputError
+from mv2_jax.lookup import nearest
 
 TPUS = ("v4", "v5e", "v5p", "v6e", "tpu7x")
 EXAMPLES = "a TPU slice (v5e:2x4, v6e:4x4, v5p:4x4x4, v4:2x2x1, tpu7x:2x2x1) or GPUs (h100:8)"

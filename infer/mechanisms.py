@@ -14,11 +14,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from mv2_jax.config import nearest
 from mv2_jax.diffusion import keys as random
-from mv2_jax.errors import InputError
 from mv2_jax.infer import generate, media
 from mv2_jax.infer.settings import Numbers
+from mv2_jax.lookup import one_of
 from mv2_jax.programs import Progress, silent
 from mv2_jax.stages import latents
 
@@ -94,9 +93,7 @@ def choose(variants: Sequence[Variant], groups: Sequence[str]) -> tuple[Variant,
     """
     known = list(dict.fromkeys(variant.group for variant in variants))
     for group in groups:
-        if group not in known:
-            hint = nearest(group, known) or f"; known: {', '.join(known)}"
-            raise InputError(f"there is no mechanism {group!r}{hint}")
+        one_of(group, known, "mechanism")
     return tuple(v for v in variants if not groups or v.group in groups)
 
 

@@ -20,12 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from mv2_jax.config import nearest
 from mv2_jax.errors import InputError
 from mv2_jax.infer import request as requests
 from mv2_jax.infer.choices import CHOICES
 from mv2_jax.infer.request import LARGEST_BATCH, Request
 from mv2_jax.infer.settings import SETTINGS
+from mv2_jax.lookup import nearest
 
 STDIN = "-"
 _OPTIONS = tuple(option.dest for option in (*SETTINGS, *CHOICES))

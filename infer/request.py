@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from mv2_jax import files
-from mv2_jax.config import nearest
 from mv2_jax.errors import InputError
 from mv2_jax.infer import choices, interpolators
 from mv2_jax.infer.choices import Choices
 from mv2_jax.infer.release import version
 from mv2_jax.infer.settings import SETTINGS, Numbers, idle
+from mv2_jax.lookup import one_of
 
 SCHEMA = 1
 LARGEST_BATCH = 1024
@@ -288,8 +288,7 @@ def read_sidecar(path: str | Path) -> dict[str, Any]:
     for later, empty in (("tell", {}), ("looks", []), ("controls", {}), ("negatives", {})):
         data.setdefault(later, empty)
     for key in data:
-        if key not in _KEYS:
-            raise InputError(f"{path}: unknown key {key!r}{nearest(key, _KEYS)}")
+        one_of(key, _KEYS, "key", str(path))
     for key, sound in _SOUND.items():
         if key not in data or not sound(data[key]):
             raise InputError(f"{path}: {key!r} is missing or of the wrong kind")

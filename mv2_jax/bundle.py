@@ -29,6 +29,7 @@ import numpy as np
 
 from mv2_jax import config, config_types, files, numbers, params
 from mv2_jax.errors import InputError
+from mv2_jax.lookup import one_of
 from mv2_jax.stages import vfi_table
 
 SCHEMA = 1
@@ -258,11 +259,13 @@ def read(folder: str | os.PathLike[str] | None = None) -> Bundle:
         }
         _known_components({name: part.config for name, part in components.items()})
         stages = {name: _from_json(data) for name, data in index["stages"].items()}
-        _known(stages, STAGES, "stage")
+        for name in stages:
+            one_of(name, STAGES, "stage")
         for name, stage in stages.items():
             if not isinstance(stage, dict if name == "vfi" else config.StageConfig):
                 raise ValueError(f"stages: {name} is of the wrong kind")
-        _known(index["defaults"], STAGES, "stage under defaults:")
+        for name in index["defaults"]:
+            one_of(name, STAGES, "stage", "defaults")
         config_types.check_numbers(index["defaults"])
         if not isinstance(index["name"], str):
             raise ValueError("'name' is not text")
@@ -370,19 +373,14 @@ def _check_finite(name: str, tree: params.Tree) -> None:
 def _known_components(configs: Mapping[str, Any]) -> None:
     """Refuses unknown names, but for interpolators and networks from outside the package."""
     own = [name for name, cfg in configs.items() if type(cfg).__module__.startswith("mv2_jax.")]
-    _known((name for name in own if not vfi_table.is_component(name)), COMPONENTS, "component")
-
-
-def _known(names: Iterable[str], known: tuple[str, ...], what: str) -> None:
-    for name in names:
-        if name not in known:
-            raise InputError(f"unknown {what} {name!r}{config.nearest(name, known)}")
+    for name in own:
+        if not vfi_table.is_component(name):
+            one_of(name, COMPONENTS, "component")
 
 
 def _exactly(data: Mapping[str, Any], keys: tuple[str, ...], what: str) -> None:
     for key in data:
-        if key not in keys:
-            raise ValueError(f"unknown {what} {key!r}{config.nearest(key, keys)}")
+        one_of(key, keys, what)
     for key in keys:
         if key not in data:
             raise ValueError(f"{what} {key!r} is missing")

@@ -15,7 +15,7 @@ from contextlib import suppress
 
 from mv2_jax.arguments import Parser
 from mv2_jax.errors import InputError
-from mv2_jax.lookup import nearest
+from mv2_jax.lookup import one_of
 from mv2_jax.signals import stopped, stopped_in_order
 
 # Commands with a parser of their own: the module whose main(arguments) runs each, and its help.
@@ -107,8 +107,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         **{name: commands.add_parser(name, help=what) for name, (_, what) in APART.items()},
     }
     parser.set_defaults(run=lambda args: _top(parser, args))
-    if arguments and not arguments[0].startswith("-") and arguments[0] not in subparsers:
-        raise InputError(f"unknown command {arguments[0]!r}{nearest(arguments[0], subparsers)}")
+    if arguments and not arguments[0].startswith("-"):
+        one_of(arguments[0], subparsers, "command")
     # argparse hands a subcommand's unknown flags to the parent, which knows none of its flags.
     args, rest = parser.parse_known_args(arguments)
     # Nor does it see that prompts after a flag belong to those before it.

@@ -14,7 +14,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from mv2_jax import config_types
+from mv2_jax import config_types, lookup
 from mv2_jax.config_vfi import (
     EDSCConfig,
     EMAVFIConfig,
@@ -23,7 +23,7 @@ from mv2_jax.config_vfi import (
     RIFEConfig,
 )
 from mv2_jax.errors import InputError
-from mv2_jax.lookup import find, name_of, nearest
+from mv2_jax.lookup import find, name_of
 
 USUAL_RULE = "apart"  # the guidance rule of folders that name none
 
@@ -372,7 +372,7 @@ def from_dict(data: dict[str, Any]) -> Any:
     fields = {field.name for field in dataclasses.fields(cls)}
     for key in data:
         if key not in fields:
-            raise InputError(f"{name} has no field {key!r}{nearest(key, fields)}")
+            raise InputError(f"{name} has no field {key!r}{lookup.nearest(key, fields)}")
     values = {key: _from_json(value) for key, value in data.items()}
     config_types.check(cls, values)
     for field in dataclasses.fields(cls):

@@ -28,11 +28,33 @@ from typing import Any
 
 from mv2_jax.errors import InputError
 
+_MANY = 12  # words that an error lists at most, where one of them is near
+
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """'; did you mean X?', or nothing where no known word is near."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def one_of(word: Any, known: Iterable[str], what: str, where: str = "") -> Any:
+    """`word`, if it is one of `known`.
+
+    Args:
+        what: what it is, in a word or two: "sampler".
+        where: what begins the error, such as the flag.
+
+    Raises:
+        InputError: it is not; the message lists what is known (of many words, the nearest alone)
+            and names the nearest.
+    """
+    words = list(known)
+    if isinstance(word, str) and word in words:
+        return word
+    near = nearest(word, words) if isinstance(word, str) else ""
+    listed = "" if near and len(words) > _MANY else f" (known: {', '.join(map(str, words))})"
+    prefix = f"{where}: " if where else ""
+    raise InputError(f"{prefix}unknown {what} {word!r}{listed}{near}")
 
 
 def known(name: Any, table: Iterable[str], what: str) -> str:
@@ -49,12 +71,7 @@ def known(name: Any, table: Iterable[str], what: str) -> str:
     module, colon, path = str(name).partition(":")
     if isinstance(name, str) and colon and all((*module.split("."), *path.split("."))):
         return name
-    words = list(table)
-    if name not in words:
-        listed = ", ".join(words)
-        near = nearest(name, words) if isinstance(name, str) else ""
-        raise InputError(f"unknown {what} {name!r} (known: {listed}){near}")
-    return name
+    return one_of(name, table, what)
 
 
 def find(

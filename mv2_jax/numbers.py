@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mv2_jax.errors import InputError
-from mv2_jax.lookup import nearest
+from mv2_jax.lookup import nearest, one_of
 
 
 @dataclass(frozen=True)
@@ -302,8 +302,7 @@ def read(stored: Mapping[str, Mapping[str, Any]], where: str) -> Numbers:
 def check_stages(stored: Iterable[str], where: str) -> None:
     """Raises InputError for a stage that there is not; the nearest is named."""
     for stage in stored:
-        if stage not in STAGES:
-            raise InputError(f"{where}: unknown stage {stage!r}{nearest(stage, STAGES)}")
+        one_of(stage, STAGES, "stage", where)
 
 
 def usual() -> Numbers:

@@ -32,7 +32,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from mv2_jax import params
-from mv2_jax.config import nearest
+from mv2_jax.lookup import one_of
 
 AXES = ("data", "fsdp", "context", "tensor")
 
@@ -304,8 +304,7 @@ def constrain(x: jax.Array, *axes: Axes) -> jax.Array:
         a for axis in axes for a in ((axis,) if isinstance(axis, str) else axis or ())
     )
     for axis in named:
-        if axis not in AXES:
-            raise ValueError(f"unknown mesh axis {axis!r}{nearest(axis, AXES)}; known: {AXES}")
+        one_of(axis, AXES, "mesh axis")
     if len(axes) > x.ndim:
         raise ValueError(f"{len(axes)} axes for an array of shape {x.shape}")
     mesh = current_mesh()

@@ -147,7 +147,7 @@ def test_an_absent_component_is_named(folder):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda i: i.update(componets={}), "unknown key 'componets'; did you mean 'components'?"),
+        (lambda i: i.update(componets={}), "did you mean 'components'?"),
         (lambda i: i.pop("tokenizer"), "key 'tokenizer' is missing"),
         (lambda i: i.update(schema=99), "has schema 99; this version of mv2 reads 1"),
         (

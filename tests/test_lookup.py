@@ -36,6 +36,26 @@ def test_words_and_modules_are_found():
     assert find("log", fits=callable, wants="a function") is math.log
 
 
+@pytest.mark.parametrize(
+    "word, known, said",
+    [
+        ("blu", ("red", "blue"), "--hue: unknown colour 'blu' (known: red, blue); did you mean"),
+        ("xyz", ("red", "blue"), "--hue: unknown colour 'xyz' (known: red, blue)"),
+        (None, ("red",), "--hue: unknown colour None (known: red)"),
+        ([], {"red": 1}, "--hue: unknown colour [] (known: red)"),
+        # Of many words the nearest alone, unless none is near.
+        ("word99", [f"word{i}" for i in range(40)], "unknown colour 'word99'; did you mean 'word"),
+        ("xyz", [f"word{i}" for i in range(40)], "unknown colour 'xyz' (known: word0, word1, "),
+    ],
+)
+def test_a_word_that_is_not_known_is_answered_with_those_that_are(word, known, said):
+    assert lookup.one_of("red", ("red", "blue"), "colour") == "red"
+    with pytest.raises(InputError) as error:
+        lookup.one_of(word, known, "colour", "--hue")
+    assert said in str(error.value) and "\n" not in str(error.value)
+    assert ("did you mean" in str(error.value)) == ("did you mean" in said)
+
+
 def test_names_are_told_back():
     assert lookup.name_of(math.sqrt, TABLE) == "root"
     assert lookup.name_of(math.log, TABLE) == "log"  # a text of the table is not imported for it
@@ -131,7 +151,7 @@ def test_configs_from_outside_go_through_json(module):
         config.from_dict({"class": "own_configs:Depth", "chanels": []})
     with pytest.raises(ValueError, match="is the class Thawed, not a frozen dataclass"):
         config.from_dict({"class": "own_configs:Thawed"})
-    with pytest.raises(ValueError, match=r"unknown config class 'UnetConfig' .*'UNetConfig'\?"):
+    with pytest.raises(ValueError, match=r"unknown config class 'UnetConfig'.*'UNetConfig'\?"):
         config.from_dict({"class": "UnetConfig"})
 
 

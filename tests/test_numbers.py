@@ -36,7 +36,7 @@ def test_every_flag_tells_its_default_and_its_range():
 def test_what_a_folder_stores_is_checked():
     assert numbers.read({"i2v": {"noise_prior": 1}}, "here")["i2v"].noise_prior == 1.0
     for stored, message in (
-        ({"i3v": {}}, "here: unknown stage 'i3v'; did you mean 'i2v'"),
+        ({"i3v": {}}, "here: unknown stage 'i3v'"),
         ({"t2i": {"noise_prior": 1}}, "here: t2i has no setting 'noise_prior'"),
         ({"v2v": {"strength": 2}}, "here: v2v strength is 2; it goes from 0 to 1"),
         ({"vfi": {"between": 1.5}}, "here: vfi between takes a whole number, not 1.5"),

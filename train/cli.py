@@ -7,9 +7,9 @@ from typing import Any
 
 import jax
 
-from mv2_jax.config import nearest
 from mv2_jax.errors import InputError
 from mv2_jax.infer import cache
+from mv2_jax.lookup import nearest
 from mv2_jax.train import loop, optim, overrides, processes
 from mv2_jax.train import phase as phases
 from mv2_jax.train import recipe as recipes

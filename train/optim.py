@@ -14,7 +14,7 @@ import jax
 import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
-from mv2_jax.config import nearest
+from mv2_jax.lookup import one_of
 
 OPTIMIZERS = ("adamw", "muon")
 SCHEDULES = ("constant", "cosine", "linear", "warmup_stable_decay")
@@ -26,14 +26,9 @@ def check(cfg: Any) -> None:
     Raises:
         ValueError: names the unknown word and the nearest known one.
     """
-    if cfg.name not in OPTIMIZERS:
-        raise ValueError(f"unknown optim.name {cfg.name!r}{nearest(cfg.name, OPTIMIZERS)}")
-    if cfg.schedule not in SCHEDULES:
-        raise ValueError(
-            f"unknown optim.schedule {cfg.schedule!r}{nearest(cfg.schedule, SCHEDULES)}"
-        )
-    if cfg.clock not in ("steps", "time"):
-        raise ValueError(f"unknown optim.clock {cfg.clock!r}: use 'steps' or 'time'")
+    one_of(cfg.name, OPTIMIZERS, "optim.name")
+    one_of(cfg.schedule, SCHEDULES, "optim.schedule")
+    one_of(cfg.clock, ("steps", "time"), "optim.clock")
 
 
 def _name(path: tuple) -> str:

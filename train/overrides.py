@@ -8,8 +8,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from mv2_jax.config import nearest
 from mv2_jax.errors import InputError
+from mv2_jax.lookup import nearest
 
 
 def leaves(cfg: ConfigDict, prefix: str = "") -> dict[str, Any]:

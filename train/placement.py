@@ -10,8 +10,8 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from mv2_jax import params, sharding
-from mv2_jax.config import nearest
 from mv2_jax.errors import InputError
+from mv2_jax.lookup import one_of
 from mv2_jax.train.state import State
 from mv2_jax.train.task import Batch, Params
 
@@ -39,8 +39,7 @@ class Placement:
     def __init__(self, sizes: Mapping[str, int], rules: sharding.Rules = ()) -> None:
         self.rules = rules
         for name in sizes:
-            if name not in sharding.AXES:
-                raise InputError(f"mesh: unknown axis {name!r}{nearest(name, sharding.AXES)}")
+            one_of(name, sharding.AXES, "axis", "mesh")
         sizes = {name: size for name, size in sizes.items() if size != 1}
         try:
             self.mesh = sharding.make_mesh(**sizes) if sizes else None

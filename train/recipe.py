@@ -25,6 +25,7 @@ from ml_collections import ConfigDict
 
 from mv2_jax import bundle, config, files, lookup, params
 from mv2_jax.errors import InputError
+from mv2_jax.lookup import nearest, one_of
 from mv2_jax.train import loop, processes
 from mv2_jax.train.latents import of_encoder
 from mv2_jax.train.phase import ON_THE_WAY, RUNNING, difference
@@ -67,10 +68,7 @@ def load(name: str) -> tuple[str, ConfigDict]:
         short = path.stem
     else:
         short = name.strip("/").replace(".", "/")
-        names = known_recipes()
-        if short not in names:
-            hint = config.nearest(short, names) or f"; known: {', '.join(names)}"
-            raise InputError(f"unknown recipe {name!r}{hint}")
+        one_of(short, known_recipes(), "recipe")
         module = importlib.import_module("mv2_jax.configs." + short.replace("/", "."))
     recipe = _config_of(module, name)
     for phase in recipe.order:
@@ -190,7 +188,7 @@ def begin_from(root: Path, short: str, recipe: ConfigDict, phase: str) -> dict[s
         there = own if pictures and own in held else name
         if there not in held:
             raise InputError(
-                f"{source!r} holds no component {name!r}{config.nearest(name, held)}; "
+                f"{source!r} holds no component {name!r}{nearest(name, held)}; "
                 f"it holds {', '.join(sorted(held))}"
             )
         begin[name] = held[there]

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mv2_jax.errors import InputError
+from mv2_jax.lookup import one_of
 from mv2_jax.sharding import Rules
 
 TASKS = {
@@ -101,6 +102,4 @@ def compute_dtype(precision: str) -> Any:
         "fp32": jnp.float32,
         "bf16": jnp.bfloat16,
     }
-    if precision not in known:
-        raise ValueError(f"unknown precision {precision!r}: use one of {', '.join(known)}")
-    return known[precision]
+    return known[one_of(precision, known, "precision")]

@@ -16,9 +16,9 @@ import numpy as np
 
 from mv2_jax import config
 from mv2_jax import params as trees
-from mv2_jax.config import nearest
 from mv2_jax.diffusion import guidance, keys, losses
 from mv2_jax.errors import InputError
+from mv2_jax.lookup import nearest
 from mv2_jax.stages import i2v, v2v
 from mv2_jax.stages import latents as codec
 from mv2_jax.stages import stage as stages

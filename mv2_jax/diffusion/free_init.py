@@ -19,9 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mv2_jax.config import nearest
 from mv2_jax.diffusion import noise_prior, samplers
 from mv2_jax.diffusion.points import Grid
+from mv2_jax.lookup import one_of
 
 KINDS = ("butterworth", "gaussian")
 AXES = (1, 2, 3)  # frames, height, width of [B, T, H, W, C]
@@ -46,9 +46,7 @@ def low_pass(
     Raises:
         ValueError: an unknown kind, or a stop that is not in 0..1.
     """
-    if kind not in KINDS:
-        known = ", ".join(KINDS)
-        raise ValueError(f"unknown filter {kind!r} (known: {known}){nearest(kind, KINDS)}")
+    one_of(kind, KINDS, "filter")
     for name, stop in (("spatial", spatial), ("temporal", temporal)):
         if not 0 <= stop <= 1:
             raise ValueError(f"the {name} stop goes from 0 to 1, not {stop}")

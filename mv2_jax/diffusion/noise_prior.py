@@ -19,9 +19,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from mv2_jax.config import nearest
 from mv2_jax.diffusion.points import Grid
 from mv2_jax.diffusion.prediction import expand
+from mv2_jax.lookup import one_of
 
 FORMS = ("signal", "literal")
 
@@ -52,9 +52,7 @@ def initial(
     Raises:
         ValueError: an unknown form, or shapes that do not fit.
     """
-    if form not in FORMS:
-        known = ", ".join(FORMS)
-        raise ValueError(f"unknown noise prior {form!r} (known: {known}){nearest(form, FORMS)}")
+    one_of(form, FORMS, "noise prior")
     z = _per_frame(z, eps)
     strength = expand(jnp.asarray(lam, jnp.float32), eps.ndim)
     if form == "signal":

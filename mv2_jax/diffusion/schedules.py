@@ -14,9 +14,10 @@ import functools
 
 import numpy as np
 
-from mv2_jax.config import ScheduleConfig, nearest
+from mv2_jax.config import ScheduleConfig
 from mv2_jax.diffusion.names import SPACINGS
 from mv2_jax.diffusion.points import Grid
+from mv2_jax.lookup import one_of
 
 KINDS = ("linear", "scaled_linear")
 
@@ -25,16 +26,10 @@ KINDS = ("linear", "scaled_linear")
 SMALLEST_SIGNAL = 2.0**-24
 
 
-def _one_of(word: str, known: tuple[str, ...], what: str) -> None:
-    if word not in known:
-        names = ", ".join(known)
-        raise ValueError(f"unknown {what} {word!r} (known: {names}){nearest(word, known)}")
-
-
 @functools.lru_cache
 def _squared_signal(cfg: ScheduleConfig) -> np.ndarray:
     """alpha^2 `[train_steps]` in float64."""
-    _one_of(cfg.kind, KINDS, "schedule")
+    one_of(cfg.kind, KINDS, "schedule")
     if cfg.kind == "linear":
         betas = np.linspace(cfg.beta_start, cfg.beta_end, cfg.train_steps)
     else:
@@ -87,7 +82,7 @@ def timesteps(
         ValueError: the spacing is unknown, `steps` is not in 1..train_steps, or the offset
             pushes the first timestep past the schedule's end.
     """
-    _one_of(cfg.spacing, SPACINGS, "timestep spacing")
+    one_of(cfg.spacing, SPACINGS, "timestep spacing")
     total = cfg.train_steps
     if not 1 <= steps <= total:
         raise ValueError(

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from mv2_jax.config import nearest
+from mv2_jax.lookup import one_of
 
 KINDS = ("pyramid", "uniform")
 
@@ -45,9 +45,7 @@ def weights(frames: int, window: int, overlap: int, kind: str = "pyramid") -> np
     Raises:
         ValueError: an unknown kind, or as `starts`.
     """
-    if kind not in KINDS:
-        known = ", ".join(KINDS)
-        raise ValueError(f"unknown weights {kind!r} (known: {known}){nearest(kind, KINDS)}")
+    one_of(kind, KINDS, "weights")
     at = starts(frames, window, overlap)[:, None] + np.arange(min(window, frames))[None]
     length = at.shape[1]
     own = np.ones(length)

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mv2_jax import shards
-from mv2_jax.config import TextConfig, VisionConfig, nearest
+from mv2_jax.config import TextConfig, VisionConfig
+from mv2_jax.lookup import one_of
 from mv2_jax.nn.attention import attend
 from mv2_jax.nn.layers import Dtype, LayerNorm, dense
 
@@ -58,9 +59,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        if self.activation not in _ACTIVATIONS:
-            hint = nearest(self.activation, _ACTIVATIONS)
-            raise ValueError(f"unknown CLIP activation {self.activation!r}{hint}")
+        one_of(self.activation, _ACTIVATIONS, "CLIP activation")
         parts = shards.parts(self.width)
         hidden = dense(self.width // parts, name="fc1", dtype=self.dtype)(x)
         hidden = _ACTIVATIONS[self.activation](hidden)

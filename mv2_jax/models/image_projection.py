@@ -13,17 +13,13 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mv2_jax import shards
-from mv2_jax.config import ImageProjectionConfig, nearest
+from mv2_jax.config import ImageProjectionConfig
+from mv2_jax.lookup import one_of
 from mv2_jax.models.clip_vision import VisionOutput
 from mv2_jax.nn.attention import attend
 from mv2_jax.nn.layers import Dtype, LayerNorm, dense
 
 KINDS = ("linear", "resampler")
-
-
-def _check(kind: str) -> None:
-    if kind not in KINDS:
-        raise ValueError(f"unknown image projection {kind!r}{nearest(kind, KINDS)}")
 
 
 class ResamplerAttention(nn.Module):
@@ -105,7 +101,7 @@ class ImageProjection(nn.Module):
     @nn.compact
     def __call__(self, image: jax.Array) -> jax.Array:
         cfg = self.cfg
-        _check(cfg.kind)
+        one_of(cfg.kind, KINDS, "image projection")
         rank = 2 if cfg.kind == "linear" else 3
         if image.ndim != rank or image.shape[-1] != cfg.in_width:
             wanted = "[B, {}]" if rank == 2 else "[B, L, {}]"
@@ -142,7 +138,7 @@ def features(kind: str, output: VisionOutput) -> jax.Array:
     Raises:
         ValueError: an unknown kind, or "linear" on an encoder without a projection.
     """
-    _check(kind)
+    one_of(kind, KINDS, "image projection")
     if kind == "resampler":
         return output.hidden_states[-2]
     if output.image_embeds is None:

@@ -25,7 +25,7 @@ from flax import linen as nn
 from jax import Array
 
 from mv2_jax import sharding, shards
-from mv2_jax.config import nearest
+from mv2_jax.lookup import one_of
 from mv2_jax.nn import flash, kernels
 from mv2_jax.nn.layers import Dtype, dense
 
@@ -83,11 +83,8 @@ def _check(q: Array, k: Array, v: Array, lengths: Array | None, impl: str | None
         raise ValueError(f"attend: q, k and v must be of one type; got {shapes}")
     if lengths is not None and lengths.shape != q.shape[:1]:
         raise ValueError(f"attend: lengths must be [{q.shape[0]}], got {lengths.shape}")
-    if impl is not None and impl not in _RUN:
-        known = ", ".join(IMPLEMENTATIONS)
-        raise ValueError(
-            f"attend: unknown impl {impl!r}{nearest(impl, IMPLEMENTATIONS)}; known: {known}"
-        )
+    if impl is not None:
+        one_of(impl, IMPLEMENTATIONS, "impl", "attend")
 
 
 def _run(q, k, v, lengths, causal, impl):

@@ -16,8 +16,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mv2_jax.config import nearest
 from mv2_jax.errors import InputError
+from mv2_jax.lookup import one_of
 from mv2_jax.text import emphasis
 from mv2_jax.text.bpe import CLIPTokenizer
 from mv2_jax.text.words import WordTokenizer
@@ -60,8 +60,7 @@ def from_json(data: dict[str, Any]) -> Tokenizer:
     if not isinstance(data, dict):
         raise InputError(f"the tokenizer is {str(data)[:40]!r}; it is an object with a class")
     kind = data.get("class")
-    if not isinstance(kind, str) or kind not in _KINDS:
-        raise InputError(f"unknown tokenizer {kind!r}{nearest(str(kind), _KINDS)}")
+    one_of(kind, _KINDS, "tokenizer")
     try:
         return _KINDS[kind].from_json(data)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import regex
 
-from mv2_jax.config import nearest
+from mv2_jax.lookup import one_of
 
 START = "<|startoftext|>"
 END = "<|endoftext|>"
@@ -111,8 +111,7 @@ class CLIPTokenizer:
     in_rows = True
 
     def __init__(self, max_length: int = 77, padding: str = "eos"):
-        if padding not in _PADDINGS:
-            raise ValueError(f"unknown padding {padding!r}{nearest(padding, _PADDINGS)}")
+        one_of(padding, _PADDINGS, "padding")
         if max_length < 2:
             raise ValueError(f"max_length {max_length} leaves no room for start and end tokens")
         self.max_length = max_length

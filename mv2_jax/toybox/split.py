@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mv2_jax.config import nearest
 from mv2_jax.diffusion import keys as named
+from mv2_jax.lookup import one_of
 from mv2_jax.toybox.world import MOTIONS, SIZES, World, sample_world
 
 SETS = ("triples", "quads")
@@ -86,8 +86,7 @@ def shares(motions: Mapping[str, float]) -> np.ndarray:
     """
     often = np.ones(len(MOTIONS))
     for name, weight in motions.items():
-        if name not in MOTIONS:
-            raise ValueError(f"there is no motion {name!r}{nearest(name, MOTIONS)}")
+        one_of(name, MOTIONS, "motion")
         if weight < 0:
             raise ValueError(f"motion {name!r} is to be drawn {weight} times as often; not below 0")
         often[MOTIONS.index(name)] = weight
@@ -103,9 +102,7 @@ def test_tuples(which: str, count: int, seed: int = 0) -> np.ndarray:
     Raises:
         ValueError: `which` is neither "triples" nor "quads".
     """
-    if which not in TEST:
-        known = ", ".join(SETS)
-        raise ValueError(f"unknown test set {which!r} (known: {known}){nearest(which, SETS)}")
+    one_of(which, TEST, "test set")
     rng = np.random.default_rng(seed)
     table = TEST[which]
     rounds = [rng.permutation(table) for _ in range(-(-count // len(table)))]

@@ -76,8 +76,8 @@ def test_settings_of_no_network(hollow, settings, text):
         ({"beta_end": float("nan")}, "beta_end is nan"),
         ({"num_train_timesteps": 0}, "num_train_timesteps is 0; it must be from 1"),
         ({"steps_offset": 1000}, "steps_offset is 1000; it must be from 0 to 999"),
-        ({"prediction_type": None}, "prediction_type is None; known are epsilon"),
-        ({"timestep_spacing": []}, r"spacing is \[\]; known are leading"),
+        ({"prediction_type": None}, r"unknown prediction_type None \(known: epsilon"),
+        ({"timestep_spacing": []}, r"unknown timestep_spacing \[\] \(known: leading"),
         ({"trained_betas": [0.1, 0.2]}, "trained_betas .* is not supported"),
     ],
 )

@@ -38,7 +38,7 @@ def test_rates_over_a_phase():
     [
         ({"name": "adamv"}, "did you mean 'adamw'"),
         ({"schedule": "cosin"}, "did you mean 'cosine'"),
-        ({"clock": "sun"}, "use 'steps' or 'time'"),
+        ({"clock": "sun"}, "unknown optim.clock 'sun'"),
     ],
 )
 def test_unknown_words(changes, says):

@@ -81,7 +81,7 @@ def test_a_phase_whose_predecessor_is_missing_says_what_to_run(chain, tmp_path):
         ("nowhere.py", [], None, "does not exist"),
         (None, ["optim.lrr=1"], None, "did you mean 'optim.lr'"),
         (None, ["optim.name=adamv"], None, "did you mean 'adamw'"),
-        (None, ["precision=fp8"], None, "use one of auto, fp32, bf16"),
+        (None, ["precision=fp8"], None, "phase one: unknown precision 'fp8'"),
         (None, ["task=regresion"], None, "did you mean 'regression'"),
         (None, [], "ones", "did you mean 'one'"),
         (None, ["log_every=0"], None, "phase one: log_every is 0"),

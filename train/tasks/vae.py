@@ -22,8 +22,8 @@ import numpy as np
 
 from mv2_jax import config, shards
 from mv2_jax import params as trees
-from mv2_jax.config import nearest
 from mv2_jax.errors import InputError
+from mv2_jax.lookup import nearest
 from mv2_jax.models.discriminator import PatchCritic
 from mv2_jax.models.vae import ENCODING, AutoencoderKL
 from mv2_jax.train import adversary

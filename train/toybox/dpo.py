@@ -20,11 +20,11 @@ import numpy as np
 
 from mv2_jax import config
 from mv2_jax import params as trees
-from mv2_jax.config import nearest
 from mv2_jax.diffusion import guidance, losses
 from mv2_jax.diffusion import keys as named
 from mv2_jax.diffusion.losses import LossConfig, diffusion_loss
 from mv2_jax.errors import InputError
+from mv2_jax.lookup import nearest, one_of
 from mv2_jax.stages import i2v, t2i
 from mv2_jax.stages import latents as codec
 from mv2_jax.stages import stage as stages
@@ -51,8 +51,7 @@ def make(cfg: Any, begin: Mapping[str, Component], folder: Path) -> Task:
             of pairs that do not go together.
     """
     for word, known, what in ((cfg.stage, STAGES, "stage"), (cfg.loss.kind, KINDS, "loss.kind")):
-        if word not in known:
-            raise InputError(f"{what}: there is no {word!r}{nearest(word, known)}")
+        one_of(word, known, what)
     chunk, shard, candidates = cfg.data.chunk, cfg.data.shard, cfg.data.candidates
     if chunk < 1 or shard % min(chunk, shard):
         raise InputError(f"data.chunk: {chunk} at a time do not divide a shard of {shard} prompts")

@@ -9,8 +9,8 @@ from typing import Any
 import jax
 
 from mv2_jax import config
-from mv2_jax.config import nearest
 from mv2_jax.errors import InputError
+from mv2_jax.lookup import nearest
 from mv2_jax.toybox import judge, judge_data
 from mv2_jax.train.report import grid, to_uint8
 from mv2_jax.train.task import Batch, Component, Params, Task
