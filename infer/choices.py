@@ -16,7 +16,7 @@ from mv2_jax import lookup
 from mv2_jax.config import ScheduleConfig, SparseControlConfig
 from mv2_jax.configs import presets
 from mv2_jax.configs.few_steps import FEW_STEPS, few
-from mv2_jax.diffusion.names import RULES, SAMPLERS, SPACINGS
+from mv2_jax.diffusion.names import CONTEXTS, RULES, SAMPLERS, SPACINGS
 from mv2_jax.errors import InputError
 from mv2_jax.infer import interpolators
 from mv2_jax.lookup import nearest
@@ -101,7 +101,14 @@ CHOICES = (
            "(picture and text, a scale for each); or module:name of your own", own=True),
     Choice("--frames", _VIDEO, "frames", (1, 1024), "keyframes; more than the motion modules know "
            "are made in overlapping windows"),
+    Choice("--windows", _VIDEO, "context", CONTEXTS, "where windows lie, as in ComfyUI's "
+           "AnimateDiff-Evolved: static; uniform (they move from step to step); looped (and go "
+           "over the end); closed (and the video closes to a loop)"),
+    Choice("--window", _VIDEO, "window", (1, 1024), "frames of a window (as many as the motion "
+           "modules know; with --windows 16 at most)"),
     Choice("--overlap", _VIDEO, "overlap", (0, 1023), "frames that two windows share (a quarter)"),
+    Choice("--fuse", _VIDEO, "blend", ("pyramid", "flat"), "how windows are averaged: pyramid "
+           "(their middles count most), flat"),
     Choice("--clip-skip", _EVERY, "clip_skip", (0, 47), "last layers of the text encoder left out; "
            "1 is the web UI's 2"),
     Choice("--vfi", ("vfi",), "network", interpolators.NAMES, "what makes the frames between the "
@@ -167,6 +174,8 @@ def apply(bundle: Any, chosen: Choices) -> Any:
             stage = few(stage, program)
             numbers = {k: v for k, v in defaults.get(name, {}).items() if k != "steps"}
             defaults[name] = {**numbers, "guidance": FEW_STEPS[program].guidance}
+        if "context" in values:
+            values = {"window": _usual_window(stage), **values}
         grid = {key: values.pop(key) for key in ("spacing", "steps_offset") if key in values}
         stages[name] = dataclasses.replace(stage, schedule=_spaced(name, stage, grid), **values)
         _check(bundle, name, stages[name], values)
@@ -174,6 +183,12 @@ def apply(bundle: Any, chosen: Choices) -> Any:
     if network:
         stages["vfi"] = {"network": interpolators.check(network, bundle)}
     return dataclasses.replace(bundle, stages=stages, defaults=defaults)
+
+
+def _usual_window(stage: Any) -> int:
+    """AnimateDiff-Evolved's 16 frames, or as many as the motion modules know; the folder's own."""
+    known = stage.windows[0]
+    return stage.window or min(16, known)
 
 
 def _spaced(name: str, stage: Any, grid: Mapping[str, Any]) -> Any:
@@ -206,7 +221,10 @@ def _check(bundle: Any, name: str, stage: Any, values: Mapping[str, Any]) -> Non
             f"--frames {stage.frames}: these weights' SparseCtrl knows no more than the "
             f"{stage.windows[0]} frames of one motion window"
         )
-    if "overlap" in values:
+    known = stage.unet.motion.max_frames if getattr(stage.unet, "motion", None) else None
+    if known and "window" in values and stage.window > known:
+        raise InputError(f"--window {stage.window}: these motion modules know {known} frames")
+    if {"overlap", "window"} & values.keys():
         window, overlap = stage.windows
         if overlap >= window:
             raise InputError(f"--overlap {overlap}: motion windows are {window} frames long")

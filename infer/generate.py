@@ -70,6 +70,7 @@ def make(
     progress: Any = None,
     tell: Mapping[str, str] | None = None,
     shown: Mapping[str, np.ndarray] | None = None,
+    loop: bool = False,
 ) -> Made:
     """Runs the stages for B prompts; each video is as if made alone.
 
@@ -83,6 +84,7 @@ def make(
         progress: callback (stage, done, total), see `mv2_jax.programs.Progress`.
         tell: what conditions of one's own are told, by name.
         shown: what the video stages are shown beside the picture (`ready.shown`), for all videos.
+        loop: put frames between the last keyframe and the first too.
     """
     from mv2_jax.diffusion import keys as random
     from mv2_jax.programs import silent
@@ -113,7 +115,9 @@ def make(
     between = int(numbers["vfi"]["between"])
     frames = refined
     if between:
-        frames = cascade.vfi(refined, between + 1, progress=progress or silent)
+        whole = np.concatenate([refined, refined[:, :1]], axis=1) if loop else refined
+        frames = cascade.vfi(whole, between + 1, progress=progress or silent)
+        frames = frames[:, :-1] if loop else frames
     return Made(*(media.to_uint8(x) for x in (image, keyframes, refined, frames)))
 
 
@@ -255,6 +259,7 @@ class Videos:
             progress=self._bars,
             tell=request.tell,
             shown=ready.shown,
+            loop=ready.sized.stages["v2v"].context == "closed",
         )
         for k, job in enumerate(jobs, start=row):
             one = Made(*(getattr(made, field.name)[k] for field in dataclasses.fields(made)))

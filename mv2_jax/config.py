@@ -260,7 +260,8 @@ class StageConfig:
     `steps`, `sampler`: the default sampling program.
     `clip_skip`: last layers of the text encoder left out, in diffusers' counting.
     Clips longer than `window` frames (None: what the motion modules know) are denoised in windows
-    that overlap by `overlap` (None: a quarter), blended by `blend`; see `diffusion.windows`.
+    that overlap by `overlap` (None: a quarter), lying by `context`, blended by `blend`; see
+    `diffusion.windows`.
     `unet`: the backbone; a UNet's config, or a backbone of one's own (`models.backbone`).
     `rule`: of guidance, a word of `diffusion.names.RULES` or `module:name`; None: `USUAL_RULE`.
     `conditions`: what it is told, in order: "text", "image", "control", or conditions of one's own
@@ -279,6 +280,7 @@ class StageConfig:
     blend: str = "pyramid"
     rule: str | None = _later(None)
     conditions: tuple[Any, ...] | None = _later(None)
+    context: str = _later("static")
 
     def __post_init__(self) -> None:
         if min(*self.size, self.frames, self.steps) < 1:

@@ -57,3 +57,6 @@ WEIGHTINGS = {
 
 # Which timesteps of a discrete schedule are visited.
 SPACINGS = ("leading", "linspace", "trailing")
+
+# Where the windows of long clips lie (`windows`).
+CONTEXTS = ("static", "uniform", "looped", "closed")

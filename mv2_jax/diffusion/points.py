@@ -18,13 +18,15 @@ class Point(NamedTuple):
     """A level of noise: the timestep that the network is told, and x = alpha * x0 + sigma * eps.
 
     Traced; numbers `[]` in sampling, `[B]` in training. Of a step's end, `kept` is how much of
-    sigma is the sample's own noise, where the grid says so (`Grid.kept`).
+    sigma is the sample's own noise, where the grid says so (`Grid.kept`). Of a step's start,
+    `index` is the step's number in its grid.
     """
 
     t: jax.Array
     alpha: jax.Array
     sigma: jax.Array
     kept: jax.Array | None = None
+    index: jax.Array | None = None
 
     @property
     def k(self) -> jax.Array:

@@ -169,7 +169,8 @@ def sample(
 
     def advance(carry: tuple[jax.Array, jax.Array, Any]) -> tuple[jax.Array, jax.Array, Any]:
         x, index, memory = carry
-        now = Point(columns.t[index], columns.alpha[index], columns.sigma[index])
+        here = (columns.t[index], columns.alpha[index], columns.sigma[index])
+        now = Point(*here, index=index)
         # No network is asked at `then`, so that its t is only that of the next visited point.
         t_next = columns.t[jnp.minimum(index + 1, grid.steps - 1)]
         kept = None if columns.kept is None else columns.kept[index]

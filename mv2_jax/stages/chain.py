@@ -94,8 +94,12 @@ def advance(
         ValueError: a condition that cannot be told to so long a clip.
     """
     sampler, grid = program(cfg.stage, steps)
-    model = stages.in_windows(params, cfg, state.x.shape[1])
-    predict = guides.guided(model, conditioning, guidance, rule)
+    frames = state.x.shape[1]
+
+    def predict(x: jax.Array, point: samplers.Point) -> jax.Array:
+        model = stages.in_windows(params, cfg, frames, steps, point.index)
+        return guides.guided(model, conditioning, guidance, rule)(x, point)
+
     denoise = samplers.denoiser(predict, process.of(cfg.stage.schedule).prediction)
     return samplers.sample(denoise, sampler, grid, state, k)
 

@@ -273,9 +273,11 @@ def predict_one(
     return predict(params, cfg, x[None], t[None], conditioning)[0]
 
 
-def in_windows(params: Params, cfg: Config, frames: int) -> Any:
+def in_windows(
+    params: Params, cfg: Config, frames: int, steps: int = 1, step: int | jax.Array = 0
+) -> Any:
     """`model(x, t, conditioning)` of clips of `frames`, in overlapping windows where the backbone
-    knows fewer."""
+    knows fewer; for step `step` of `steps`, since windows may move."""
 
     def some(conditioning: Conditioning, frames: jax.Array) -> Conditioning:
         by_frame = [each for each in cfg.conditions if hasattr(each, "of_frames")]
@@ -283,7 +285,8 @@ def in_windows(params: Params, cfg: Config, frames: int) -> Any:
         return conditioning | {name: of(conditioning[name], frames) for name, of in here.items()}
 
     model = partial(predict, params, cfg)
-    return windows.over(model, frames, *cfg.stage.windows, cfg.stage.blend, axis=2, some=some)
+    shape = windows.Windows(*cfg.stage.windows, cfg.stage.blend, cfg.stage.context)
+    return windows.over(model, frames, shape, axis=2, some=some, steps=steps, step=step)
 
 
 def drop(

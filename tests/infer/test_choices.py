@@ -55,6 +55,24 @@ def test_choices_reach_their_stages_and_the_sidecar(mv2, tmp_path, capsys):
     assert code == 0 and stages["i2v"].sampler == "ddim" and stages["t2i"].sampler == "euler_a"
 
 
+def test_windows_reach_their_stages_and_a_loop_closes(mv2, tmp_path, capsys):
+    flags = ("--windows", "closed", "--frames", 6, "--window", 4, "--overlap", 2, "--fuse", "flat")
+    code, stages = mv2(PROMPT, *flags)
+    assert code == 0, capsys.readouterr().err
+    for stage in ("i2v", "v2v"):
+        found = stages[stage]
+        assert (found.context, found.windows, found.blend) == ("closed", (4, 2), "flat")
+    side = json.loads((tmp_path / "out.json").read_text())
+    assert side["result"]["frames"] == 6 * 3  # frames between the last and the first too
+    capsys.readouterr()
+    assert mv2("--from", "out.json", weights=())[0] == 0
+    assert "the frames are the same as before" in capsys.readouterr().out
+    _, stages = mv2(PROMPT, "-o", "b.mp4", "--windows", "uniform", "--frames", 40)
+    assert stages["i2v"].windows == (4, 1) and stages["i2v"].blend == "pyramid"
+    assert mv2(PROMPT, "-o", "c.mp4", "--window", 3, "--overlap", 3)[0] == 2
+    assert "--overlap 3: motion windows are 3 frames long" in capsys.readouterr().err
+
+
 def test_few_steps_bring_their_numbers_and_the_user_has_the_last_word(mv2, tmp_path):
     def settings(name="out"):
         return json.loads((tmp_path / f"{name}.json").read_text())["settings"]["i2v"]

@@ -11,7 +11,7 @@ from quick import quick
 
 from mv2_jax import numbers, programs
 from mv2_jax.config import ScheduleConfig
-from mv2_jax.diffusion import guidance
+from mv2_jax.diffusion import guidance, samplers
 from mv2_jax.errors import InputError
 from mv2_jax.stages import chain, controls
 from mv2_jax.stages import stage as stages
@@ -172,6 +172,24 @@ def test_windows_take_the_weights_and_pictures_of_their_frames(params):
     middle = (parts[0][:, 2:] + parts[1][:, :1]) / 2
     expected = np.concatenate([parts[0][:, :2], middle, parts[1][:, 1:]], axis=1)
     np.testing.assert_allclose(whole, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("index", [1])
+def test_windows_move_with_the_steps_of_a_chain(params, index):
+    schedule = ScheduleConfig(prediction="x0", final_alpha_one=True)
+    wide = dataclasses.replace(SHAPE, frames=5, overlap=1, context="looped", schedule=schedule)
+    cfg = dataclasses.replace(CLIP, stage=wide)
+    told = stages.condition(params, asked(cfg), cfg=cfg, rule=guidance.NONE)
+    x = jnp.asarray(np.random.default_rng(2).standard_normal((2, *cfg.latent_shape)))
+    state = samplers.State(x, jnp.int32(index), (), None)
+    static = {"cfg": cfg, "rule": guidance.NONE, "steps": 4}
+    end = quick(chain.advance, *static, "k")(params, told, guidance.make(1), state, **static, k=1).x
+    grid = chain.program(wide, 4)[1]
+    t = jnp.full((1, 2), grid.t[index])
+    x0 = stages.in_windows(params, cfg, 5, 4, index)(x[None], t, told)[0]
+    eps = (x - grid.alpha[index] * x0) / grid.sigma[index]
+    expected = grid.alpha_next[index] * x0 + grid.sigma_next[index] * eps
+    np.testing.assert_allclose(end, expected, atol=1e-5)
 
 
 def test_looks_add_their_tokens(params):
