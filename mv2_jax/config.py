@@ -259,9 +259,8 @@ class StageConfig:
     `size` is (height, width) in pixels and `frames` the frames made (1 for T2I).
     `steps`, `sampler`: the default sampling program.
     `clip_skip`: last layers of the text encoder left out, in diffusers' counting.
-    Clips longer than `window` frames (None: what the motion modules know) are denoised in windows
-    that overlap by `overlap` (None: a quarter), lying by `context`, blended by `blend`; see
-    `diffusion.windows`.
+    Clips longer than `window` frames (None: what the motion modules know) go in windows that
+    overlap by `overlap` (None: a quarter), lie by `context`, blend by `blend` (`diffusion.windows`).
     `unet`: the backbone; a UNet's config, or a backbone of one's own (`models.backbone`).
     `rule`: of guidance, a word of `diffusion.names.RULES` or `module:name`; None: `USUAL_RULE`.
     `conditions`: what it is told, in order: "text", "image", "control", or conditions of one's own
@@ -293,10 +292,8 @@ class StageConfig:
     @property
     def windows(self) -> tuple[int, int]:
         """Frames of a motion window, and of an overlap of two."""
-        if isinstance(self.unet, UNetConfig):
-            known = self.unet.motion.max_frames if self.unet.motion else self.frames
-        else:
-            known = self.unet.frames or self.frames
+        own = self.unet.motion if isinstance(self.unet, UNetConfig) else self.unet
+        known = getattr(own, "max_frames", None) or getattr(own, "frames", None) or self.frames
         window = known if self.window is None else self.window
         return window, window // 4 if self.overlap is None else self.overlap
 

@@ -84,10 +84,7 @@ def moving_starts(
     Raises:
         ValueError: as `starts`, or an unknown context.
     """
-    if context not in CONTEXTS[1:]:
-        known = ", ".join(CONTEXTS)
-        hint = nearest(context, CONTEXTS)
-        raise ValueError(f"unknown windows {context!r} (known: {known}){hint}")
+    one_of(context, CONTEXTS[1:], "windows")
     starts(frames, window, overlap)  # refuses what cannot be
     digits = f"{step:b}"[::-1]
     first = round(frames * int(digits, 2) / 2 ** len(digits))
