@@ -260,7 +260,8 @@ class StageConfig:
     `steps`, `sampler`: the default sampling program.
     `clip_skip`: last layers of the text encoder left out, in diffusers' counting.
     Clips longer than `window` frames (None: what the motion modules know) go in windows that
-    overlap by `overlap` (None: a quarter), lie by `context`, blend by `blend` (`diffusion.windows`).
+    overlap by `overlap` (None: a quarter) and lie by `context`, blended by `blend`; see
+    `diffusion.windows`.
     `unet`: the backbone; a UNet's config, or a backbone of one's own (`models.backbone`).
     `rule`: of guidance, a word of `diffusion.names.RULES` or `module:name`; None: `USUAL_RULE`.
     `conditions`: what it is told, in order: "text", "image", "control", or conditions of one's own

@@ -179,7 +179,7 @@ def test_windows_move_with_the_steps_of_a_chain(params, index):
     schedule = ScheduleConfig(prediction="x0", final_alpha_one=True)
     wide = dataclasses.replace(SHAPE, frames=5, overlap=1, context="looped", schedule=schedule)
     cfg = dataclasses.replace(CLIP, stage=wide)
-    told = stages.condition(params, asked(cfg), cfg=cfg, rule=guidance.NONE)
+    told = stages.condition(params, inputs(cfg), cfg=cfg, rule=guidance.NONE)
     x = jnp.asarray(np.random.default_rng(2).standard_normal((2, *cfg.latent_shape)))
     state = samplers.State(x, jnp.int32(index), (), None)
     static = {"cfg": cfg, "rule": guidance.NONE, "steps": 4}
