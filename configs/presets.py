@@ -9,12 +9,12 @@ from mv2_jax.config import StageConfig, UNetConfig
 from mv2_jax.configs import paper, sd15, sdxl
 from mv2_jax.errors import InputError
 from mv2_jax.lookup import one_of
+from mv2_jax.numbers import DIFFUSION
 
 if TYPE_CHECKING:
     from mv2_jax.bundle import Bundle
 
 PRESETS: dict[str, Any] = {"sd15": sd15, "paper": paper, "sdxl": sdxl}
-_STAGES = ("t2i", "i2v", "v2v")
 
 
 def suiting(spatial: UNetConfig, picture: UNetConfig) -> str:
@@ -40,7 +40,7 @@ def complete(bundle: Bundle, name: str | None = None) -> Bundle:
     Raises:
         InputError: an unknown preset, or weights that are not of Stable Diffusion's size.
     """
-    missing = [stage for stage in _STAGES if stage not in bundle.stages]
+    missing = [stage for stage in DIFFUSION if stage not in bundle.stages]
     if name is None and not missing:
         return bundle
     if name is not None:
@@ -52,7 +52,7 @@ def complete(bundle: Bundle, name: str | None = None) -> Bundle:
         size = "SDXL" if preset.I2V.unet.pooled_width else "SD1.5"
         raise InputError(f"--preset {name} is for weights of {size}'s size, not {bundle.name}'s")
     stages = dict(bundle.stages)
-    for stage in _STAGES:
+    for stage in DIFFUSION:
         wanted: StageConfig = getattr(preset, stage.upper())
         if stage in missing:
             stages[stage] = dataclasses.replace(wanted, unet=_network(bundle, stage))

@@ -24,21 +24,12 @@ from mv2_jax.convert.kinds import interpolator
 from mv2_jax.convert.kinds import vae as vaes
 from mv2_jax.convert.pieces import Piece
 from mv2_jax.errors import InputError
+from mv2_jax.numbers import DIFFUSION
 from mv2_jax.text import CLIPTokenizer
 
 SOURCES = "sources.json"
 # Where an IP-Adapter's publisher keeps the vision encoder that it reads, beside the adapter.
 _ENCODER = "image_encoder"
-NEEDED = (
-    "text_encoder",
-    "vae",
-    "spatial",
-    "motion_i2v",
-    "motion_v2v",
-    "image_encoder",
-    "image_attn",
-    "control",
-)
 _FLAGS = {
     "motion_i2v": "--motion",
     "image_encoder": "--image-encoder",
@@ -108,7 +99,7 @@ class Built:
     @property
     def missing(self) -> list[str]:
         """The components that `mv2 generate` needs and this cascade lacks."""
-        return [name for name in NEEDED if name not in self.pieces]
+        return [name for name in bundle.NEEDED if name not in self.pieces]
 
     @property
     def advice(self) -> str:
@@ -169,7 +160,7 @@ def assemble(wanted: Wanted) -> Built:
     if wanted.variant and all(piece.found.variant is None for piece in built.values()):
         raise InputError(f"--variant {wanted.variant}: no source has {wanted.variant} weights")
     for kind, given in (("lora", wanted.lora), ("motion_lora", wanted.motion_lora)):
-        names = [(asked, stage) for asked, _, to in given for stage in to or loras.STAGES]
+        names = [(asked, stage) for asked, _, to in given for stage in to or DIFFUSION]
         if len(set(names)) < len(names):
             raise InputError(f"--{kind.replace('_', '-')}: one is given twice; add up its weights")
         for asked, weight, to in given:

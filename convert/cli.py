@@ -13,6 +13,7 @@ from mv2_jax.arguments import Parser
 from mv2_jax.configs.few_steps import FEW_STEPS, PICTURE_STEPS
 from mv2_jax.configs.presets import PRESETS
 from mv2_jax.errors import InputError
+from mv2_jax.numbers import DIFFUSION
 
 TYPES = ("float16", "bfloat16", "float32", "keep")
 _SOURCES = {
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
         return _alone(args)
     if not args.out:
         raise InputError("mv2 convert wants -o DIR, the folder to make (see mv2 convert --help)")
-    sizes = {stage: getattr(args, f"{stage}_size") for stage in ("t2i", "i2v", "v2v")}
+    sizes = {stage: getattr(args, f"{stage}_size") for stage in DIFFUSION}
     with needs("torch", "transformers"):
         from mv2_jax.convert import assemble, schedules
 
@@ -260,7 +261,7 @@ def _parser() -> Parser:
     add("--preset", choices=tuple(PRESETS), help="sizes and frames of the stages (the one that "
         "fits: sd15's, with SDXL for T2I the paper's, all of SDXL sdxl's)")  # fmt: skip
     add("--frames", type=int, metavar="N", help="keyframes (the preset's)")
-    for stage in ("t2i", "i2v", "v2v"):
+    for stage in DIFFUSION:
         add(f"--{stage}-size", type=size, metavar="WxH", help="pixels of its frames (the preset's)")
     add("--norm-scope", choices=("frame", "clip"), help="of the motion modules' norms, if known "
         "better: frame is the original code's, clip diffusers'")  # fmt: skip

@@ -9,12 +9,12 @@ from mv2_jax.convert.checkpoint import Found
 from mv2_jax.convert.engine import shorten
 from mv2_jax.convert.pieces import Piece
 from mv2_jax.errors import InputError
-from mv2_jax.lookup import nearest
+from mv2_jax.lookup import one_of
+from mv2_jax.numbers import DIFFUSION
 
 # The networks that one LoRA was trained over: what its names call them, and who they are, by the
 # stages that they serve.
 _VIDEO, _PICTURE = ("i2v", "v2v"), ("t2i",)
-STAGES = (*_PICTURE, *_VIDEO)
 _SETS: dict[str, dict[tuple[str, ...], dict[str, str]]] = {
     "lora": {
         _VIDEO: {"unet": "spatial", "text": "text_encoder", "text_2": "text_encoder_2"},
@@ -110,8 +110,7 @@ def _notes(found: Found, skipped: Collection[str]) -> tuple[str, ...]:
 def _chosen(kind: str, stages: Collection[str]) -> list[dict[str, str]]:
     """The sets of networks of these stages, or all."""
     for stage in stages:
-        if stage not in STAGES:
-            raise InputError(f"there is no stage {stage!r}{nearest(stage, STAGES)}")
+        one_of(stage, DIFFUSION, "stage")
     sets = {of: names for of, names in _SETS[kind].items() if not stages or set(of) & set(stages)}
     split = next((of for of in sets if stages and not set(of) <= set(stages)), None)
     if split:

@@ -20,6 +20,7 @@ from mv2_jax.diffusion.names import CONTEXTS, RULES, SAMPLERS, SPACINGS
 from mv2_jax.errors import InputError
 from mv2_jax.infer import interpolators
 from mv2_jax.lookup import nearest
+from mv2_jax.numbers import DIFFUSION
 
 Choices = dict[str, dict[str, Any]]
 """{stage: {name: value}}, for instance {"i2v": {"sampler": "euler"}}; "all" is every stage."""
@@ -80,22 +81,22 @@ class Choice:
         return int(number)
 
 
-_VIDEO, _EVERY = ("i2v", "v2v"), ("t2i", "i2v", "v2v")
+_VIDEO = ("i2v", "v2v")
 CHOICES = (
     Choice("--preset", ("all",), "preset", tuple(presets.PRESETS), "sizes and frames of a full-"
            "size cascade: " + ", ".join(presets.PRESETS)),
     *(
         Choice(f"--{stage}-sampler", (stage,), "sampler", tuple(SAMPLERS), "one of "
                + ", ".join(SAMPLERS) + ", or module:name of your own", own=True)
-        for stage in _EVERY
+        for stage in DIFFUSION
     ),
-    Choice("--spacing", _EVERY, "spacing", SPACINGS, "which timesteps are visited: " +
+    Choice("--spacing", DIFFUSION, "spacing", SPACINGS, "which timesteps are visited: " +
            ", ".join(SPACINGS) + " (Karras and lcm, tcd have their own)"),
-    Choice("--steps-offset", _EVERY, "steps_offset", (0, 999), "added to leading's timesteps (the "
-           "weights' own: mostly 1)"),
+    Choice("--steps-offset", DIFFUSION, "steps_offset", (0, 999), "added to leading's timesteps "
+           "(the weights' own: mostly 1)"),
     Choice("--few-steps", _VIDEO, "few_steps", tuple(FEW_STEPS), "how distilled motion modules are "
            "sampled: " + ", ".join(FEW_STEPS)),
-    Choice("--guidance-rule", _EVERY, "rule", tuple(RULES), "what guidance steers away "
+    Choice("--guidance-rule", DIFFUSION, "rule", tuple(RULES), "what guidance steers away "
            "from: none (nothing); text (the negative prompt); public (the negative prompt and an "
            "empty picture, with the control on both sides, as in diffusers' pipelines); apart "
            "(picture and text, a scale for each); or module:name of your own", own=True),
@@ -109,8 +110,8 @@ CHOICES = (
     Choice("--overlap", _VIDEO, "overlap", (0, 1023), "frames that two windows share (a quarter)"),
     Choice("--fuse", _VIDEO, "blend", ("pyramid", "flat"), "how windows are averaged: pyramid "
            "(their middles count most), flat"),
-    Choice("--clip-skip", _EVERY, "clip_skip", (0, 47), "last layers of the text encoder left out; "
-           "1 is the web UI's 2"),
+    Choice("--clip-skip", DIFFUSION, "clip_skip", (0, 47), "last layers of the text encoder left "
+           "out; 1 is the web UI's 2"),
     Choice("--vfi", ("vfi",), "network", interpolators.NAMES, "what makes the frames between the "
            "keyframes: rife, ema, gan, a file of weights or module:NAME of your own, A+B the mean "
            "of both; none shows the keyframes alone, as long as the video would be", files=True,
@@ -149,7 +150,7 @@ def merged(old: Choices, new: Choices) -> Choices:
 
 def idle(chosen: Choices, start: str) -> list[str]:
     """The flags that were given but choose only for stages before `start`."""
-    skipped = _EVERY[: _EVERY.index(start)]
+    skipped = DIFFUSION[: DIFFUSION.index(start)]
     return [
         choice.flag
         for choice in CHOICES
@@ -167,7 +168,7 @@ def apply(bundle: Any, chosen: Choices) -> Any:
             interpolator that was chosen.
     """
     stages, defaults = dict(bundle.stages), dict(bundle.defaults)
-    for name in _EVERY:
+    for name in DIFFUSION:
         values = dict(chosen.get(name, {}))
         stage, program = stages[name], values.pop("few_steps", None)
         if program:

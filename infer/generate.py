@@ -29,7 +29,6 @@ from mv2_jax.infer import cache, interpolators, media, meshes, outputs
 from mv2_jax.infer.outputs import Outputs
 from mv2_jax.infer.progress import Bars
 from mv2_jax.infer.ready import (
-    DIFFUSION,
     Checked,
     Ready,
     check_steps,
@@ -40,6 +39,7 @@ from mv2_jax.infer.ready import (
 )
 from mv2_jax.infer.release import version
 from mv2_jax.infer.request import Request, sidecar
+from mv2_jax.numbers import DIFFUSION
 
 if TYPE_CHECKING:
     from mv2_jax.infer.settings import Numbers

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 from mv2_jax.arguments import Parser
 from mv2_jax.infer import machines
+from mv2_jax.numbers import DIFFUSION
 
 if TYPE_CHECKING:
     from mv2_jax.infer.ahead import Plan
 
-STAGES = ("t2i", "i2v", "v2v")
 TYPES = ("bfloat16", "float16", "float32")
 
 
@@ -79,7 +79,7 @@ def _parser() -> Parser:
         "memory of each device it takes and (TPU) how long a step. Sizes are the paper's.",
     )
     add = parser.add_argument
-    add("stage", choices=STAGES, help="which network")
+    add("stage", choices=DIFFUSION, help="which network")
     add("--on", required=True, metavar="NAME", help=machines.EXAMPLES)
     add(
         "--mesh",

@@ -19,12 +19,12 @@ from mv2_jax.configs import presets
 from mv2_jax.errors import InputError
 from mv2_jax.infer import choices, interpolators, media, meshes, settings
 from mv2_jax.infer.request import Request, interpolators_of
+from mv2_jax.numbers import DIFFUSION
 
 if TYPE_CHECKING:
     from mv2_jax.infer.settings import Numbers
 
 _LARGEST = 4096
-DIFFUSION = ("t2i", "i2v", "v2v")
 
 
 @dataclass(frozen=True, eq=False)

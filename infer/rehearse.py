@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from mv2_jax.cascade import Cascade
 
-STAGES = ("t2i", "i2v", "v2v", "vfi")
+STAGES = tuple(numbers.STAGES)
 PROMPT = "a lighthouse in a storm, oil painting"
 _TYPES = ("bfloat16", "float16", "float32")
 

@@ -20,6 +20,7 @@ from mv2_jax.infer.choices import Choices
 from mv2_jax.infer.release import version
 from mv2_jax.infer.settings import SETTINGS, Numbers, idle
 from mv2_jax.lookup import one_of
+from mv2_jax.numbers import DIFFUSION
 
 SCHEMA = 1
 LARGEST_BATCH = 1024
@@ -141,8 +142,7 @@ class Request:
         if not 0 <= self.seed < _SEEDS:
             raise InputError(f"--seed is {self.seed}; it goes from 0 to {_SEEDS - 1}")
         unused = [*idle(self.given, self.start), *choices.idle(self.choices, self.start)]
-        order = ("t2i", "i2v", "v2v")
-        for stage in order[: order.index(self.start)]:
+        for stage in DIFFUSION[: DIFFUSION.index(self.start)]:
             unused += [f"--{stage}-negative"] if stage in self.negatives else []
         if unused:
             raise InputError(f"{unused[0]} has no effect: this video starts at {self.start}")
@@ -199,7 +199,7 @@ def from_args(args: Any) -> Request:
     said = [*args.prompt, args.negative, args.seed, args.image, args.video, args.size, args.weights]
     said.append(args.variations)
     tell, shown = _told(args.tell), _controls(args.control)
-    negatives = {stage: getattr(args, f"{stage}_negative") for stage in ("t2i", "i2v", "v2v")}
+    negatives = {stage: getattr(args, f"{stage}_negative") for stage in DIFFUSION}
     negatives = {stage: text for stage, text in negatives.items() if text is not None}
     more = (given, chosen, tell, args.look, shown, negatives)
     same = bool(old) and not any(more) and all(value is None for value in said)

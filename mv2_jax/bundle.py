@@ -43,9 +43,8 @@ PICTURE = {
     "vae": "t2i_vae",
 }
 CONTROLS = ("control", *(f"control_{number}" for number in range(2, 10)))  # ControlNets
-# What a folder may lack: those two, SDXL's second text encoder, and further ControlNets.
-OPTIONAL = (*vfi_table.COMPONENTS, "text_encoder_2", *PICTURE.values(), *CONTROLS[1:])
-COMPONENTS = (
+# What every stage of a folder of UNets finds there.
+NEEDED = (
     "text_encoder",
     "vae",
     "spatial",
@@ -54,9 +53,10 @@ COMPONENTS = (
     "image_encoder",
     "image_attn",
     "control",
-    *OPTIONAL,
 )
-STAGES = ("t2i", "i2v", "v2v", "vfi")
+# What it may lack: an interpolator, SDXL's second text encoder, T2I's own, further ControlNets.
+OPTIONAL = (*vfi_table.COMPONENTS, "text_encoder_2", *PICTURE.values(), *CONTROLS[1:])
+COMPONENTS = (*NEEDED, *OPTIONAL)
 
 _KEYS = ("schema", "name", "components", "stages", "defaults", "tokenizer", "spatial")
 _COMPONENT_KEYS = ("config", "file", "bytes", "sha256", "licence", "source", "over")
@@ -260,12 +260,12 @@ def read(folder: str | os.PathLike[str] | None = None) -> Bundle:
         _known_components({name: part.config for name, part in components.items()})
         stages = {name: _from_json(data) for name, data in index["stages"].items()}
         for name in stages:
-            one_of(name, STAGES, "stage")
+            one_of(name, numbers.STAGES, "stage")
         for name, stage in stages.items():
             if not isinstance(stage, dict if name == "vfi" else config.StageConfig):
                 raise ValueError(f"stages: {name} is of the wrong kind")
         for name in index["defaults"]:
-            one_of(name, STAGES, "stage", "defaults")
+            one_of(name, numbers.STAGES, "stage", "defaults")
         config_types.check_numbers(index["defaults"])
         if not isinstance(index["name"], str):
             raise ValueError("'name' is not text")

@@ -16,6 +16,7 @@ from contextlib import suppress
 from mv2_jax.arguments import Parser
 from mv2_jax.errors import InputError
 from mv2_jax.lookup import one_of
+from mv2_jax.numbers import DIFFUSION
 from mv2_jax.signals import stopped, stopped_in_order
 
 # Commands with a parser of their own: the module whose main(arguments) runs each, and its help.
@@ -167,7 +168,7 @@ def _generate_parser(
         help="so many videos of each prompt, from seed, seed + 1 ... (1)",
     )
     add("--negative", metavar="TEXT", help="what to steer away from")
-    for stage in ("t2i", "i2v", "v2v"):
+    for stage in DIFFUSION:
         add(f"--{stage}-negative", metavar="TEXT", help=f"... in {stage.upper()} alone")
     add("--image", metavar="FILE", help="start at I2V, from your own picture")
     add("--video", metavar="FILE", help="start at V2V, from your own clip")

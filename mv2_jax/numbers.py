@@ -258,6 +258,7 @@ class VFI:
 
 
 STAGES: dict[str, type] = {"t2i": T2I, "i2v": I2V, "v2v": V2V, "vfi": VFI}
+DIFFUSION = ("t2i", "i2v", "v2v")  # those of them that denoise
 Numbers = dict[str, Any]
 """{stage: its dataclass}."""
 

@@ -7,14 +7,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from mv2_jax import bundle, config
+from mv2_jax import bundle, config, numbers
 from mv2_jax.errors import InputError
 from mv2_jax.train.recipe import INDEX, components_in, folder_of
 
 # Trained over one spatial tree; the cascade folder refuses to mix them with another.
 OVER_SPATIAL = ("motion_i2v", "motion_v2v", "image_attn", "control")
 SHARED = ("text_encoder", "spatial")  # what T2I trains and video phases may train on
-NEEDED = tuple(name for name in bundle.COMPONENTS if name not in bundle.OPTIONAL)
 
 
 def gather(folders: Iterable[Path], licence: str) -> tuple[dict[str, bundle.Part], dict[str, Any]]:
@@ -62,8 +61,8 @@ def gather(folders: Iterable[Path], licence: str) -> tuple[dict[str, bundle.Part
     for name in SHARED:
         if name not in parts and bundle.PICTURE[name] in parts:
             parts[name] = parts.pop(bundle.PICTURE[name])
-    missing = [name for name in NEEDED if name not in parts]
-    missing += [f"stage {name}" for name in ("t2i", "i2v", "v2v") if name not in notes["stages"]]
+    missing = [name for name in bundle.NEEDED if name not in parts]
+    missing += [f"stage {name}" for name in numbers.DIFFUSION if name not in notes["stages"]]
     if missing or notes["tokenizer"] is None:
         raise InputError(
             f"the phases to pack lack {', '.join(missing or ['the tokenizer'])}; "
@@ -90,8 +89,8 @@ def pack(root: Path, short: str, cfg: Any, chain: Iterable[str]) -> bundle.Bundl
     parts, notes = gather(folders, cfg.licence)
     into = Path(cfg.into) if cfg.into else root / short / "cascade"
     defaults = {**notes["defaults"]}
-    for stage, numbers in cfg.defaults.items():
-        defaults[stage] = {**defaults.get(stage, {}), **numbers}
+    for stage, own in cfg.defaults.items():
+        defaults[stage] = {**defaults.get(stage, {}), **own}
     return bundle.write(
         into,
         parts,

@@ -146,8 +146,8 @@ def test_a_lora_goes_into_the_stages_that_are_named(sources, style, tmp_path, ca
     assert made.components["t2i_unet"].file == "spatial.safetensors"  # stored once
     for stages, text in (
         ("@i2v", "the stages i2v and v2v share their spatial weights"),
-        ("@i2w,v2v", "there is no stage 'i2w'; did you mean 'i2v'?"),
-        ("@vfi", "there is no stage 'vfi'"),
+        ("@i2w,v2v", "unknown stage 'i2w' (known: t2i, i2v, v2v); did you mean 'i2v'?"),
+        ("@vfi", "unknown stage 'vfi' (known: t2i, i2v, v2v)"),
     ):
         line = refused(capsys, *unet, "--lora", f"{path}{stages}", "-o", tmp_path / "x")
         assert text in line

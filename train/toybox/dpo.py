@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mv2_jax import config
+from mv2_jax import bundle, config
 from mv2_jax import params as trees
 from mv2_jax.diffusion import guidance, losses
 from mv2_jax.diffusion import keys as named
@@ -39,8 +39,10 @@ from mv2_jax.train.toybox import pairs, worlds
 from mv2_jax.train.video import VideoTask
 
 STAGES, KINDS = ("t2i", "i2v"), ("dpo", "winners")
-NEEDED = {"t2i": ("vae", "text_encoder", "spatial")}
-NEEDED["i2v"] = (*NEEDED["t2i"], "motion_i2v", "image_encoder", "image_attn", "control")
+NEEDED = {
+    "t2i": ("vae", "text_encoder", "spatial"),
+    "i2v": tuple(name for name in bundle.NEEDED if name != "motion_v2v"),
+}
 
 
 def make(cfg: Any, begin: Mapping[str, Component], folder: Path) -> Task:
