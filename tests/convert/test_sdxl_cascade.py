@@ -51,7 +51,7 @@ def test_it_is_one_sdxl_for_every_stage(whole):
 def test_every_component_is_torchs(whole, capsys):
     assert cli.main(["verify", str(whole.folder)]) == 0
     lines = capsys.readouterr().out.splitlines()[1:]
-    assert len(lines) == 9 and all("the same as" in line for line in lines)
+    assert len(lines) == 9 + 3 and all("the same as" in line for line in lines)
     for line in lines:
         assert float(line.split()[1]) < 5e-6, line
 
