@@ -111,15 +111,16 @@ def explain(
     from mv2_jax.programs import silent
 
     clock = _Clock(progress or silent)
-    bench = mechanisms.Bench(cascade, [prompt], [seed], numbers, negative, clock)
+    idle = {stage: cascade.idle(stage) for stage in numbers}
+    bench = mechanisms.Bench(cascade, [prompt], [seed], numbers, negative, clock, idle=idle)
     full = bench.make(mechanisms.FULL)
     seconds, compiled = dict(bench.seconds), dict(clock.compiled)
     facts = ", ".join(f"{name} {value}" for name, value in (made_with or {}).items())
     sections = [
         ("What each stage received and made", _stages(cascade, numbers, full, seconds, compiled)),
         ("Where the words looked", _words(cascade, prompt, seed, numbers, negative, full)),
-        ("The noise prior", _prior(cascade, prompt, seed, numbers, negative, full)),
-        ("What each mechanism brings", _without(bench, full, numbers)),
+        ("The noise prior", _prior(cascade, prompt, seed, numbers, negative, full, idle)),
+        ("What each mechanism brings", _without(bench, full, numbers, idle)),
         ("Numbers", _numbers(cascade, numbers) + html.text(f"seed {seed}; {facts}")),
     ]
     return html.page(prompt, sections)
@@ -204,9 +205,13 @@ def _heats(spans: Any, text: Any, frames: Any, width: int) -> list[str]:
     return made
 
 
-def _prior(four: Any, prompt: str, seed: int, numbers: Any, negative: str, full: Any) -> str:
+def _prior(
+    four: Any, prompt: str, seed: int, numbers: Any, negative: str, full: Any, idle: Any
+) -> str:
     from mv2_jax.infer import explain_maps as maps
 
+    if "noise_prior" in idle["i2v"]:
+        return html.text(f"It has no effect here: {idle['i2v']['noise_prior']}.")
     picture = media.to_float(full.picture)
     alpha, sigma = maps.first_step(four)
     rows, shown = [], []
@@ -232,17 +237,18 @@ def _prior(four: Any, prompt: str, seed: int, numbers: Any, negative: str, full:
     )
 
 
-def _without(bench: Any, full: Any, numbers: Any) -> str:
+def _without(bench: Any, full: Any, numbers: Any, idle: Any) -> str:
     from mv2_jax.infer import mechanisms
 
     pace = numbers["vfi"]["fps"]
     shown = [html.animation(full.frames[0], pace, mechanisms.FULL.name, _SIDE)]
-    for variant in mechanisms.OFF:
+    (_, *off), same = mechanisms.telling((mechanisms.FULL, *mechanisms.OFF), numbers, idle)
+    for variant in off:
         frames = bench.make(variant).frames[0]
         apart = np.abs(frames.astype(np.float32) - full.frames[0]).mean()
         caption = f"{variant.name} (differs by {apart:.1f} of 255 on average)"
         shown.append(html.animation(frames, pace, caption, _SIDE))
-    return html.row(shown)
+    return html.row(shown) + "".join(html.text(f"Left out: {line}.") for line in same)
 
 
 def _numbers(four: Any, numbers: Any) -> str:

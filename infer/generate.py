@@ -33,6 +33,7 @@ from mv2_jax.infer.ready import (
     Ready,
     check_steps,
     check_told,
+    heard,
     interpolator,
     told,
     warnings,
@@ -97,7 +98,8 @@ def make(
     def given(stage: str) -> dict[str, Any]:
         more = told(cascade, stage, tell or {}, batch)
         if stage != "t2i":
-            more |= {name: each(pixels) for name, pixels in (shown or {}).items()}
+            read = cascade.inputs(stage) if shown else ()
+            more |= {name: each(pixels) for name, pixels in (shown or {}).items() if name in read}
         extra = {"more": more} if more else {}
         return {**common, "negative": away.get(stage, ""), **numbers[stage], **extra}
 
@@ -246,12 +248,15 @@ class Videos:
         ready, (row, batch) = jobs[0].ready, jobs[0].place
         request = ready.request
         cascade = self._loaded(ready)
+        used, deaf = heard(ready, cascade)
+        for line in deaf if jobs[0].index == 0 else ():
+            self._bars.say(f"mv2: warning: {line}")
         filled = [jobs[0]] * row + list(jobs)
         filled += [jobs[-1]] * (batch - len(filled))
         made = make(
             cascade,
             [job.prompt for job in filled],
-            ready.used,
+            used,
             negative={stage: request.away(stage) for stage in DIFFUSION},
             seed=[job.seed for job in filled],
             picture=ready.picture,

@@ -97,6 +97,42 @@ def choose(variants: Sequence[Variant], groups: Sequence[str]) -> tuple[Variant,
     return tuple(v for v in variants if not groups or v.group in groups)
 
 
+Idle = Mapping[str, Mapping[str, str]]
+"""{stage: {number: why}}, those that change nothing: `Cascade.idle`."""
+
+
+def telling(
+    variants: Sequence[Variant], numbers: Numbers, idle: Idle
+) -> tuple[tuple[Variant, ...], list[str]]:
+    """The variants without those that would make the videos of one before them, and a line for each
+    of those: a change to what is already so, or of a number that has no effect."""
+    kept: dict[Any, Variant] = {}
+    lines = []
+    for variant in variants:
+        key, deaf = _effect(variant, numbers, idle)
+        same = kept.setdefault(key, variant)
+        if same is not variant:
+            why = f" ({'; '.join(dict.fromkeys(deaf))})" if deaf else ""
+            lines.append(f"{variant.name!r} is the same as {same.name!r}{why}")
+    return tuple(kept.values()), lines
+
+
+def _effect(variant: Variant, numbers: Numbers, idle: Idle) -> tuple[Any, list[str]]:
+    """What a variant's videos hang on, and why some of its changes are not among that."""
+    used = {(stage, name): v for stage, all_ in numbers.items() for name, v in all_.items()}
+    deaf = []
+    for stage, name, value in variant.changes:
+        used[stage, name] = value
+        if name in idle.get(stage, {}):
+            deaf.append(f"{stage} {name} has no effect: {idle[stage][name]}")
+    heard = sorted(
+        (stage, name, v)
+        for (stage, name), v in used.items()
+        if name not in idle.get(stage, {}) and not (stage == "v2v" and stage in variant.skip)
+    )
+    return (variant.weights, variant.skip, tuple(heard)), deaf
+
+
 class Bench:
     """Runs variants of one batch of prompts and seeds.
 
@@ -106,6 +142,7 @@ class Bench:
         numbers: of the full cascade, see `settings.resolve`.
         seeds: one a prompt.
         arms: {arm: {stage: a cascade that runs this stage in the cascade's place}}.
+        idle: numbers that are not handed on, since they change nothing.
     """
 
     def __init__(
@@ -117,7 +154,9 @@ class Bench:
         negative: str = "",
         progress: Progress = silent,
         arms: Mapping[str, Mapping[str, Any]] | None = None,
+        idle: Idle | None = None,
     ) -> None:
+        self._idle = idle or {}
         self.cascade, self.prompts, self.numbers = cascade, list(prompts), numbers
         self.seconds: dict[str, float] = {}
         self._common = {
@@ -133,6 +172,8 @@ class Bench:
         numbers = {stage: dict(values) for stage, values in self.numbers.items()}
         for stage, name, value in variant.changes:
             numbers[stage][name] = value
+        for stage, names in self._idle.items():
+            numbers[stage] = {n: v for n, v in numbers[stage].items() if n not in names}
         prompts, common, skip = self.prompts, self._common, variant.skip
         arm = self._arms[variant.weights] if variant.weights else {}
         own = {stage: arm.get(stage, self.cascade) for stage in numbers}

@@ -95,6 +95,12 @@ class Bars:
             with self._lock:
                 self._close()
 
+    def say(self, line: str) -> None:
+        """A line of its own, below the bars."""
+        if not self._silent:
+            self.end()
+            print(line, file=self._stream, flush=True)
+
     def end(self) -> None:
         """Ends the line of the bar: something is to be printed."""
         with self._lock:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +16,11 @@ import numpy as np
 
 from mv2_jax import bundle as bundles
 from mv2_jax.configs import presets
+from mv2_jax.diffusion.names import SPACINGS
 from mv2_jax.errors import InputError
 from mv2_jax.infer import choices, interpolators, media, meshes, settings
 from mv2_jax.infer.request import Request, interpolators_of
+from mv2_jax.infer.settings import SETTINGS
 from mv2_jax.numbers import DIFFUSION
 
 if TYPE_CHECKING:
@@ -148,25 +150,98 @@ def check_steps(bundle: Any, numbers: Numbers, start: str = "t2i") -> None:
 
 
 def check_told(request: Request, cascade: Any) -> None:
-    """Refuses what no stage of the video would hear.
-
-    Raises:
-        InputError: a scale of the picture where no rule has one, or a `--tell` of no condition.
-    """
-    if request.given.get("image_guidance") is None and not request.tell:
+    """Refuses a `--tell` that no stage of the video would hear. Raises InputError."""
+    if not request.tell:
         return
     stages = [cascade.stage(name) for name in DIFFUSION[DIFFUSION.index(request.start) :]]
-    scales = {scale for stage in stages for scale in stage.rule.scales}
-    if request.given.get("image_guidance") is not None and "image" not in scales:
-        raise InputError(
-            "--image-guidance has no effect: these weights' guidance rule has no scale for the "
-            "picture; add --guidance-rule apart"
-        )
     own = {each.name for stage in stages for each in stage.conditions if hasattr(each, "read")}
     for name in request.tell:
         if name not in own:
             known = f"; it has {', '.join(sorted(own))}" if own else ""
             raise InputError(f"--tell {name}: these weights have no such condition{known}")
+
+
+def heard(ready: Ready, cascade: Any) -> tuple[Numbers, list[str]]:
+    """The numbers that are used without those that change nothing; and a line for each such that
+    was asked for, by a flag in some of its stages, or by an earlier video.
+
+    Raises:
+        InputError: a flag has no effect in any stage of the video.
+    """
+    request, lines = ready.request, []
+    run = DIFFUSION[DIFFUSION.index(request.start) :]
+    deaf = {stage: cascade.idle(stage, **ready.used[stage]) for stage in run}
+    said = [(s.flag, s.name, s.stages) for s in SETTINGS if request.given.get(s.dest) is not None]
+    for flag, name, stages in said:
+        where = [stage for stage in stages if name in deaf.get(stage, {})]
+        if not where:
+            continue
+        if not any(
+            stage not in where for stage in stages if stage not in DIFFUSION or stage in run
+        ):
+            raise InputError(f"{flag} has no effect: {deaf[where[0]][name]}")
+        lines.append(f"{flag} has no effect in {_listed(where)}: {deaf[where[0]][name]}")
+    for stage, text in request.negatives.items():
+        if text and "negative" in deaf.get(stage, {}):
+            lines.append(f"--{stage}-negative has no effect: {deaf[stage]['negative']}")
+    rest = [stage for stage in run if stage not in request.negatives]
+    if request.negative and rest and all("negative" in deaf[stage] for stage in rest):
+        lines.append(f"--negative has no effect: {deaf[rest[0]]['negative']}")
+    given = {(stage, name) for _, name, stages in said for stage in stages}
+    for stage in run:
+        liked = vars(ready.sized.numbers[stage])
+        for name in deaf[stage].keys() & request.base.get(stage, {}).keys():
+            if (stage, name) not in given and ready.used[stage][name] != liked[name]:
+                told = f"the earlier video's {stage} {name} has no effect: {deaf[stage][name]}"
+                lines.append(told)
+    for name in ready.shown:
+        if not any(name in cascade.inputs(stage) for stage in run if stage != "t2i"):
+            flag = "--look" if name == "looks" else "--control"
+            raise InputError(f"{flag} has no effect: no stage of these weights has a place for it")
+    lines += _unheard(ready, run)
+    used = {
+        stage: {name: value for name, value in values.items() if name not in deaf.get(stage, {})}
+        for stage, values in ready.used.items()
+    }
+    return used, lines
+
+
+def _unheard(ready: Ready, run: Sequence[str]) -> Iterator[str]:
+    """A line for each choice that changes nothing in some of the stages that it was made for."""
+    for flag, name, why in (
+        ("--overlap", "overlap", "the frames fit into one window"),
+        ("--spacing", "spacing", "the sampler has timesteps of its own"),
+        ("--steps-offset", "steps_offset", "the timesteps are not spaced as leading ones are"),
+    ):
+        chosen = [stage for stage in run if name in ready.request.choices.get(stage, {})]
+        deaf = [stage for stage in chosen if not _hears(ready, stage, name)]
+        if deaf:
+            where = "" if deaf == chosen else f" in {_listed(deaf)}"
+            yield f"{flag} has no effect{where}: {why}"
+
+
+def _hears(ready: Ready, stage: str, name: str) -> bool:
+    """Whether another value would have made another chain."""
+    cfg, steps = ready.sized.stages[stage], int(ready.used[stage]["steps"])
+    if name == "overlap":
+        return cfg.frames > cfg.windows[0]
+    from mv2_jax.stages import chain
+
+    own = getattr(cfg.schedule, name)
+    others = SPACINGS if name == "spacing" else (own, own + 1)
+    schedules = (dataclasses.replace(cfg.schedule, **{name: other}) for other in others)
+    try:
+        grids = [
+            chain.program(dataclasses.replace(cfg, schedule=schedule), steps)[1]
+            for schedule in schedules
+        ]
+    except ValueError:  # one that it cannot make
+        return True
+    return not all(np.array_equal(grids[0].t, grid.t) for grid in grids)
+
+
+def _listed(stages: Iterable[str]) -> str:
+    return " and ".join(stage.upper() for stage in stages)
 
 
 def told(cascade: Any, stage: str, tell: Mapping[str, str], count: int) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -122,6 +123,12 @@ def run(
     words, _, prompts = evaluate.withheld(count, seed)
     numbers = settings.resolve({}, {}, bundle)
     cascade, _ = generate.load(bundle, mesh, batch)
+    idle = {stage: cascade.idle(stage) for stage in numbers}
+    variants, same = mechanisms.telling(variants, numbers, idle)
+    for line in same:
+        print(f"mv2: left out: {line}", file=sys.stderr)
+    if same and len(variants) < 2:
+        raise InputError("there is nothing to compare: with these weights all variants are one")
     arms = study_arms.cascades(cascade, others or {})
     judged = [trees.digest(jury.params), config.to_dict(jury.cfg)]
     facts = [bundle.digest, numbers, study_arms.digest(others or {}), judged, [*study_report.SAYS]]
@@ -137,7 +144,7 @@ def run(
             }
             missing = [v for v in variants if not paths[v.name].is_file()]
             if missing:
-                bench = mechanisms.Bench(cascade, texts, seeds, numbers, "", bars, arms)
+                bench = mechanisms.Bench(cascade, texts, seeds, numbers, "", bars, arms, idle)
                 bars.prefix = f"{min(first + batch, count)}/{count} "
                 _one(bench, missing, words[chosen], min(batch, count - first), jury, paths)
             parts.append({name: json.loads(path.read_text()) for name, path in paths.items()})

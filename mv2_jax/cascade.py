@@ -33,7 +33,7 @@ from mv2_jax.diffusion import guidance as guides
 from mv2_jax.diffusion.samplers import State
 from mv2_jax.lookup import nearest
 from mv2_jax.programs import Programs, Progress, silent
-from mv2_jax.stages import controls, i2v, interpolators, latents, stage, t2i, v2v
+from mv2_jax.stages import controls, i2v, idle, interpolators, latents, stage, t2i, v2v
 from mv2_jax.stages.chain import Chain
 from mv2_jax.stages.conditions.text import Ids
 from mv2_jax.stages.stage import Config
@@ -100,8 +100,8 @@ class Cascade:
                 "guidance" and so on; None as the weights like it.
 
         Raises:
-            ValueError: prompts and keys (and pictures, and keyframes) that differ in number, or a
-                number that the stage does not have.
+            ValueError: prompts and keys (and pictures, and keyframes) that differ in number, a
+                number that the stage does not have, or a change of one that has no effect (`idle`).
         """
         controls.one_each(prompts=prompts, keys=keys)
         rest = {"negative": negative, "more": more, "progress": progress}
@@ -160,6 +160,7 @@ class Cascade:
         cfg, run = self.stage(name), partial(self.programs, name, progress=progress)
         components.only(self.params, self._components(name))
         own = sets.changed(name, self.numbers[name], numbers)
+        idle.refuse(cfg, self.numbers[name], own, more or ())
         steps = int(own.steps or cfg.stage.steps)
         inputs = dict(zip(("ids", "negative"), self.ids(prompts, negative)))
         inputs |= {input: jnp.asarray(value) for input, value in (more or {}).items()}
@@ -247,6 +248,17 @@ class Cascade:
             raise ValueError(f"there is no stage {name!r}{nearest(name, HELD)}")
         return getattr(self, HELD[name])
 
+    def idle(self, name: str, **numbers: float | None) -> dict[str, str]:
+        """{number: why} of a stage's numbers that change nothing, as these weights are put together
+        and beside `numbers` (and the weights' own); "negative" stands for the negative prompt."""
+        if name not in HELD:
+            return {}
+        return idle.beside(self.stage(name), sets.changed(name, self.numbers[name], numbers))
+
+    def inputs(self, name: str) -> frozenset[str]:
+        """Names of the raw inputs that a stage's conditions read, `more` among them."""
+        return idle.inputs(self.stage(name))
+
     def parameters(self, stage: str) -> dict[str, Any]:
         """The trees that a stage's functions take."""
         return {name: self.params[self.component(stage, name)] for name in self.stage(stage).trees}
@@ -302,11 +314,13 @@ class Cascade:
         """This cascade with other numbers for a stage: `with_numbers("i2v", guidance=4.0)`.
 
         Raises:
-            ValueError: an unknown stage or number; the nearest is named.
+            ValueError: an unknown stage or number, the nearest is named; or one without effect.
         """
         if name not in self.numbers:
             raise ValueError(f"there is no stage {name!r}{nearest(name, self.numbers)}")
         own = sets.changed(name, self.numbers[name], changes)
+        if name in HELD:
+            idle.refuse(self.stage(name), self.numbers[name], own)
         return dataclasses.replace(self, numbers={**self.numbers, name: own})
 
 

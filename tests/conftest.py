@@ -89,6 +89,9 @@ class FakeCascade:
     def __init__(self, weights):
         self.stages = weights.stages
 
+    def idle(self, stage, **numbers):
+        return {}
+
     def _level(self, prompts, keys, negative, numbers):
         """One number in [-1, 1] a sample from everything but the other samples."""
         chance = np.asarray(jax.vmap(jax.random.uniform)(keys), np.float32)

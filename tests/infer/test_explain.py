@@ -52,7 +52,7 @@ class Bench:
 
     seconds = dict.fromkeys(NUMBERS, 1.0)
 
-    def __init__(self, *args):
+    def __init__(self, *args, idle):
         pass
 
     def make(self, variant):
@@ -75,7 +75,9 @@ def quick(monkeypatch):
     monkeypatch.setattr(explain_maps, "of_picture", looks)
     monkeypatch.setattr(explain_maps, "of_clip", looks)
     monkeypatch.setattr(explain_maps, "first_step", lambda four: (0.04, 0.999))
-    four = SimpleNamespace(tokenizer=tiny.WORDS, params={"vae": {"w": np.zeros(7)}})
+    four = SimpleNamespace(
+        tokenizer=tiny.WORDS, params={"vae": {"w": np.zeros(7)}}, idle=lambda stage: {}
+    )
     return explain.explain(four, PROMPT, NUMBERS, seed=3, made_with={"device": "none"})
 
 

@@ -94,3 +94,35 @@ def test_groups_are_chosen_by_name():
     assert mechanisms.choose(VARIED, []) == VARIED
     with pytest.raises(InputError, match="did you mean 'prior'"):
         mechanisms.choose(VARIED, ["proir"])
+
+
+def test_variants_that_would_be_the_same_are_left_out_by_name():
+    same = {"image_guidance": "there is no scale for it"}
+    kept, lines = mechanisms.telling((FULL, *VARIED[1:]), NUMBERS, {"i2v": same, "v2v": same})
+    assert not [variant for variant in kept if variant.group == "image-guidance"]
+    told = "i2v image_guidance has no effect: there is no scale for it"
+    full = "is the same as 'the full cascade'"
+    assert any(line.startswith(f"'image guidance 3' {full} ({told}; v2v ") for line in lines)
+    assert f"'V2V strength 0.5' {full}" in lines  # it is that already
+    # Without a prior its variants go, and what switches it off beside others is those others.
+    off = {**NUMBERS, "i2v": {**NUMBERS["i2v"], "noise_prior": 0.0}}
+    kept, lines = mechanisms.telling((FULL, *OFF, *VARIED), off, {})
+    assert "'no noise prior' is the same as 'the full cascade'" in lines
+    assert "'nothing of the picture' is the same as 'neither tokens nor ControlNet'" in lines
+    assert {"no image tokens", "noise prior 0.5", "no V2V: keyframes enlarged"} <= {
+        variant.name for variant in kept
+    }
+    # V2V's numbers are nothing to variants without it.
+    without = [Variant("a", "v2v", skip=frozenset({"v2v"}))]
+    without.append(Variant("b", "v2v", (("v2v", "guidance", 1.0),), frozenset({"v2v"})))
+    assert len(mechanisms.telling(without, NUMBERS, {})[0]) == 1
+
+
+def test_numbers_without_effect_are_not_handed_on():
+    class Strict(Counting):
+        def _level(self, stage, numbers):
+            assert "image_guidance" not in numbers
+            return super()._level(stage, numbers)
+
+    idle = {stage: {"image_guidance": "none"} for stage in ("i2v", "v2v")}
+    Bench(Strict(), ["a"], [0], NUMBERS, idle=idle).make(FULL)

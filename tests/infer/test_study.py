@@ -68,7 +68,9 @@ def made(monkeypatch):
 
     monkeypatch.setattr("mv2_jax.infer.mechanisms.Bench", Bench)
     monkeypatch.setattr(study, "measured", measured)
-    monkeypatch.setattr(generate, "load", lambda *_: (None, {}))
+    monkeypatch.setattr(
+        generate, "load", lambda *_: (SimpleNamespace(idle=lambda stage, **_: {}), {})
+    )
     monkeypatch.setattr(study.settings, "resolve", lambda *args: {"vfi": {"fps": 8}})
 
     def load(path="ships"):

@@ -43,8 +43,9 @@ class Condition(Protocol):
         do; where one part of a stage does not, each device has whole clips and parameters.
 
     It may also have `configs()`, {tree name: what stands as its config in a cascade folder}, where
-    that is not the condition itself; and `of_frames(conditioning, frames)`, what it told for a
-    clip as it is for some of its frames (their numbers [W], traced), where they differ.
+    that is not the condition itself; `of_frames(conditioning, frames)`, what it told for a clip as
+    it is for some of its frames (their numbers [W], traced), where they differ; and `takes`, names
+    of raw inputs that it can do without. Inputs that no condition reads are refused.
     """
 
     name: str

@@ -47,6 +47,10 @@ class Control:
         return (self.name,)
 
     @property
+    def takes(self) -> tuple[str, ...]:
+        return (f"{self.name}_image",)
+
+    @property
     def at_steps(self) -> tuple[str, ...]:
         return (self.name,)
 

@@ -38,6 +38,7 @@ class ImageTokens:
     role = "image"
     drop = "drop_image"
     needs = ("image",)
+    takes = ("looks",)
     trees = ("image_encoder", "image_attn")
     rules = ()
     at_steps = ()

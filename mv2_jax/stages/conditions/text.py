@@ -63,6 +63,7 @@ class Text:
     role = "text"
     drop = "drop_text"
     needs = ("ids", "negative")
+    takes = ("size_ids",)
     rules = ()
     at_steps = ()
     sharded = True
