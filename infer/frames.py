@@ -5,20 +5,22 @@ from __future__ import annotations
 import math
 import os
 from fractions import Fraction
-from typing import Any
+from typing import Any, BinaryIO
 
 import av
 import numpy as np
 from av.sidedata.sidedata import Type
 
 
-def opened(path: str | os.PathLike[str]) -> Any:
-    """A video file's container, to be closed. Raises av.FFmpegError or OSError.
+def opened(path: str | os.PathLike[str] | BinaryIO) -> Any:
+    """A video's container, of a file or of an open one, to be closed. Raises av.FFmpegError or
+    OSError.
 
     A title that is no UTF-8 says nothing against the pictures. Times that a container does not keep
     stay unknown: PyAV would have FFmpeg invent them, in the order of decoding (see `time_of`).
     """
-    return av.open(address(path), metadata_errors="replace", options={"fflags": "-genpts"})
+    file = path if hasattr(path, "read") else address(path)
+    return av.open(file, metadata_errors="replace", options={"fflags": "-genpts"})
 
 
 def address(path: str | os.PathLike[str]) -> str:

@@ -296,8 +296,13 @@ def _video_stream(path: str | os.PathLike[str], container: Any) -> Any:
 def _upright(
     path: str | os.PathLike[str], frame: av.VideoFrame, stream: Any, size: tuple[int, int]
 ) -> np.ndarray:
-    """RGB pixels turned as the file asks, fitted with the shape of its pixels in mind."""
+    """RGB pixels as `rgb` gives them, fitted to `size`."""
     _check_size(path, "video", (frame.height, frame.width))
+    return fit(rgb(frame, stream), size)
+
+
+def rgb(frame: av.VideoFrame, stream: Any) -> np.ndarray:
+    """A decoded frame as [H, W, 3] uint8, turned as the file asks, its pixels made square."""
     # A video that does not name its matrix is BT.709 by custom if it is HD; swscale says BT.601.
     unnamed_hd = frame.colorspace == _UNNAMED and min(frame.height, frame.width) >= 720
     source = Colorspace.ITU709 if unnamed_hd else None
@@ -309,7 +314,7 @@ def _upright(
         wide = (frame.height, max(1, round(frame.width * aspect)))
         pixels = np.asarray(Image.fromarray(pixels).resize(wide[::-1], Image.Resampling.LANCZOS))
     turned = video_frames.upright(pixels, *video_frames.turns_of(frame))
-    return fit(np.ascontiguousarray(turned), size)
+    return np.ascontiguousarray(turned)
 
 
 def _check_size(path: str | os.PathLike[str], what: str, size: tuple[int, ...]) -> None:

@@ -270,6 +270,16 @@ def shard_frames(batch: Any, mesh: Mesh) -> Any:
     return jax.tree.map(place, batch)
 
 
+def shard_rows(batch: Any, mesh: Mesh, rows: int) -> Any:
+    """`shard_batch` for a batch of so many rows, of which each process holds its own alone."""
+
+    def place(x: Any) -> jax.Array:
+        layout = NamedSharding(mesh, P(fit(SAMPLES, rows, mesh)))
+        return jax.make_array_from_process_local_data(layout, x, (rows, *x.shape[1:]))
+
+    return jax.tree.map(place, batch)
+
+
 def current_mesh() -> AbstractMesh | None:
     """The mesh set by `jax.set_mesh`, where it has several devices for XLA to partition over.
 

@@ -10,7 +10,7 @@ import jax
 from mv2_jax.errors import InputError
 from mv2_jax.infer import cache
 from mv2_jax.lookup import nearest
-from mv2_jax.train import loop, optim, overrides, processes
+from mv2_jax.train import cascades, loop, optim, overrides, processes
 from mv2_jax.train import phase as phases
 from mv2_jax.train import recipe as recipes
 from mv2_jax.train.task import compute_dtype
@@ -48,6 +48,7 @@ def main(
         raise InputError(f"recipe {short} has no phase {phase!r}{nearest(phase, cfg.order)}")
     chosen = [phase] if phase else list(cfg.order)
     for name in chosen:
+        cascades.complete(cfg.phases[name])
         try:
             phases.check(cfg.phases[name])
             loop.check(cfg.phases[name])
@@ -77,6 +78,8 @@ def finish(root: Path, short: str, cfg: Any) -> None:
     """Packs the cascade folder of a recipe, and makes a video with it where one is asked for."""
     from mv2_jax.train.pack import pack
 
+    begun = dict.fromkeys(cfg.phases[name].get("cascade", "") for name in cfg.order)
+    cfg.pack.sources = (*(folder for folder in begun if folder), *cfg.pack.sources)
     packed = pack(root, short, cfg.pack, cfg.order)
     size = sum(part.size for part in packed.components.values()) / 1e6
     print(f"packed {len(packed.components)} components, {size:.1f} MB: {packed.folder}", flush=True)

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping
 
 from mv2_jax.errors import InputError
 
 MODULES = {"optax": "optax", "orbax-checkpoint": "orbax.checkpoint", "matplotlib": "matplotlib"}
 
 
-def check(command: str) -> None:
-    """Refuses to begin where a package of the extra `train` is missing.
+DATA = {"grain": "grain"}
+
+
+def check(command: str, modules: Mapping[str, str] = MODULES, extra: str = "train") -> None:
+    """Refuses to begin where a package of an extra is missing.
+
+    Args:
+        modules: {package: the module of it that is looked for}.
 
     Raises:
         InputError: names them, and what to install.
     """
-    missing = [package for package, module in MODULES.items() if not _there(module)]
+    missing = [package for package, module in modules.items() if not _there(module)]
     if missing:
-        raise InputError(f"{command} needs {', '.join(missing)}: pip install 'mv2-jax[train]'")
+        raise InputError(f"{command} needs {', '.join(missing)}: pip install 'mv2-jax[{extra}]'")
 
 
 def _there(module: str) -> bool:

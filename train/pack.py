@@ -45,7 +45,7 @@ def gather(folders: Iterable[Path], licence: str) -> tuple[dict[str, bundle.Part
         over = index["components"].get("spatial", {}).get("digest") or index["began"].get("spatial")
         stages = index.get("stages", {})
         for name, part in held.items():
-            if name in SHARED and "t2i" in stages:
+            if name in bundle.PICTURE and name != "vae" and "t2i" in stages:
                 name = bundle.PICTURE[name]
             own = not type(part.config).__module__.startswith("mv2_jax.")
             if own or name in bundle.COMPONENTS:

@@ -11,8 +11,8 @@ from ml_collections import ConfigDict
 
 # Settings that change how a phase is run, not what comes of it; what it begins from is told by its
 # digests.
-RUNNING = ("name", "chain", "begin", "log_every", "sample_minutes", "checkpoint_minutes", "mesh",
-           "remat")  # fmt: skip
+RUNNING = ("name", "chain", "begin", "cascade", "log_every", "sample_minutes",
+           "checkpoint_minutes", "mesh", "remat")  # fmt: skip
 # What a person may change half-way besides: the loop itself asks for another optim.lr.
 ON_THE_WAY = (*RUNNING, "steps", "max_minutes", "precision", "optim")
 
@@ -37,6 +37,8 @@ def phase(task: str, **settings: Any) -> ConfigDict:
             "sample_minutes": 10.0,  # also redraws the curves; 0: at the end only
             "checkpoint_minutes": 10.0,  # 0: at the end only
             "mesh": {"data": 1, "fsdp": 1, "context": 1, "tensor": 1},  # all 1: one device
+            # A cascade folder: all of its components are begun from, and its stage's sizes hold.
+            "cascade": "",
             "begin": {},  # component -> where from; see mv2_jax.train.recipe
             "optim": {
                 "name": "adamw",  # or muon

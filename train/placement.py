@@ -7,13 +7,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from mv2_jax import params, sharding
 from mv2_jax.errors import InputError
 from mv2_jax.lookup import one_of
 from mv2_jax.train.state import State
-from mv2_jax.train.task import Batch, Params
+from mv2_jax.train.task import Batch, Params, Share
 
 
 def host() -> jax.Device:
@@ -22,6 +23,19 @@ def host() -> jax.Device:
         return jax.local_devices(backend="cpu")[0]
     except RuntimeError:
         return jax.local_devices()[0]
+
+
+def own_rows(sizes: Mapping[str, int], batch: int) -> np.ndarray:
+    """Which rows of a batch this process's devices hold, over the mesh of these sizes."""
+    if jax.process_count() == 1:
+        return np.arange(batch)
+    mesh = Placement(sizes).mesh
+    layout = NamedSharding(mesh, PartitionSpec(sharding.fit(sharding.SAMPLES, batch, mesh)))
+    held = [
+        np.arange(batch)[part]
+        for (part,) in layout.addressable_devices_indices_map((batch,)).values()
+    ]
+    return np.unique(np.concatenate(held))
 
 
 class Placement:
@@ -63,7 +77,9 @@ class Placement:
 
     def batch(self, batch: Batch) -> Batch:
         if self.mesh is None:
-            return jax.device_put(batch)
+            return jax.device_put(dict(batch))
+        if isinstance(batch, Share):
+            return sharding.shard_rows(dict(batch), self.mesh, batch.rows)
         return sharding.shard_batch(batch, self.mesh)
 
     def _layout(self, state: State) -> State:

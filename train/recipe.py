@@ -26,7 +26,7 @@ from ml_collections import ConfigDict
 from mv2_jax import bundle, config, files, lookup, params
 from mv2_jax.errors import InputError
 from mv2_jax.lookup import nearest, one_of
-from mv2_jax.train import loop, processes
+from mv2_jax.train import cascades, loop, processes
 from mv2_jax.train.latents import of_encoder
 from mv2_jax.train.phase import ON_THE_WAY, RUNNING, difference
 from mv2_jax.train.phase import phase as settings_of
@@ -181,6 +181,8 @@ def begin_from(root: Path, short: str, recipe: ConfigDict, phase: str) -> dict[s
     begin: dict[str, Component] = {}
     cfg = recipe.phases[phase]
     pictures = "t2i" in (cfg.task, cfg.get("stage"))
+    if cfg.get("cascade"):
+        begin.update(cascades.parts(components_in(Path(cfg.cascade)), pictures))
     sources = {source: components_in(folder_of(root, source)) for source in cfg.begin.values()}
     for name, source in cfg.begin.items():
         held = sources[source]

@@ -22,13 +22,17 @@ import numpy as np
 from mv2_jax.errors import InputError
 from mv2_jax.lookup import find
 from mv2_jax.text import Tokenizer
+from mv2_jax.train import needs
 from mv2_jax.train.latents import position
+from mv2_jax.train.media.records import RECORDS
 
 Arrays = dict[str, Any]
 
+OWN = "mv2_jax.train.media.source:Media"
 SOURCES = {
     "toybox": "mv2_jax.train.toybox.source:Toybox",
     "videos": "mv2_jax.train.videos:Videos",
+    **RECORDS,
 }
 
 
@@ -48,6 +52,7 @@ class Source(ABC):
 
     length: int | None = None
     traced: ClassVar[bool] = False
+    streams: ClassVar[bool] = False
 
     def __init__(self, data: Mapping[str, Any], seed: int) -> None:
         self.data, self.seed = data, seed
@@ -66,6 +71,11 @@ class Source(ABC):
     @abstractmethod
     def captions(self, notes: Arrays, seed: int, step: int) -> list[str]:
         """A caption for each row of notes; where there are several, drawn by (seed, step)."""
+
+    def stream(self, *asked: Any) -> Any:
+        """Of a source whose samples are read as they are needed, and not kept as latents: see
+        `media.source.Media.stream`. `streams` says whether it is one."""
+        raise NotImplementedError
 
     def tokenizer(self, max_length: int) -> Tokenizer:
         """The vocabulary of its captions, for a text encoder that is trained from scratch.
@@ -133,7 +143,13 @@ def of(cfg: Any, default: str = "toybox") -> Source:
         InputError: an unknown source, or settings that it cannot use.
     """
     name = cfg.data.get("source", default)
-    made = find(name, SOURCES, "data source", fits=callable, wants="a Source")(cfg.data, cfg.seed)
+    if cfg.data.get("mix"):
+        name = next(iter(RECORDS))  # each of the mix names its own
+    found = find(name, SOURCES, "data source", fits=callable, wants="a Source")
+    if getattr(found, "records", False):  # of a kind of storage: what reads it is the same for all
+        needs.check("training on files", needs.DATA, "data")
+        found = find(OWN, {}, "data source")
+    made = found(cfg.data, cfg.seed)
     if not isinstance(made, Source):
         raise InputError(f"data.source: {name!r} makes a {type(made).__name__}, not a Source")
     return made

@@ -31,6 +31,14 @@ Batch = dict[str, Any]
 Metrics = dict[str, jax.Array]
 
 
+class Share(dict):
+    """A batch of `rows` rows, of which it holds those that are this process's alone."""
+
+    def __init__(self, batch: Batch, rows: int) -> None:
+        super().__init__(batch)
+        self.rows = rows
+
+
 @dataclass(frozen=True)
 class Component:
     """A named part of the cascade: its parameter tree and its config (see mv2_jax.config).
@@ -54,7 +62,8 @@ class Task:
             a mean over the batch for accumulation to equal one large batch.
         batches: (seed, start_step) -> an endless iterator of batches (dicts of arrays whose first
             axis is the batch). The batch of a step depends on the seed and the step alone, so that
-            a resumed run sees what the uninterrupted one would have seen.
+            a resumed run sees what the uninterrupted one would have seen. Of several processes
+            each yields the whole batch, or a `Share` of its own rows (`placement.own_rows`).
         components: params -> {component name: tree}, what the phase's weights hold.
         configs: params -> {component name: config dataclass}, for the same names; called once at
             the end, so it may measure (the VAE measures its scaling factor here).

@@ -22,10 +22,11 @@ from mv2_jax.lookup import nearest
 from mv2_jax.stages import i2v, v2v
 from mv2_jax.stages import latents as codec
 from mv2_jax.stages import stage as stages
-from mv2_jax.train import encoded
+from mv2_jax.train import encoded, streamed
 from mv2_jax.train import source as sources
 from mv2_jax.train import words as tokens
 from mv2_jax.train.latents import Shards, at_once
+from mv2_jax.train.media.turns import Turn
 from mv2_jax.train.placement import host
 from mv2_jax.train.report import grid, to_uint8
 from mv2_jax.train.task import Batch, Component, Params, Task, compute_dtype, require
@@ -61,8 +62,9 @@ class VideoTask:
         self.source = sources.of(cfg)
         self.words = tokens.tokenizer(begin, self.source, self.text)
         tokens.check(self.text, self.words)
+        self.rows = tokens.rows_of(cfg.data, self.words)
         self.null = jnp.asarray(self.words.encode([""])[0])
-        configs = _Configs(begin, text_encoder=self.text)
+        configs = _Configs(begin, **{name: part.config for name, part in begin.items()})
         for name, key in MODEL.items():
             stored = begin[name].config if name in begin else None
             if stored or key in cfg.model:
@@ -81,6 +83,8 @@ class VideoTask:
         if any(side % factor for side in self.size):
             raise InputError(f"model.{stage}.size: {self.size} are no multiples of {factor}")
         self.shape = losses.of(cfg.loss.shape)
+        if self.source.streams:
+            self.turns()
         # Jitted once here: a function made anew at every call would compile at every call.
         self.encode = jax.jit(lambda params, x: codec.encode(params, self.vae.config, x))
         self.decode = jax.jit(lambda params, z: codec.decode(params, self.vae.config, z))
@@ -106,6 +110,8 @@ class VideoTask:
         return next((self.begin[option] for option in options if option in self.begin), None)
 
     def loss(self, params: Params, frozen: Params, batch: Batch, key: jax.Array):
+        if self.source.streams:
+            batch = streamed.with_latents(batch, frozen["vae"], self.vae.config)
         batch = {**batch, "latent": batch["latent"].astype(jnp.float32), "null_ids": self.null}
         chances = {**self.cfg.loss}
         rates = {name: rate for name, rate in chances.items() if name.startswith("drop_")}
@@ -134,6 +140,10 @@ class VideoTask:
         steps) as the autoencoder gives it back, which is how T2I's pictures look.
         """
         data, source, frames = self.cfg.data, self.source, self.net.stage.frames
+        if source.streams:
+            given = (source, self.turns(), self.net, self.words, self.cfg)
+            yield from streamed.batches(*given, seed, start)
+            return
         shards = self.shards()
         vae = jax.device_put(trees.cast(self.vae.params, np.float32))
         step, every = start, data.image_every
@@ -152,11 +162,25 @@ class VideoTask:
                 image = self.decode(vae, jnp.asarray(latent[:, 0], jnp.float32))
             else:
                 image = source.clips(numbers, 1, self.size)[0][:, 0]
-            ids = self.words.encode(source.captions(found, seed, step))
+            ids = tokens.encode(self.words, source.captions(found, seed, step), self.rows)
             # What else the source notes of a sample, for conditions of one's own.
             notes = {name: found[name] for name in self.net.inputs if name in found}
             yield {**notes, "latent": latent, "image": image, "ids": ids}
             step += 1
+
+    def turns(self) -> list[Turn]:
+        """Of a source that streams: clips, and every `data.image_every` steps pictures."""
+        data, most = self.cfg.data, self.net.stage.frames
+        lengths = tuple(data.get("frames") or (most,))
+        if min(lengths) < 2 or max(lengths) > most:
+            raise InputError(f"data.frames: {lengths}: clips have 2 to {most} frames at this stage")
+        every = data.get("image_every", 0)
+        if every == 1:
+            raise InputError("data.image_every is 1: no step would see clips")
+        clips = Turn(lengths, self.size, self.cfg.batch, tuple(range(max(1, every - 1))))
+        if not every:
+            return [clips]
+        return [clips, Turn((1,), self.size, data.image_batch, (every - 1,))]
 
     def components(self, params: Params) -> dict[str, Params]:
         """What was trained; the motion modules under the name of their stage."""

@@ -36,6 +36,7 @@ from mv2_jax.stages.conditions.control import Control
 from mv2_jax.stages.conditions.image import ImageTokens
 from mv2_jax.stages.conditions.sparse import Sparse
 from mv2_jax.stages.conditions.text import Text
+from mv2_jax.text.emphasis import Marked
 
 Conditioning = dict[str, Any]
 USUAL = {"t2i": ("text",)}  # of a stage that names no conditions
@@ -328,9 +329,10 @@ def loss(
 
     Args:
         batch: "latent" [B, T, h, w, C] (of pictures [B, h, w, C]) scaled, of any plane; "null_ids"
-            [L], the tokens of the empty prompt; and what the conditions need: "ids" [B, L],
-            "image" [B, H, W, 3] the reference in [-1, 1], of the latents' size in pixels; for SDXL
-            optionally "size_ids" [B, 6], else the latents' whole plane is meant.
+            [L], the tokens of the empty prompt; and what the conditions need: "ids" [B, L] (or
+            [B, n, L], n rows of a long caption), "image" [B, H, W, 3] the reference in [-1, 1], of
+            the latents' size in pixels; for SDXL optionally "size_ids" [B, 6], else the latents'
+            whole plane is meant.
         key: one key of the step; each sample folds its own from it.
         rates: how often each condition is dropped, see `drop`.
         scales: "image_scale", "control_scale": at 0 the network learns to do without, and is to be
@@ -339,10 +341,23 @@ def loss(
     latent = batch["latent"]
     latent = latent[:, None] if latent.ndim == 4 else latent
     keys = named.per_sample(key, latent.shape[0])
-    inputs = {**batch, **scales, "latent": latent, "negative": batch["null_ids"][None]}
+    inputs = {**batch, **scales, "latent": latent, **in_rows(batch)}
     conditioning = drop(params, cfg, inputs, keys, rates)
     model = partial(predict_one, params, cfg, conditioning=conditioning)
     return diffusion_loss(model, latent, keys, cfg.stage.schedule, shape)
+
+
+def in_rows(batch: Mapping[str, jax.Array]) -> dict[str, Any]:
+    """A training batch's "ids" and the "negative" beside them; captions of several rows marked."""
+    ids, null = batch.get("ids"), batch["null_ids"][None]
+    if ids is None or ids.ndim == 2:
+        return {"negative": null}
+    return {
+        "ids": Marked(ids, jnp.ones(ids.shape, jnp.float32), null),
+        "negative": Marked(
+            jnp.broadcast_to(null, ids[:1].shape), jnp.ones(ids[:1].shape, jnp.float32), null
+        ),
+    }
 
 
 def with_stage(cfg: Config, **changes: Any) -> Config:

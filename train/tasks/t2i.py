@@ -14,14 +14,15 @@ from mv2_jax import config
 from mv2_jax import params as trees
 from mv2_jax.diffusion import guidance, keys, losses
 from mv2_jax.errors import InputError
+from mv2_jax.lookup import nearest
 from mv2_jax.stages import latents as codec
 from mv2_jax.stages import stage as stages
 from mv2_jax.stages import t2i
-from mv2_jax.text import Tokenizer
-from mv2_jax.train import encoded
+from mv2_jax.train import encoded, streamed
 from mv2_jax.train import source as sources
 from mv2_jax.train import words as tokens
 from mv2_jax.train.latents import Shards, at_once
+from mv2_jax.train.media.turns import Turn
 from mv2_jax.train.report import grid, to_uint8
 from mv2_jax.train.source import Source
 from mv2_jax.train.task import Batch, Component, Params, Task, compute_dtype, require
@@ -42,79 +43,127 @@ def stills(source: Source, vae: Component, size: int, cfg: Any, root: Path) -> S
 def make(cfg: Any, begin: Mapping[str, Component], folder: Path) -> Task:
     """The task, over the autoencoder of `begin`; it goes on from text_encoder and spatial there.
 
+    `train` names the trees that are trained, all by default; SDXL has "text_encoder_2" too.
     `data.sizes` are the sides of the pictures, taken in turns: the same spatial weights serve I2V
     at its smaller size.
 
     Raises:
         InputError: no autoencoder to begin from, or a size that is no multiple of its factor.
     """
-    (vae,) = require(begin, "vae")
-    for size in cfg.data.sizes:
-        if size % vae.config.factor:
-            raise InputError(f"data.sizes: {size} is not a multiple of {vae.config.factor}")
-    source = sources.of(cfg)
-    held = begin.get("text_encoder")
-    text = held.config if held else config.from_dict(cfg.model.text.to_dict())
-    words = tokens.tokenizer(begin, source, text)
-    if held:
-        tokens.check(text, words)
-    else:
-        text = tokens.fit(text, words)
-    stage = config.from_dict(cfg.model.t2i.to_dict())
-    dtype = compute_dtype(cfg.precision)
-    configs = {"text_encoder": text}
-    net = stages.build("t2i", stage, configs, vae.config.factor, dtype, cfg.remat)
-    shape = losses.of(cfg.loss.shape)
-    null = jnp.asarray(words.encode([""])[0])
+    require(begin, "vae")
+    return PictureTask(cfg, begin, folder).task()
 
-    def init(key: jax.Array) -> Params:
-        fresh = jax.jit(stages.init, static_argnums=0)(net, key)
-        return {name: full(begin[name].params) if name in begin else fresh[name] for name in fresh}
 
-    def loss(params: Params, frozen: Params, batch: Batch, key: jax.Array):
-        del frozen
-        batch = {**batch, "latent": batch["latent"].astype(jnp.float32), "null_ids": null}
-        chances = {**cfg.loss}
+class PictureTask:
+    """T2I as a task. Raises InputError as `make` says."""
+
+    def __init__(self, cfg: Any, begin: Mapping[str, Component], folder: Path) -> None:
+        self.cfg, self.begin, self.folder = cfg, begin, folder
+        self.vae = begin["vae"]
+        held = begin.get("text_encoder")
+        self.source = sources.of(cfg)
+        text = held.config if held else config.from_dict(cfg.model.text.to_dict())
+        self.words = tokens.tokenizer(begin, self.source, text)
+        if held:
+            tokens.check(text, self.words)
+        else:
+            text = tokens.fit(text, self.words)
+        configs = {"text_encoder": text}
+        if "text_encoder_2" in begin:
+            configs["text_encoder_2"] = begin["text_encoder_2"].config
+        stage = config.from_dict(cfg.model.t2i.to_dict())
+        factor, dtype = self.vae.config.factor, compute_dtype(cfg.precision)
+        self.net = stages.build("t2i", stage, configs, factor, dtype, cfg.remat)
+        self.trained = tuple(cfg.get("train", ())) or self.net.trees
+        for name in self.trained:
+            if name not in self.net.trees:
+                raise InputError(f"train: there is no tree {name!r}{nearest(name, self.net.trees)}")
+        self.kept = [name for name in self.net.trees if name not in self.trained]
+        require(begin, *self.kept)
+        self.sizes = [_sides(size) for size in cfg.data.get("sizes", ()) or (stage.size,)]
+        for size in self.sizes:
+            if size[0] % factor or size[1] % factor:
+                said = size[0] if size[0] == size[1] else size
+                raise InputError(f"data.sizes: {said} is not a multiple of {factor}")
+        self.rows = tokens.rows_of(cfg.data, self.words)
+        self.shape = losses.of(cfg.loss.shape)
+        self.null = jnp.asarray(self.words.encode([""])[0])
+        self.decode = jax.jit(lambda params, z: codec.decode(params, self.vae.config, z))
+
+    def init(self, key: jax.Array) -> Params:
+        """What is trained: from `begin` where it is there, else fresh."""
+        fresh = [name for name in self.trained if name not in self.begin]
+        known = {n: full(self.begin[n].params) for n in self.trained if n in self.begin}
+
+        def made(key: jax.Array) -> Params:
+            whole = stages.init(self.net, key)
+            return {name: whole[name] for name in fresh}
+
+        return {**(jax.jit(made)(key) if fresh else {}), **known}
+
+    def loss(self, params: Params, frozen: Params, batch: Batch, key: jax.Array):
+        if self.source.streams:
+            batch = streamed.with_latents(batch, frozen["vae"], self.vae.config)
+        batch = {**batch, "latent": batch["latent"].astype(jnp.float32), "null_ids": self.null}
+        chances = {**self.cfg.loss}
         rates = {name: rate for name, rate in chances.items() if name.startswith("drop_")}
-        return stages.loss(params, net, batch, key, rates=rates, shape=shape)
+        return stages.loss(
+            self.whole(params, frozen), self.net, batch, key, rates=rates, shape=self.shape
+        )
 
-    def batches(seed: int, start: int) -> Iterator[Batch]:
-        root = folder.parent / "latents"
-        sets = [stills(source, vae, size, cfg, root) for size in cfg.data.sizes]
+    def whole(self, params: Params, frozen: Params) -> Params:
+        """All of the network's trees, those in training and those that are not."""
+        return {**{name: frozen[name] for name in self.kept}, **params}
+
+    def batches(self, seed: int, start: int) -> Iterator[Batch]:
+        """Pictures of each size in turn."""
+        cfg, source, net = self.cfg, self.source, self.net
+        if source.streams:
+            turns = [Turn((1,), size, cfg.batch, (n,)) for n, size in enumerate(self.sizes)]
+            yield from streamed.batches(source, turns, net, self.words, cfg, seed, start)
+            return
+        root = self.folder.parent / "latents"
+        sets = [stills(source, self.vae, size, cfg, root) for size in cfg.data.sizes]
         step = start
         while True:
             turn, which = divmod(step, len(sets))
             found = sets[which].take(source.pick(seed, turn, cfg.batch, cfg.data.count))
             latent = found.pop("latent")
             notes = {name: found[name] for name in net.inputs if name in found}
-            ids = words.encode(source.captions(found, seed, step))
+            ids = tokens.encode(self.words, source.captions(found, seed, step), self.rows)
             yield {**notes, "latent": latent, "ids": ids}
             step += 1
 
-    return Task(
-        init=init,
-        frozen={"vae": full(vae.params)},
-        loss=loss,
-        batches=batches,
-        components=lambda params: params,
-        configs=lambda params: stages.configs(net),
-        sample=sampler(cfg, net, vae, words, source),
-        rules=stages.rules(net),
-        notes={"stages": {"t2i": config.to_dict(stage)}, "tokenizer": words.to_json()},
-    )
-
-
-def sampler(cfg: Any, net: stages.Config, vae: Component, words: Tokenizer, source: Source) -> Any:
-    """Sheets of sixteen pictures from fixed captions of the training split."""
-    ids = words.encode(source.examples(16))
-    negative = np.repeat(words.encode([""]), len(ids), axis=0)
-    decode = jax.jit(lambda params, z: codec.decode(params, vae.config, z))
-
-    def sample(params: Params, frozen: Params, key: jax.Array) -> np.ndarray:
+    def sample(self, params: Params, frozen: Params, key: jax.Array) -> np.ndarray:
+        """Sheets of sixteen pictures from fixed captions of the training split."""
+        ids = self.words.encode(self.source.examples(16))
+        negative = np.repeat(self.words.encode([""]), len(ids), axis=0)
         each = keys.per_sample(key, len(ids))
-        scales = guidance.make(cfg.sample.guidance)
-        inputs = {**stages.blank(net, len(ids)), "ids": ids, "negative": negative}
-        z = t2i.sample(params, net, inputs, each, scales, steps=cfg.sample.steps)[:, 0]
-        return grid(to_uint8(decode(frozen["vae"], z)), columns=8)
+        scales = guidance.make(self.cfg.sample.guidance)
+        inputs = {**stages.blank(self.net, len(ids)), "ids": ids, "negative": negative}
+        steps, whole = self.cfg.sample.steps, self.whole(params, frozen)
+        z = t2i.sample(whole, self.net, inputs, each, scales, steps=steps)[:, 0]
+        return grid(to_uint8(self.decode(frozen["vae"], z)), columns=8)
 
-    return sample
+    def task(self) -> Task:
+        """The loop's view."""
+        held = {name: full(self.begin[name].params) for name in self.kept}
+        return Task(
+            init=self.init,
+            frozen={**held, "vae": full(self.vae.params)},
+            loss=self.loss,
+            batches=self.batches,
+            components=lambda params: params,
+            configs=lambda params: {name: stages.configs(self.net)[name] for name in params},
+            sample=self.sample,
+            rules=stages.rules(self.net),
+            notes={
+                "stages": {"t2i": config.to_dict(self.net.stage)},
+                "tokenizer": self.words.to_json(),
+            },
+        )
+
+
+def _sides(size: Any) -> tuple[int, int]:
+    """A side, or (height, width), as both."""
+    return (int(size), int(size)) if isinstance(size, int) else (int(size[0]), int(size[1]))

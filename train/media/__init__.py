@@ -1,0 +1,1 @@
+"""People's own clips and pictures with captions, from files to batches."""
