@@ -27,6 +27,12 @@ if TYPE_CHECKING:
     from mv2_jax.infer.settings import Numbers
 
 _LARGEST = 4096
+_OF_WINDOWS = {
+    "--windows": "context",
+    "--window": "window",
+    "--overlap": "overlap",
+    "--fuse": "blend",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,7 +215,7 @@ def heard(ready: Ready, cascade: Any) -> tuple[Numbers, list[str]]:
 def _unheard(ready: Ready, run: Sequence[str]) -> Iterator[str]:
     """A line for each choice that changes nothing in some of the stages that it was made for."""
     for flag, name, why in (
-        ("--overlap", "overlap", "the frames fit into one window"),
+        *((flag, name, "the frames fit into one window") for flag, name in _OF_WINDOWS.items()),
         ("--spacing", "spacing", "the sampler has timesteps of its own"),
         ("--steps-offset", "steps_offset", "the timesteps are not spaced as leading ones are"),
     ):
@@ -223,7 +229,7 @@ def _unheard(ready: Ready, run: Sequence[str]) -> Iterator[str]:
 def _hears(ready: Ready, stage: str, name: str) -> bool:
     """Whether another value would have made another chain."""
     cfg, steps = ready.sized.stages[stage], int(ready.used[stage]["steps"])
-    if name == "overlap":
+    if name in _OF_WINDOWS.values():
         return cfg.frames > cfg.windows[0]
     from mv2_jax.stages import chain
 

@@ -374,7 +374,17 @@ def _staged(bundle: Bundle, dtype: Any) -> dict[str, Any]:
     picture_vae = bundle.config(PICTURE["vae"] if PICTURE["vae"] in bundle.components else "vae")
     made: dict[str, Any] = {"vae": vae, "picture_vae": picture_vae, "numbers": bundle.numbers}
     for name, field_name in HELD.items():
-        factor = (picture_vae if name == "t2i" else vae).factor
-        configs = components.Configs(bundle, name)
-        made[field_name] = stage.build(name, bundle.stages[name], configs, factor, dtype)
+        made[field_name] = stage_of(bundle, name, dtype)
     return made
+
+
+def stage_of(bundle: Bundle, name: str, dtype: Any = jnp.float32) -> Config:
+    """A diffusion stage of a folder, put together; no weights are read.
+
+    Raises:
+        InputError: the folder lacks a component that it needs.
+    """
+    own = name == "t2i" and PICTURE["vae"] in bundle.components
+    factor = bundle.config(PICTURE["vae"] if own else "vae").factor
+    configs = components.Configs(bundle, name)
+    return stage.build(name, bundle.stages[name], configs, factor, dtype)

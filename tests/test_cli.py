@@ -354,7 +354,27 @@ def test_info_lists_the_weights(tiny_weights, capsys):
     assert cli.main(["info", "--weights", str(tiny_weights)]) == 0
     out = capsys.readouterr().out
     assert "weights: tiny" in out and "Apache-2.0; nowhere" in out
-    assert "i2v  4 of 24x24, 3 steps of ddim, guidance rule apart" in out
+    assert "  i2v: 4 frames of 24x24, sampler ddim\n" in out
+    assert "\n    guidance rule: apart\n" in out
+    assert "\n    process: ScheduleConfig, kind scaled_linear, beta_start 0.00085, " in out
+    picture = out[out.index("  t2i:") : out.index("  i2v:")]
+    assert "\n    stored: guidance 3\n    the stage's: steps 4\n    usual: guidance_resc" in picture
+
+
+def test_info_tells_numbers_without_effect_and_a_rule_that_is_not_named(tmp_path, capsys):
+    import tiny
+
+    held = tiny.write(tmp_path / "c", tiny.make())
+    path = held.folder / bundle.INDEX
+    index = json.loads(path.read_text())
+    index["stages"]["i2v"]["rule"] = "public"
+    del index["stages"]["v2v"]["rule"]
+    path.write_text(json.dumps(index))
+    assert cli.main(["info", "--weights", str(held.folder)]) == 0
+    out = capsys.readouterr().out
+    without = "    without effect: image_guidance (the guidance rule 'public' has no scale for the"
+    assert without in out[out.index("  i2v:") : out.index("  v2v:")]
+    assert "    guidance rule: apart (the folder names none)" in out[out.index("  v2v:") :]
 
 
 def test_train_hands_over_to_the_trainer(capsys, monkeypatch):

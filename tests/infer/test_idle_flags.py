@@ -66,12 +66,22 @@ def test_a_flag_that_no_stage_hears_is_refused(tmp_path, generate):
 def test_what_some_stages_do_not_hear_is_said(tmp_path, generate):
     mixed = folder(tmp_path / "mixed", i2v="apart")
     flags = ["--t2i-guidance", "1", "--i2v-guidance", "1", "--v2v-guidance", "1"]
-    flags += ["--image-guidance", "1", "--negative", "snow", "--overlap", "1"]
+    flags += [
+        "--image-guidance",
+        "1",
+        "--negative",
+        "snow",
+        "--overlap",
+        "1",
+        "--windows",
+        "closed",
+    ]
     code, lines = generate(mixed, *flags, "--steps-offset", "1", "--spacing", "trailing")
     none, public = "has no effect", "the guidance rule 'public' has no scale for the picture"
     assert code == 0 and lines == [
         f"mv2: warning: --image-guidance {none} in V2V: {public}; 'apart' has one",
         f"mv2: warning: --negative {none}: nothing is guided at a guidance of 1",
+        f"mv2: warning: --windows {none}: the frames fit into one window",
         f"mv2: warning: --overlap {none}: the frames fit into one window",
         f"mv2: warning: --steps-offset {none}: the timesteps are not spaced as leading ones are",
     ]
