@@ -21,6 +21,7 @@ from mv2_jax.infer.release import version
 from mv2_jax.infer.settings import SETTINGS, Numbers, idle
 from mv2_jax.lookup import one_of
 from mv2_jax.numbers import DIFFUSION
+from mv2_jax.remote import Remote
 
 SCHEMA = 1
 LARGEST_BATCH = 1024
@@ -119,7 +120,7 @@ class Request:
     image: Source | None = None
     video: Source | None = None
     size: tuple[int, int] | None = None
-    weights: Path | None = None
+    weights: Path | Remote | None = None
     given: Mapping[str, Any] = field(default_factory=dict)
     base: Numbers = field(default_factory=dict)
     choices: Choices = field(default_factory=dict)
@@ -212,7 +213,7 @@ def from_args(args: Any) -> Request:
         image=_source(sources["image"]),
         video=_source(sources["video"]),
         size=_first(parse_size(args.size), _pair(old.get("size"))),
-        weights=Path(weights) if weights else None,
+        weights=files.place(weights) if weights else None,
         given=given,
         base=_base(old.get("settings", {}), chosen),
         choices=choices.merged(_kept(old, str(args.from_), sources), chosen),

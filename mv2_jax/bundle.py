@@ -171,7 +171,7 @@ class Bundle:
     def _check_sum(self, component: Component) -> None:
         path = self.folder / component.file
         try:
-            actual = files.sha256(path)
+            actual = files.known_sha256(path)
         except OSError as error:
             raise InputError(f"cannot read weights {path}: {_reason(error)}") from None
         if actual != component.sha256:
@@ -250,7 +250,7 @@ def read(folder: str | os.PathLike[str] | None = None) -> Bundle:
         InputError: the folder, its index or a file is missing, damaged or of another version;
             an unknown key is named together with the nearest known one.
     """
-    folder = SHIPPED if folder is None else Path(folder)
+    folder = SHIPPED if folder is None else files.place(folder)
     index = _read_index(folder)
     where = str(folder / INDEX)
     try:

@@ -13,11 +13,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 
 from mv2_jax import params as trees
 from mv2_jax import sharding
 from mv2_jax.bundle import PICTURE, Bundle
+from mv2_jax.errors import InputError
 from mv2_jax.stages import vfi, vfi_table
 
 RESIDENT = ("all", "stage")
@@ -116,14 +118,44 @@ def load(
     files = {name: bundle.components[name].sha256 for name in own}
     between = partial(place_interpolator, interpolator, dtype, mesh)
     if resident == "stage":
-        bundle.verify(own)
-        makers = {name: partial(_placed, bundle, name, dtype, mesh) for name in own}
+        verify(bundle, mesh)
+        makers = {}
+        for name in own:
+            rules = bundle.components[name].rules
+            makers[name] = partial(_placed, stored(bundle, name, True), dtype, mesh, rules)
         return Resident({**makers, INTERPOLATOR: between}, files)
+    if mesh is not None:
+        verify(bundle, mesh)
+    read = bundle.load if mesh is None else partial(stored, bundle)
     held: dict[str, Any] = {}  # by checksum: one file may serve two stages
     for name, file in files.items():
         if file not in held:
-            held[file] = _placed(bundle, name, dtype, mesh)
+            rules = bundle.components[name].rules
+            held[file] = _placed(read(name), dtype, mesh, rules)
     return {**{name: held[file] for name, file in files.items()}, INTERPOLATOR: between()}
+
+
+def verify(bundle: Bundle, mesh: Mesh | None) -> None:
+    """Compares the files' checksums; processes that share a mesh share the files among them.
+
+    Raises:
+        InputError: a file is missing or damaged; where processes share them, in one of them.
+    """
+    several = mesh is not None
+    index, count = (jax.process_index(), jax.process_count()) if several else (0, 1)
+    bundle.verify(list(bundle.components)[index::count])
+
+
+def stored(bundle: Bundle, name: str, keep: bool = False) -> trees.Tree:
+    """A component's tree, whose numbers are read where they are asked for (`params.stored`).
+
+    Raises:
+        InputError: its file is damaged.
+    """
+    try:
+        return trees.stored(bundle.folder / bundle.components[name].file, keep)
+    except (OSError, ValueError) as error:
+        raise InputError(f"weights: {error}") from None
 
 
 def place_interpolator(tree: Any, dtype: Any, mesh: Mesh | None) -> Any:
@@ -139,7 +171,6 @@ def own_interpolator(bundle: Bundle) -> tuple[Any, Any]:
     return vfi_table.complete(bundle.load(own), bundle.config(own))
 
 
-def _placed(bundle: Bundle, name: str, dtype: Any, mesh: Mesh | None) -> Any:
-    """A component's tree, read, cast, and on the devices."""
-    rules = bundle.components[name].rules
-    return sharding.lay_out(trees.cast(bundle.load(name), dtype), mesh, rules)
+def _placed(tree: trees.Tree, dtype: Any, mesh: Mesh | None, rules: Any = ()) -> Any:
+    """A component's tree, cast, and on the devices."""
+    return sharding.lay_out(trees.cast(tree, dtype), mesh, rules)

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from mv2_jax.remote import Remote, Stat, place
+
 
 @contextmanager
 def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
@@ -54,8 +56,11 @@ def check(path: str | os.PathLike[str]) -> None:
     scratch.unlink()
 
 
-def regular(path: str | os.PathLike[str]) -> None:
+def regular(path: str | os.PathLike[str] | Remote) -> None:
     """Raises OSError where `path` is not there, or no file that ends: a device, a pipe ..."""
+    if isinstance(path, Remote):
+        path.stat()
+        return
     mode = os.stat(path).st_mode
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
@@ -63,7 +68,7 @@ def regular(path: str | os.PathLike[str]) -> None:
         raise OSError(errno.EINVAL, "it is no ordinary file", str(path))
 
 
-def read_json(path: str | os.PathLike[str]) -> Any:
+def read_json(path: str | os.PathLike[str] | Remote) -> Any:
     """The content of a JSON file.
 
     Raises:
@@ -71,7 +76,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         ValueError: it is no JSON, is nested too deeply, or holds a NUL, which no name may.
     """
     regular(path)
-    text = Path(path).read_text(encoding="utf-8")
+    text = place(path).read_bytes().decode()
     if "\\u0000" in text or "\0" in text:
         raise ValueError("a NUL is in it")
     try:
@@ -80,11 +85,26 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
-def sha256(path: str | os.PathLike[str]) -> str:
+def sha256(path: str | os.PathLike[str] | Remote) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal. Raises OSError as `regular`."""
     regular(path)
-    with open(path, "rb") as file:
+    with place(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+_sums: dict[tuple[Any, ...], str] = {}
+
+
+def known_sha256(path: str | os.PathLike[str] | Remote) -> str:
+    """`sha256` that looks once, as long as the file's size and its time of change stay."""
+    about = place(path).stat()
+    when = about.stamp if isinstance(about, Stat) else about.st_mtime_ns
+    if not when:
+        return sha256(path)
+    key = (str(path), about.st_size, when)
+    if key not in _sums:
+        _sums[key] = sha256(path)
+    return _sums[key]
 
 
 def _scratch(path: Path) -> Path:

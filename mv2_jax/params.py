@@ -19,6 +19,7 @@ import ml_dtypes
 import numpy as np
 
 from mv2_jax import tensorfile
+from mv2_jax.remote import Remote, place
 from mv2_jax.tensorfile import Spec
 
 Tree = dict[str, Any]
@@ -163,15 +164,23 @@ def save(
     tensorfile.write(path, specs, leaves, {_METADATA: text})
 
 
-def load(path: str | os.PathLike[str]) -> Tree:
+def load(path: str | os.PathLike[str] | Remote) -> Tree:
     """The tree of a safetensors file, as NumPy arrays in the stored types.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged or is not safetensors.
     """
+    if isinstance(place(path), Remote):
+        return unflatten({name: np.asarray(leaf) for name, leaf in tensorfile.read(path).items()})
     with _open(path) as file:
         return unflatten(file.get_tensors())
+
+
+def stored(path: str | os.PathLike[str] | Remote, keep: bool = False) -> Tree:
+    """The tree of a file as `tensorfile.Stored` leaves, whose numbers are read where they are asked
+    for; `keep` as there. Raises OSError, ValueError as `load`."""
+    return unflatten(tensorfile.read(path, keep))
 
 
 def load_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from jax.sharding import PartitionSpec as P
 
 from mv2_jax import params
 from mv2_jax.lookup import one_of
+from mv2_jax.tensorfile import Stored
 
 AXES = ("data", "fsdp", "context", "tensor")
 
@@ -213,17 +214,31 @@ def put(x: Any, layout: NamedSharding) -> jax.Array:
     Where the mesh spans processes, each of them must hold the whole array and uploads the parts of
     its own devices, without a word to the others: `jax.device_put` would have them compare it
     first, and a thread that prepares batches would meet their training steps in any order.
+    Of a tensor in a file (`tensorfile.Stored`) a process reads the parts of its own devices.
     """
+    if isinstance(x, Stored):
+        return _put_stored(x, layout)
     if layout.is_fully_addressable:
         return jax.device_put(x, layout)
     host = np.asarray(x)
     return jax.make_array_from_callback(host.shape, layout, lambda part: host[part])
 
 
+def _put_stored(x: Stored, layout: NamedSharding) -> jax.Array:
+    parts: dict[Any, Any] = {}
+    rows = []
+    for device, index in layout.addressable_devices_indices_map(x.shape).items():
+        key = tuple((part.start, part.stop) for part in index)
+        if key not in parts:
+            parts[key] = x[index]
+        rows.append(jax.device_put(parts[key], device))
+    return jax.make_array_from_single_device_arrays(x.shape, layout, rows)
+
+
 def whole(x: Any, mesh: Mesh) -> jax.Array:
     """An array, or a key, whole on every device of a mesh; every process must hold it."""
     layout = NamedSharding(mesh, P())
-    x = x if isinstance(x, np.ndarray) else jnp.asarray(x)
+    x = x if isinstance(x, np.ndarray | Stored) else jnp.asarray(x)
     if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         data = put(jax.random.key_data(x), layout)
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
@@ -240,11 +255,15 @@ def lay_out(tree: Any, mesh: Mesh | None, more: Rules = (), *, everywhere: bool 
     """A component's parameters on the usual device, or over a mesh: by `more` and `RULES`, or whole
     on every device, as the interpolators' are, and those of networks that the rules do not know."""
     if mesh is None:
-        return jax.device_put(tree)
+        return jax.tree.map(lambda x: jax.device_put(_read(x)), tree)
     if not everywhere:
         with suppress(ValueError):
             return shard_params(tree, mesh, more)
     return jax.tree.map(lambda leaf: whole(leaf, mesh), tree)
+
+
+def _read(x: Any) -> Any:
+    return np.asarray(x) if isinstance(x, Stored) else x
 
 
 def shard_batch(batch: Any, mesh: Mesh) -> Any:

@@ -1,21 +1,24 @@
-"""Writes safetensors files one tensor at a time.
+"""Writes safetensors files one tensor at a time, and reads parts of tensors.
 
-The library's own writer wants every tensor, and then the whole file, in memory. The format is
-plain: eight bytes with the length of a JSON header, the header, and the numbers one after another.
-Files are those the library would write, byte for byte.
+The library's own writer wants every tensor, and then the whole file, in memory, and its reader
+knows no buckets. The format is plain: eight bytes with the length of a JSON header, the header, and
+the numbers one after another. Files are those the library would write, byte for byte.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import os
-from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
 from mv2_jax import files
+from mv2_jax.remote import Remote, place
 
 # The format's names of types, in the order in which the library lays tensors out: largest first,
 # so that all are aligned.
@@ -107,3 +110,133 @@ def _header(
     text += b" " * (-len(text) % 8)
     header = len(text).to_bytes(8, "little") + text
     return header, {name: len(header) + begin for name, begin in begins.items()}
+
+
+APART = {"disk": 2**16, "bucket": 2**20}
+"""Bytes; shorter runs of a file are not worth a read of their own."""
+
+Index = tuple[slice, ...]
+
+
+class Stored:
+    """A tensor in a file, whose numbers are read where they are asked for: `stored[index]`.
+
+    Args:
+        spans: reads (begin, end) of the file.
+        begin: of the tensor in the file.
+        spec: as it is stored.
+        dtype: as it comes out.
+        kept: parts that were read, by index, where they are to be kept.
+        apart: bytes; shorter runs are not worth a read of their own.
+    """
+
+    def __init__(
+        self,
+        spans: Callable[[Sequence[tuple[int, int]]], Sequence[bytes]],
+        begin: int,
+        spec: Spec,
+        dtype: Any = None,
+        kept: dict[Any, np.ndarray] | None = None,
+        apart: int = 0,
+    ) -> None:
+        self._spans, self._begin, self._spec = spans, begin, spec
+        self._kept, self._apart = kept, apart
+        self.shape, self.dtype = spec.shape, np.dtype(dtype or spec.dtype)
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    def astype(self, dtype: Any) -> Stored:
+        """The same, coming out in another type."""
+        return Stored(self._spans, self._begin, self._spec, dtype, self._kept, self._apart)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return self[()].astype(dtype or self.dtype, copy=False)
+
+    def __getitem__(self, index: Index) -> np.ndarray:
+        """A part of the tensor, of one slice an axis, without steps; those left out are whole."""
+        rest = (slice(None),) * (self.ndim - len(index))
+        ranges = tuple(range(n)[part] for part, n in zip((*index, *rest), self.shape))
+        key = tuple((r.start, r.stop) for r in ranges)
+        if self._kept is not None and key in self._kept:
+            return self._kept[key].astype(self.dtype)
+        part = self._read(ranges)
+        if self._kept is not None:
+            self._kept[key] = part
+        return part.astype(self.dtype)
+
+    def _read(self, ranges: tuple[range, ...]) -> np.ndarray:
+        """Reads the runs of bytes that make up a part. Where they are short, more is read in one
+        piece than is wanted."""
+        shape, item = self.shape, self._spec.dtype.itemsize
+        sizes = [len(r) for r in ranges]
+        if not shape or not all(sizes):
+            return self._block([(0, math.prod(sizes))]).reshape(sizes)
+        cut = max((k for k, size in enumerate(sizes) if size < shape[k]), default=0)
+        while cut and sizes[cut] * math.prod(shape[cut + 1 :]) * item < self._apart:
+            cut -= 1
+        step = math.prod(shape[cut + 1 :])  # numbers below one of the axis `cut`
+        runs = []
+        for above in itertools.product(*ranges[:cut]):
+            row = 0
+            for position, size in zip(above, shape):
+                row = row * size + position
+            first = (row * shape[cut] + ranges[cut].start) * step
+            runs.append((first, first + sizes[cut] * step))
+        block = self._block(runs).reshape(*sizes[: cut + 1], *shape[cut + 1 :])
+        inner = tuple(slice(r.start, r.stop) for r in ranges[cut + 1 :])
+        return block[(slice(None),) * (cut + 1) + inner]
+
+    def _block(self, runs: Sequence[tuple[int, int]]) -> np.ndarray:
+        """The numbers of runs from (first, last + 1), one after another."""
+        item = self._spec.dtype.itemsize
+        spans = [tuple(self._begin + n * item for n in run) for run in runs]
+        return np.frombuffer(b"".join(self._spans(spans)), self._spec.dtype)
+
+
+def read(path: str | os.PathLike[str] | Remote, keep: bool = False) -> dict[str, Stored]:
+    """The tensors of a file by name; numbers are read as they are asked for.
+
+    Args:
+        keep: keep on this host what was read from a bucket.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is no safetensors file, or is cut short.
+    """
+    path = place(path)
+    size = path.stat().st_size
+    far = isinstance(path, Remote)
+    spans, apart = (path.read_spans, APART["bucket"]) if far else (_local(path), APART["disk"])
+    try:
+        length = int.from_bytes(spans([(0, 8)])[0], "little") if size >= 8 else size
+        if length > size - 8:
+            raise ValueError("its header is cut short")
+        header = json.loads(spans([(8, 8 + length)])[0])
+        header.pop("__metadata__", None)
+        made = {}
+        for name, entry in header.items():
+            spec = Spec(tuple(map(int, entry["shape"])), TYPES[entry["dtype"]])
+            begin, end = entry["data_offsets"]
+            if not 0 <= begin <= end <= size - 8 - length or end - begin != spec.nbytes:
+                raise ValueError(f"{name} does not fit in it")
+            kept = {} if keep and far else None
+            made[name] = Stored(spans, 8 + length + begin, spec, kept=kept, apart=apart)
+        return made
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged or not a safetensors file ({error})") from None
+
+
+def _local(path: Any) -> Callable[[Sequence[tuple[int, int]]], Sequence[bytes]]:
+    """Reads parts of a file on disk."""
+
+    def spans(wanted: Sequence[tuple[int, int]]) -> Sequence[bytes]:
+        with open(path, "rb") as file:
+            parts = []
+            for begin, end in wanted:
+                file.seek(begin)
+                parts.append(file.read(end - begin))
+            return parts
+
+    return spans

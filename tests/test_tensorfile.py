@@ -1,5 +1,6 @@
 """The writer makes the files that safetensors' own makes, without holding them in memory."""
 
+import itertools
 import json
 
 import ml_dtypes
@@ -71,3 +72,60 @@ def test_a_pending_tree_is_saved_as_the_tree_itself(tmp_path):
     params.save(tmp_path / "pending", pending, {"n": 1})
     assert (tmp_path / "tree").read_bytes() == (tmp_path / "pending").read_bytes()
     assert params.file_digest(tmp_path / "tree") == params.digest(tree)
+
+
+SLICES = (slice(None), slice(1, 2), slice(1, 3), slice(2, 2))
+
+
+@pytest.mark.parametrize("apart", [0, 20, 10**9])
+@pytest.mark.parametrize("far", [False, True])
+def test_parts_are_read_as_numpy_slices_them(tmp_path, tensors, monkeypatch, far, apart):
+    tensors["three"] = np.random.default_rng(1).normal(size=(3, 5, 7)).astype(np.float16)
+    tensorfile.write(tmp_path / "x", specs(tensors), tensors.items(), {"mv2": "{}"})
+    monkeypatch.setattr(tensorfile, "APART", {"disk": apart, "bucket": apart})
+    stored = tensorfile.read(f"file://{tmp_path}/x" if far else tmp_path / "x", keep=True)
+    assert set(stored) == set(tensors)
+    for name, tensor in tensors.items():
+        whole = np.asarray(stored[name])
+        assert (whole.dtype, whole.shape) == (tensor.dtype, tensor.shape)
+        np.testing.assert_array_equal(whole, tensor)
+    for index in itertools.product(SLICES, SLICES, SLICES):
+        for _ in range(2):
+            np.testing.assert_array_equal(stored["three"][index], tensors["three"][index])
+        part = stored["three"].astype(np.float32)[index[:2]]
+        np.testing.assert_array_equal(part, tensors["three"][index[:2]].astype(np.float32))
+
+
+def test_a_part_costs_its_own_bytes(tmp_path):
+    tensor = np.arange(2 * 8 * 4, dtype=np.float32).reshape(2, 8, 4)
+    tensorfile.write(tmp_path / "x", specs({"a": tensor}), [("a", tensor)])
+    stored, seen = tensorfile.read(tmp_path / "x")["a"], []
+    spans = stored._spans
+    stored._spans = lambda wanted: seen.extend(wanted) or spans(wanted)
+
+    def cost(*index, apart=0):
+        seen.clear()
+        stored._apart = apart
+        assert stored[index].nbytes <= sum(end - begin for begin, end in seen)
+        return len(seen), sum(end - begin for begin, end in seen)
+
+    assert cost() == (1, 256)
+    assert cost(slice(1, 2)) == (1, 128)
+    assert cost(slice(None), slice(0, 4)) == (2, 128)
+    assert cost(slice(0, 1), slice(0, 4), slice(1, 2)) == (4, 16)
+    assert cost(slice(0, 1), slice(0, 4), slice(1, 2), apart=64) == (1, 64)
+    assert cost(slice(0, 1), slice(0, 4), slice(1, 2), apart=65) == (1, 128)
+
+
+@pytest.mark.parametrize("content", [b"", b"short", b"\xff" * 80, b"\x02" + bytes(7) + b"[]"])
+def test_what_is_no_tensor_file_is_refused(tmp_path, content):
+    (tmp_path / "x").write_bytes(content)
+    with pytest.raises(ValueError, match="damaged or not a safetensors file"):
+        tensorfile.read(tmp_path / "x")
+
+
+def test_a_file_cut_short_is_refused(tmp_path, tensors):
+    tensorfile.write(tmp_path / "x", specs(tensors), tensors.items())
+    (tmp_path / "x").write_bytes((tmp_path / "x").read_bytes()[:-1])
+    with pytest.raises(ValueError, match="does not fit in it"):
+        tensorfile.read(tmp_path / "x")
