@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 from mv2_jax.infer.release import version
+from mv2_jax.remote import Remote, place
 
 
 def user_cache() -> Path:
@@ -41,11 +42,13 @@ def machine() -> str:
     return hashlib.sha256(kind.encode()).hexdigest()[:12]
 
 
-def enable() -> Path | None:
+def enable() -> Path | Remote | None:
     """Turns JAX's compilation cache on; returns its folder, or None where it cannot be written.
 
-    A folder the user has set (JAX_COMPILATION_CACHE_DIR) is kept; one of another machine's ("gs://
-    ...") is left to JAX, and None comes back.
+    A folder the user has set (JAX_COMPILATION_CACHE_DIR) is kept, and may be a bucket's.
+
+    Raises:
+        InputError: a URL that cannot be asked, for want of a package.
     """
     import jax
 
@@ -54,7 +57,7 @@ def enable() -> Path | None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     if chosen and "://" in chosen:
-        return None
+        return _remote(chosen)
     path = Path(chosen) if chosen else folder()
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -64,6 +67,27 @@ def enable() -> Path | None:
         return None  # slower next time, and no reason to stop
     jax.config.update("jax_compilation_cache_dir", str(path))
     return path
+
+
+def _remote(url: str) -> Remote:
+    """The folder of a URL. Where JAX's own cache cannot write there it is turned off, since it
+    would stop the command; whole programs are kept all the same (`infer.kept`)."""
+    import jax
+
+    bucket = place(url)
+    (bucket / "kept").is_file()  # says what is lacking, before any work is done
+    own: str | None = url
+    if url.startswith("file://"):
+        own = url.removeprefix("file://")
+    else:
+        try:
+            from etils import epath
+
+            epath.Path(url).mkdir(parents=True, exist_ok=True)
+        except Exception:  # no etils, a kind of URL that it does not know, or one it may not write
+            own = None
+    jax.config.update("jax_compilation_cache_dir", own)
+    return bucket
 
 
 def size(path: Path) -> int:

@@ -5,6 +5,9 @@ and lowers every network anew only to find what it has. Here the key is what a p
 the source of this package, the versions beneath it, the device, the function's name, its static
 arguments and its shapes. A hit costs one file.
 
+The folder may be in a bucket (`mv2_jax.remote`). Processes that share a mesh keep each its own part
+of a program, and take it where all of them have theirs: XLA's compilers may wait for one another.
+
 The key knows nothing of code outside the package. So only the commands keep programs, a cascade
 that is loaded by `mv2_jax.cascade.load` keeps none, and programs with a sampler, a process or the
 like of one's own in them are not kept. A file holds machine code, as those of JAX's cache do; the
@@ -25,12 +28,16 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import serialize_executable as serial
 from jax.sharding import Mesh, NamedSharding
 
 from mv2_jax import files, programs
+from mv2_jax.errors import InputError
 from mv2_jax.infer import cache
 from mv2_jax.programs import usual_device
+from mv2_jax.remote import Remote
+from mv2_jax.train import processes
 
 _CODE = [Path(programs.__file__).parent, Path(__file__).parent]  # two places where it is editable
 _SOURCES = 4  # versions of the package whose programs stay, those last written to
@@ -38,11 +45,11 @@ _hits = 0
 
 
 class Kept:
-    """Programs of one process, on one device or a `mesh`, in a folder: `mv2_jax.programs.Programs`
-    asks it. Those of several processes are not kept whole; JAX's own cache has them."""
+    """Programs on one device or a `mesh`, in a folder: `mv2_jax.programs.Programs` asks it."""
 
-    def __init__(self, folder: Path, mesh: Mesh | None = None) -> None:
+    def __init__(self, folder: Path | Remote, mesh: Mesh | None = None) -> None:
         self._devices = [usual_device()] if mesh is None else list(mesh.devices.flat)
+        self._several = jax.process_count() > 1 and len(self._devices) > 1
         self._all = folder / "kept"
         self._folder = self._all / _made_of()
 
@@ -54,7 +61,7 @@ class Kept:
                 usual device (`programs.signature`).
         """
         structure, leaves = signature
-        if jax.process_count() > 1 or not all(self._here(place) for _, place in leaves):
+        if not all(self._here(place) for _, place in leaves):
             return None
         types = [
             (aval.shape, str(aval.dtype), aval.weak_type, *_over(place)) for aval, place in leaves
@@ -65,7 +72,9 @@ class Kept:
         words = f"{function.__module__}.{function.__qualname__} {told!r} {structure} {types}"
         if " at 0x" in words:  # an object without a repr of its own: another run's differs
             return None
-        return hashlib.sha256(words.encode()).hexdigest()[:32]
+        name = hashlib.sha256(words.encode()).hexdigest()[:32]
+        own = f"-{jax.process_index()}-of-{jax.process_count()}" if self._several else ""
+        return name + own
 
     def _here(self, place: Any) -> bool:
         """Whether a leaf lies where this store's programs run."""
@@ -74,13 +83,21 @@ class Kept:
         return isinstance(place, NamedSharding) and list(place.mesh.devices.flat) == self._devices
 
     def find(self, name: str) -> Any:
-        """The program of a key, loaded; None where there is none."""
-        path = self._folder / name
+        """The program of a key, loaded; None where there is none. Processes that share a mesh must
+        all ask for it."""
+        program = self._load(self._folder / name)
+        if self._several and not processes.each(np.int32(program is not None)).all():
+            return None
+        return program
+
+    def _load(self, path: Path | Remote) -> Any:
         try:
             content, *trees = pickle.loads(path.read_bytes())
             return serial.deserialize_and_load(content, *trees, execution_devices=self._devices)
         except OSError:
             return None
+        except InputError:
+            raise
         except Exception:  # damaged, or of an XLA that cannot: whatever it is, compiling helps
             with suppress(OSError):
                 path.unlink()
@@ -104,6 +121,9 @@ class Kept:
         return compiled
 
     def _write(self, name: str, content: bytes) -> None:
+        if isinstance(self._folder, Remote):
+            (self._folder / name).write_bytes(content)
+            return
         if not self._folder.is_dir():
             self._folder.mkdir(parents=True, mode=0o700)
             others = [path for path in self._all.iterdir() if path != self._folder]

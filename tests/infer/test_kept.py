@@ -7,6 +7,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import fsspec
 import jax
 import jax.numpy as jnp
 import pytest
@@ -16,6 +17,7 @@ from mv2_jax import config
 from mv2_jax.infer import kept
 from mv2_jax.infer.kept import Kept
 from mv2_jax.programs import Programs
+from mv2_jax.remote import place
 
 
 @pytest.fixture(autouse=True)
@@ -146,6 +148,45 @@ def test_programs_of_code_outside_the_package_are_not_for_the_store(tmp_path):
     for change in ({"sampler": "own:plms2"}, {"schedule": OwnProcess()}):
         static = {"cfg": dataclasses.replace(stage, **change)}
         assert store.name(jnp.sin, static, signature) is None
+
+
+def test_programs_are_kept_in_a_bucket(traced):
+    """fsspec's memory stands for one."""
+    system, asked = fsspec.filesystem("memory"), jnp.arange(3.0)
+
+    def run():
+        programs, reports = Programs(Kept(place("memory://bucket/programs"))), []
+        report = lambda *told: reports.append(told)  # noqa: E731
+        out = programs("i2v", traced.function, {"x": asked}, 2.0, power=2, progress=report)
+        return out["y"].tolist(), len(reports)
+
+    try:
+        assert run() == ([0.0, 2.0, 8.0], 2)
+        assert run() == ([0.0, 2.0, 8.0], 0) and traced.traces == 1
+        (file,) = system.find("/bucket")
+        assert file.startswith("/bucket/programs/kept/")
+        system.pipe_file(file, b"junk")
+        assert run() == ([0.0, 2.0, 8.0], 2) and run() == ([0.0, 2.0, 8.0], 0)
+    finally:
+        system.rm("/bucket", recursive=True)
+
+
+@pytest.mark.parametrize("url", ["file://{}/programs", "memory://programs"])
+def test_a_bucket_is_the_cache_where_the_user_says_so(tmp_path, url):
+    """JAX's own cache has it too where it can, and else is off; it stopped the command before."""
+    code = (
+        "import jax, jax.numpy as jnp\n"
+        "from mv2_jax.infer import cache\n"
+        "print(cache.enable(), jax.config.jax_compilation_cache_dir)\n"
+        "print(float(jax.jit(lambda x: jnp.tanh(x).sum())(jnp.zeros(3))))\n"
+    )
+    url = url.format(tmp_path)
+    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": url}
+    told = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment
+    )
+    own = f"{tmp_path}/programs" if url.startswith("file") else None
+    assert told.stdout == f"{url} {own}\n0.0\n", told.stderr
 
 
 def test_programs_of_sources_long_gone_are_removed(traced, monkeypatch):

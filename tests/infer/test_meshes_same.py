@@ -25,10 +25,17 @@ from mv2_jax.infer import explain_maps, generate
 ROOT = Path(__file__).parents[2]
 
 WORKER = """
-import sys
+import atexit, sys
+import jax
 import numpy as np
 from mv2_jax import cli
 from mv2_jax.infer import outputs
+
+compiled = []
+jax.monitoring.register_event_listener(
+    lambda event, **_: event.endswith("cache_misses") and compiled.append(event)
+)
+atexit.register(lambda: print(f"compiled {len(compiled)} programs", flush=True))
 
 write = outputs.write
 
@@ -46,7 +53,7 @@ TWO = ("a red ball", "a blue cube", "--batch", "2")
 
 def start(folder, devices, *arguments, **variables):
     """`mv2 generate` in a folder of its own, to out.mp4, or out-1.mp4 and out-2.mp4."""
-    folder.mkdir()
+    folder.mkdir(parents=True)
     environment = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
@@ -54,9 +61,9 @@ def start(folder, devices, *arguments, **variables):
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         "XDG_CACHE_HOME": str(folder.parent / "cache"),
         "PYTHONPATH": str(ROOT),
-        **variables,
     }
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+    environment |= variables
     return subprocess.Popen(
         [sys.executable, "-c", WORKER, "generate", "-o", "out.mp4", *arguments],
         env=environment,
@@ -67,12 +74,12 @@ def start(folder, devices, *arguments, **variables):
     )
 
 
-def two_processes(folder, *arguments):
+def two_processes(folder, *arguments, **variables):
     """The same as two processes of four devices each, in folders four0 and four1."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    place = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+    place = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", **variables}
     return [
         start(folder / f"four{number}", 4, *arguments, **place, JAX_PROCESS_ID=str(number))
         for number in range(2)
@@ -114,6 +121,21 @@ def test_a_seed_gives_one_video_on_any_devices(tmp_path):
             alike(tmp_path / "one" / f"{name}.npy", tmp_path / folder / f"{name}.npy", 0.01)
             made_with = json.loads((tmp_path / folder / f"{name}.json").read_text())["made_with"]
             assert made_with["mesh"] == "data=2,context=4"
+
+
+@pytest.mark.slow
+def test_a_second_start_with_weights_and_programs_in_a_bucket_compiles_nothing(tmp_path):
+    tiny.write(tmp_path / "weights", tiny.make())
+    asked = (*TWO, "--weights", f"file://{tmp_path}/weights", "--mesh", "fsdp=2,context=4")
+    cache = {"JAX_COMPILATION_CACHE_DIR": f"file://{tmp_path}/programs"}
+    first = finish(*two_processes(tmp_path / "first", *asked, **cache))
+    again = finish(*two_processes(tmp_path / "again", *asked, **cache))
+    assert "compiling (once)" in first[0] and "compiled 0 programs" not in first[0]
+    assert "compiling" not in again[0]
+    assert ["compiled 0 programs" in said for said in again] == [True, True], again
+    for name in ("out-1.npy", "out-2.npy"):
+        made = [np.load(tmp_path / which / "four0" / name) for which in ("first", "again")]
+        np.testing.assert_array_equal(*made)
 
 
 @pytest.mark.slow
