@@ -21,6 +21,7 @@ from mv2_jax import files
 from mv2_jax.arguments import Parser
 from mv2_jax.convert import cli
 from mv2_jax.errors import InputError
+from mv2_jax.infer import meshes
 
 BOUND = 1e-4  # of the largest difference, as a share of the largest magnitude; fp32 on both sides
 
@@ -61,6 +62,7 @@ def main(arguments: Sequence[str]) -> int:
         from mv2_jax.convert import compare, compare_stages
     _unchanged(origins)
     built = compare.rebuild(bundle, origins, asked.get("ignore", ()))
+    meshes.say(hint=False)
     print(f"{'component':<18} {'largest':>9} {'mean':>9}  verdict (bound {BOUND:g})")
     worst = 0
     for name in names:

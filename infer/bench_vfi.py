@@ -27,7 +27,7 @@ from mv2_jax.infer import interpolate_cuts as cuts
 from mv2_jax.infer import interpolate_packets as packets
 from mv2_jax.infer import interpolate_pictures as pictures
 from mv2_jax.infer import interpolate_read as reading
-from mv2_jax.infer import interpolators, metrics
+from mv2_jax.infer import interpolators, meshes, metrics
 
 TOYBOX, KEYFRAME_GAPS, SIDE = "toybox", 7, 256
 LEAST = 11
@@ -59,6 +59,7 @@ def command(args: argparse.Namespace) -> None:
     if args.clip != TOYBOX:
         _check(args.clip)  # what is wrong with the clip is said before JAX is loaded
     ready = methods(args.methods, args.vfi, args.views)
+    meshes.say(hint=False)
     for times in args.times:
         scores = {name: Score() for name in ready}
         found = toybox(times, args.gaps) if args.clip == TOYBOX else None

@@ -12,6 +12,8 @@ from pathlib import Path
 from mv2_jax.infer.release import version
 from mv2_jax.remote import Remote, place
 
+_bucket: list[Remote] = []  # the one that was chosen, once JAX no longer knows it
+
 
 def user_cache() -> Path:
     """The cache folder of this program, as the platform has it."""
@@ -52,6 +54,8 @@ def enable() -> Path | Remote | None:
     """
     import jax
 
+    if _bucket:
+        return _bucket[0]
     chosen = jax.config.jax_compilation_cache_dir
     # Everything is kept: the many small programs around the big ones add up to seconds too.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
@@ -87,6 +91,7 @@ def _remote(url: str) -> Remote:
         except Exception:  # no etils, a kind of URL that it does not know, or one it may not write
             own = None
     jax.config.update("jax_compilation_cache_dir", own)
+    _bucket.append(bucket)
     return bucket
 
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from mv2_jax.errors import InputError
+from mv2_jax.infer import cache
 from mv2_jax.lookup import nearest
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def begin(asked: str | None) -> bool:
     from mv2_jax.train import processes
 
     processes.initialise()
+    cache.enable()  # before the first word to the others, which is a program
     return processes.first()
 
 
@@ -167,19 +169,33 @@ def spelled(sizes: Mapping[str, int]) -> str:
     return ",".join(f"{axis}={size}" for axis, size in sizes.items() if size > 1)
 
 
-def described(mesh: Mesh | None) -> str:
-    """Where a command runs: "8 cpu devices, data 2 x context 4"."""
+def described(mesh: Mesh | None, hint: bool = True) -> str:
+    """Where a command runs: "8 cpu devices, data 2 x context 4".
+
+    `hint` says that the command takes a mesh, where it was given none.
+    """
     import jax
 
-    kind = jax.devices()[0].device_kind
-    name = jax.default_backend()
-    name = name if kind.lower() == name else f"{name} ({kind})"
     if mesh is None:
-        there = jax.local_device_count()
-        return f"1 {name} device" + (f" of {there}; --mesh uses more" if there > 1 else "")
+        more = "; --mesh uses more" if hint and jax.local_device_count() > 1 else ""
+        return counted(1, jax.local_device_count()) + more
     axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1)
-    several = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
-    return f"{mesh.size} {name} devices{several}, {axes}"
+    return f"{counted(mesh.size)}, {axes}"
+
+
+def counted(used: int, there: int | None = None) -> str:
+    """So many devices, of what kind, of how many: "1 gpu (NVIDIA H100) device of 8".
+
+    `there` counts all processes' by default.
+    """
+    import jax
+
+    kind, name = jax.devices()[0].device_kind, jax.default_backend()
+    name = name if kind.lower() == name else f"{name} ({kind})"
+    there = jax.device_count() if there is None else there
+    rest = f" of {there}" if used < there else ""
+    several = f" in {jax.process_count()} processes" if used > 1 and jax.process_count() > 1 else ""
+    return f"{used} {name} device{'s' if used > 1 else ''}{rest}{several}"
 
 
 def alone(tree: Any) -> Any:
@@ -208,9 +224,9 @@ def facts(mesh: Mesh | None) -> dict[str, str]:
     }
 
 
-def say(mesh: Mesh | None) -> None:
-    """Says where a command runs, before it does, in the first process."""
+def say(mesh: Mesh | None = None, hint: bool = True) -> None:
+    """Says where a command runs, before it does, in the first process; `hint` as in `described`."""
     import jax
 
     if jax.process_index() == 0:
-        print(f"mv2: on {described(mesh)}", file=sys.stderr)
+        print(f"mv2: on {described(mesh, hint)}", file=sys.stderr)

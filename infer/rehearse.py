@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from mv2_jax import numbers
 from mv2_jax.arguments import Parser
 from mv2_jax.configs import presets
+from mv2_jax.infer import meshes
 
 if TYPE_CHECKING:
     import jax
@@ -59,10 +60,11 @@ def main(arguments: Sequence[str]) -> int:
         InputError: an unknown flag, or a number that cannot be.
     """
     args = _parser().parse_args(list(arguments))
-    print(f"{args.preset}, {args.dtype}, planes 1/{args.shrink}, {args.steps} steps", flush=True)
-    print(f"{'stage':<6}{'M params':>10}{'compile s':>11}{'run s':>9}{'peak GiB':>10}  made")
     chosen = args.only or STAGES
     preset = reduced(presets.PRESETS[args.preset], args.shrink, args.frames)
+    meshes.say(hint=False)
+    print(f"{args.preset}, {args.dtype}, planes 1/{args.shrink}, {args.steps} steps", flush=True)
+    print(f"{'stage':<6}{'M params':>10}{'compile s':>11}{'run s':>9}{'peak GiB':>10}  made")
     for report in rehearse(preset, chosen, args.steps, args.dtype):
         print(
             f"{report.stage:<6}{report.parameters:>10.1f}{report.compiling:>11.1f}"

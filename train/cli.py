@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from mv2_jax.errors import InputError
-from mv2_jax.infer import cache
+from mv2_jax.infer import cache, meshes
 from mv2_jax.lookup import nearest
 from mv2_jax.train import cascades, loop, optim, overrides, processes
 from mv2_jax.train import phase as phases
@@ -59,7 +60,9 @@ def main(
     if cfg.get("quick_compile"):
         jax.config.update("jax_disable_most_optimizations", True)
     cache.enable()  # a resumed phase then starts without compiling again
-    processes.say(f"recipe {short}: {', '.join(chosen) or 'packing'} on {jax.default_backend()}")
+    first = cfg.phases[chosen[0]].mesh.values() if chosen else ()
+    where = meshes.counted(math.prod(first))
+    processes.say(f"recipe {short}: {', '.join(chosen) or 'packing'}, on {where}")
     for name in chosen:
         done = recipes.run_phase(Path(out or "runs"), short, cfg, name, resume)
         processes.say(

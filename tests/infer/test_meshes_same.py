@@ -180,11 +180,30 @@ def test_words_look_at_the_same_places_on_a_mesh(tmp_path, quickly):
     np.testing.assert_allclose(spread.believed, alone.believed, atol=1e-4)
 
 
-@pytest.mark.slow
-def test_explain_runs_on_a_mesh(tmp_path, quickly, monkeypatch, capsys):
+@pytest.fixture
+def uncached(tmp_path, monkeypatch):
+    """A folder to work in with weights; programs are kept for the tests alone."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(generate.cache, "enable", lambda: None)
     tiny.write(tmp_path / "weights", tiny.make())
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_explain_runs_on_a_mesh(uncached, quickly, capsys):
     assert cli.main(["explain", "a red ball", "--weights", "weights", "--mesh", "context=8"]) == 0
     assert "on 8 cpu devices, context 8" in capsys.readouterr().err
-    assert "mesh context=8" in (tmp_path / "explain.html").read_text()
+    assert "mesh context=8" in (uncached / "explain.html").read_text()
+
+
+@pytest.mark.slow
+def test_eval_and_study_run_on_a_mesh(uncached, quickly, capsys):
+    mesh = ("--weights", "weights", "--prompts", "2", "--batch", "2", "--mesh", "data=2,context=4")
+    assert cli.main(["eval", "toybox", "-o", "judged", *mesh]) == 0
+    said = capsys.readouterr()
+    assert "on 8 cpu devices, data 2 x context 4" in said.err and "video, both" in said.out
+    assert len(json.loads((uncached / "judged" / "eval.json").read_text())["prompts"]) == 2
+    assert cli.main(["study", "inference", "--only", "prior", "-o", "study", *mesh]) == 0
+    assert "on 8 cpu devices, data 2 x context 4" in capsys.readouterr().err
+    assert (uncached / "study" / "study.md").stat().st_size > 100
+    assert len(json.loads((uncached / "study" / "study.json").read_text())) > 0
