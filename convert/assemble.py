@@ -18,9 +18,9 @@ from typing import Any
 from mv2_jax import bundle, files
 from mv2_jax.bundle import CONTROLS
 from mv2_jax.config import StageConfig, UNetConfig
-from mv2_jax.convert import fitting, loras, pieces, schedules, sources, staging
+from mv2_jax.convert import kinds, loras, pieces, schedules, sources, staging
 from mv2_jax.convert.checkpoint import Checkpoint, open_checkpoint
-from mv2_jax.convert.kinds import interpolator
+from mv2_jax.convert.kinds import image_adapter, interpolator
 from mv2_jax.convert.kinds import vae as vaes
 from mv2_jax.convert.pieces import Piece
 from mv2_jax.errors import InputError
@@ -118,7 +118,7 @@ def assemble(wanted: Wanted) -> Built:
     base = opened(wanted.unet)
     built = {"spatial": pieces.plain(base.one("unet"))}
     unet = built["spatial"].config
-    fitting.spatial(built["spatial"])
+    fits("spatial", built)
     decoder = opened(wanted.vae) if wanted.vae else base
     if wanted.vae or decoder.all("vae"):
         built["vae"] = _vae(decoder, unet, alone=decoder is not base)
@@ -136,13 +136,13 @@ def assemble(wanted: Wanted) -> Built:
         beside = found.path.parent / _ENCODER
         if not wanted.image_encoder and beside.is_dir():
             encoder = pieces.plain(opened(str(beside)).one("image_encoder"))
-            if fitting.reads(built["image_attn"].config, encoder.config):
+            if image_adapter.reads(built["image_attn"].config, encoder.config):
                 built["image_encoder"] = encoder
     if wanted.image_encoder:
         built["image_encoder"] = pieces.plain(opened(wanted.image_encoder).one("image_encoder"))
     nets = [wanted.controlnet] if isinstance(wanted.controlnet, str) else wanted.controlnet or ()
     for name, asked in zip(CONTROLS, nets):
-        built[name] = pieces.plain(opened(asked).one("controlnet", "sparse_control"))
+        built[name] = pieces.plain(opened(asked).one("controlnet"))
     if len(nets) > len(CONTROLS):
         raise InputError(f"--controlnet: {len(CONTROLS)} at most, not {len(nets)}")
     if wanted.vfi:
@@ -156,7 +156,8 @@ def assemble(wanted: Wanted) -> Built:
         built |= _picture(picture, decoder, opened(words) if words else picture)
     else:
         _shared(wanted)
-    fitting.check(built)
+    for name in built:
+        fits(name, built)
     if wanted.variant and all(piece.found.variant is None for piece in built.values()):
         raise InputError(f"--variant {wanted.variant}: no source has {wanted.variant} weights")
     for kind, given in (("lora", wanted.lora), ("motion_lora", wanted.motion_lora)):
@@ -209,6 +210,13 @@ def write(
         texts={SOURCES: json.dumps(origins, indent=1) + "\n"},
         replace=replace,
     )
+
+
+def fits(name: str, built: Mapping[str, Piece]) -> None:
+    """Raises InputError where a component does not fit the others."""
+    check = kinds.get(built[name].found.part.kind).fits
+    if check is not None:
+        check(name, built[name], built)
 
 
 def _shared(wanted: Wanted) -> None:

@@ -50,20 +50,21 @@ class Checkpoint:
     metadata: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def all(self, kind: str) -> list[Found]:
-        """Its networks of a kind (a key of `kinds.KINDS`)."""
-        return [found for found in self.found if found.part.kind == kind]
+        """Its networks of a kind (a key of `kinds.KINDS`), or of one that fills its place."""
+        names = {name for name, each in kinds.every() if kind in (name, each.fills)}
+        return [found for found in self.found if found.part.kind in names]
 
-    def one(self, *wanted: str) -> Found:
-        """Its only network of these kinds.
+    def one(self, kind: str) -> Found:
+        """Its only network of a kind, as `all` has it.
 
         Raises:
             InputError: it holds none, or several; the message says what it does hold.
         """
-        hits = [found for kind in wanted for found in self.all(kind)]
+        hits = self.all(kind)
         if len(hits) == 1:
             return hits[0]
         held = " and ".join(found.part.title for found in self.found)
-        titles = " or ".join(kinds.get(kind).title for kind in wanted)
+        titles = " or ".join(e.title for name, e in kinds.every() if kind in (name, e.fills))
         if hits:
             raise InputError(f"{self.asked} holds several: {held}; name the file of one")
         raise InputError(f"{self.asked} holds {held}, not {titles}")

@@ -15,9 +15,10 @@ from typing import Any
 import flax.errors
 import numpy as np
 
+from mv2_jax import lookup
 from mv2_jax import params as trees
 from mv2_jax.bundle import Bundle
-from mv2_jax.convert import kinds, pieces, reference
+from mv2_jax.convert import kinds, pieces
 from mv2_jax.convert.checkpoint import Found, open_checkpoint
 from mv2_jax.convert.compare_networks import Job, Numbers, census
 from mv2_jax.convert.pieces import Piece
@@ -36,7 +37,8 @@ def component(
     """
     job, kind = Job(bundle, name, built[name], built, scope), built[name].found.part.kind
     try:
-        against, pairs, theirs = kinds.get(kind).comparison()(job)
+        run = lookup.find(kinds.get(kind).torch.compare, {}, "comparison")
+        against, pairs, theirs = run(job)
     except (flax.errors.FlaxError, ValueError, TypeError, KeyError, RuntimeError) as error:
         if isinstance(error, InputError):
             raise
@@ -50,7 +52,7 @@ def component(
 
 def comparable(piece: Piece) -> bool:
     """Whether PyTorch's libraries have such a network."""
-    return bool(kinds.get(piece.found.part.kind).compare)
+    return kinds.get(piece.found.part.kind).torch is not None
 
 
 def rebuild(
@@ -89,36 +91,9 @@ def _found(origin: Mapping[str, Any], ignore: Sequence[str]) -> Found:
 
 def facts(job: Job) -> Iterator[str]:
     """Settings that no output of a component shows, where they are not as its source has them."""
-    cfg, kind = job.config, job.piece.found.part.kind
-    expected: dict[str, Any] = {}
-    if kind == "vae":
-        expected = _scaling(job)
-    elif kind == "motion":
-        norm, resnets = reference.norm_scopes(job.piece)
-        expected = {"norm_scope": job.scope or norm, "resnet_norm_scope": resnets}
-        own = reference.state(job.piece.found)
-        expected["mid_block"] = any(name.startswith("mid_block.") for name in own)
-    elif kind == "text_encoder":
-        told = job.piece.found.settings.get("text_config", job.piece.found.settings)
-        # transformers takes 2 for the last id in the order of the vocabulary, which CLIP's is.
-        expected = {"eos_token_id": told.get("eos_token_id", cfg.vocab_size - 1)}
-        expected["layer_norm_eps"] = told.get("layer_norm_eps", 1e-5)  # an output barely shows it
-    elif kind == "image_encoder":
-        told = job.piece.found.settings.get("vision_config", job.piece.found.settings)
-        expected = {"layer_norm_eps": told.get("layer_norm_eps", 1e-5)}
-    for name, value in expected.items():
-        if getattr(cfg, name) != value:
-            yield f"{name} is {getattr(cfg, name)!r}, not {value!r}"
-
-
-def _scaling(job: Job) -> dict[str, float]:
-    """What a VAE's latents are shifted and multiplied by."""
-    told = job.piece.found.settings
-    unet = job.all.get("t2i_unet") if job.name == "t2i_vae" else job.all["spatial"]
-    # What the publishers' own code has: CompVis' v1-inference.yaml and Stability's sd_xl_base.yaml.
-    plain = 0.13025 if unet is not None and unet.config.pooled_width else 0.18215
-    scaling = told.get("scaling_factor") or (0.18215 if told else plain)
-    return {"scaling_factor": scaling, "shift_factor": told.get("shift_factor") or 0.0}
+    for name, value in kinds.get(job.piece.found.part.kind).torch.expected(job).items():
+        if getattr(job.config, name) != value:
+            yield f"{name} is {getattr(job.config, name)!r}, not {value!r}"
 
 
 def tables(job: Job, theirs: Numbers) -> Iterator[str]:

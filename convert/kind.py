@@ -1,22 +1,25 @@
 """What a kind of network is to the converter: one value, in a file of its own under `kinds`.
 
     KIND = Kind(title="a VAE", serves="--vae, --t2i-vae", config=VAEConfig, find=find,
-                target=targets.vae, layout=layout, compare="mv2_jax.convert.compare_networks:vae")
+                target=targets.vae, layout=layout, fits=fits, torch=Torch(...))
 
-`kinds.KINDS` names every one, and every command loops over them: recognising a file, converting it,
-writing it back, comparing it with PyTorch's. A new kind is a file and a row there.
+`kinds.KINDS` names every one, and every command loops over them: recognising a file, fitting it to
+the others, converting it, writing it back, comparing it with PyTorch's. A new kind is a file and a
+row there, and nothing else.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from mv2_jax import lookup, params
+from mv2_jax import params
+from mv2_jax.config import UNetConfig
 from mv2_jax.convert import ldm
 from mv2_jax.convert.engine import Table
 from mv2_jax.convert.sources import View, spec
+from mv2_jax.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -43,31 +46,77 @@ class Layout(NamedTuple):
     settings: dict[str, Any] | None
 
 
+def _unsaid(cfg: Any) -> dict[str, Any]:
+    return {}
+
+
+@dataclass(frozen=True)
+class Torch:
+    """How PyTorch's libraries have a kind of network, for `mv2 verify`. What imports them is named,
+    as `module:name`, and imported when it is wanted.
+
+    compare: runs it beside theirs (see `compare_networks`).
+    published: (config, the UNet around it) -> its class there, and the settings of that class.
+    unsaid: a config -> settings that no tensor's shape says, as the publishers' own configs have
+        them.
+    converters: by a part's layout, names of (its tensors by their names in the source, the part) ->
+        them in the library's names; parts of other layouts have those already.
+    config: of transformers' networks the class of their settings, and half, what a config.json of
+        both encoders calls theirs; "" of diffusers'.
+    expected: a job (`compare_networks.Job`) -> fields of the config that no output shows.
+    prefixes: a config -> what LoRAs put before its modules' names, kohya's first.
+    """
+
+    compare: str
+    published: Callable[[Any, UNetConfig], tuple[str, dict[str, Any]]] | None = None
+    unsaid: Callable[[Any], dict[str, Any]] = _unsaid
+    converters: Mapping[str, str] = field(default_factory=dict)
+    config: str = ""
+    half: str = ""
+    expected: Callable[[Any], dict[str, Any]] = _unsaid
+    prefixes: Callable[[Any], tuple[str, ...]] | None = None
+
+
 @dataclass(frozen=True)
 class Kind:
     """A kind of network.
 
     title: for a person, with its article. serves: what it is given to `mv2 convert` as.
     find: its networks in a source (tensors, the config.json beside them or {}); raises InputError
-    where one is there that cannot be read. config: the class of their configs.
+        where one is there that cannot be read. config: the class of their configs.
+    fills: the kind in whose place it may stand too ("controlnet"), for flags that take either.
     target: a config -> the tree to fill, as shapes; None where that depends on the UNet around it.
+    fits: (component, its `pieces.Piece`, those of all components) -> raises InputError where what
+        they hand to one another does not fit.
+    layers: (config, tree) -> the layers that LoRAs change (`merge.Layers`).
     layout: how a component (cascade folder, config) is written back; raises InputError where
-    PyTorch's libraries have no such network. compare: names the function that runs it beside
-    PyTorch's, as `module:name`, since that imports torch (see
-    `compare_networks`).
+        PyTorch's libraries have no such network.
+    torch: None where they have none at all.
     """
 
     title: str
     serves: str
     find: Callable[[Mapping[str, Any], Mapping[str, Any]], Iterable[Part]]
     config: type | tuple[type, ...] = ()
+    fills: str = ""
     target: Callable[[Any], params.Tree] | None = None
+    fits: Callable[[str, Any, Mapping[str, Any]], None] | None = None
+    layers: Callable[[Any, params.Tree], Any] | None = None
     layout: Callable[[Any, Any], Layout] | None = None
-    compare: str = ""
+    torch: Torch | None = None
 
-    def comparison(self) -> Callable[..., Any]:
-        """The function that `compare` names."""
-        return lookup.find(self.compare, {}, "comparison")
+
+def same(piece: Any, ours: Any, theirs: Any, what: str, other: str) -> None:
+    """Refuses a piece that hands something else than another takes; both are named.
+
+    Args:
+        what: what it hands: "latent channels". other: who takes it: "the UNet".
+    """
+    if ours != theirs:
+        raise InputError(
+            f"{piece.found.asked} ({piece.found.part.title}) does not fit {other}: {what} {ours}, "
+            f"not {theirs}"
+        )
 
 
 def claim(source: Mapping[str, Any], names: Mapping[str, str], table: Table) -> View:

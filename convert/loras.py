@@ -124,9 +124,4 @@ def _chosen(kind: str, stages: Collection[str]) -> list[dict[str, str]]:
 
 
 def _layers(piece: Piece) -> merge.Layers:
-    kind = piece.found.part.kind
-    if kind == "unet":
-        return merge.Layers.of_unet(piece.config, piece.target)
-    if kind == "motion":
-        return merge.Layers.of_motion(piece.config, piece.target)
-    return merge.Layers.of_text(piece.target)
+    return kinds.get(piece.found.part.kind).layers(piece.config, piece.target)

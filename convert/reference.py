@@ -18,8 +18,9 @@ import torch
 import transformers
 from diffusers.loaders import single_file_utils as single
 
+from mv2_jax import lookup
 from mv2_jax.config import ImageProjectionConfig, UNetConfig
-from mv2_jax.convert import published, reference_lora
+from mv2_jax.convert import kinds, published, reference_lora
 from mv2_jax.convert.checkpoint import Found
 from mv2_jax.convert.kind import Part
 from mv2_jax.convert.pieces import Piece
@@ -44,10 +45,11 @@ def tensor(array: Any) -> torch.Tensor:
 def state(found: Found) -> State:
     """A source's tensors in diffusers' or transformers' names."""
     part = found.part
-    convert = _CONVERTERS.get((part.kind, part.layout))
+    convert = kinds.get(part.kind).torch.converters.get(part.layout)
     if convert is None:
         return {_modern(name): tensor(part.tensors[name]) for name in part.tensors}
-    return convert({part.tensors.origin(n): tensor(part.tensors[n]) for n in part.tensors}, part)
+    own = {part.tensors.origin(name): tensor(part.tensors[name]) for name in part.tensors}
+    return lookup.find(convert, {}, "converter")(own, part)
 
 
 def _modern(name: str) -> str:
@@ -61,7 +63,7 @@ def _before(mark: str, own: State) -> str:
     return next(name for name in own if name.endswith(mark)).removesuffix(mark)
 
 
-def _ldm_unet(own: State, part: Part) -> State:
+def ldm_unet(own: State, part: Part) -> State:
     prefix = _before("input_blocks.0.0.weight", own)
     named = {f"model.diffusion_model.{n.removeprefix(prefix)}": t for n, t in own.items()}
     _, settings = published.unet(part.config)
@@ -69,20 +71,20 @@ def _ldm_unet(own: State, part: Part) -> State:
     return single.convert_ldm_unet_checkpoint(named, {"addition_embed_type": None, **settings})
 
 
-def _ldm_controlnet(own: State, part: Part) -> State:
+def ldm_controlnet(own: State, part: Part) -> State:
     prefix = _before("input_blocks.0.0.weight", own)
     named = {n.removeprefix(prefix): t for n, t in own.items()}
     _, settings = published.controlnet(part.config)
     return single.convert_controlnet_checkpoint(named, settings)
 
 
-def _ldm_vae(own: State, part: Part) -> State:
+def ldm_vae(own: State, part: Part) -> State:
     prefix = _before("encoder.conv_in.weight", own)
     named = {f"first_stage_model.{n.removeprefix(prefix)}": t for n, t in own.items()}
     return single.convert_ldm_vae_checkpoint(named, published.vae(part.config)[1])
 
 
-def _motion(own: State, part: Part) -> State:
+def motion_modules(own: State, part: Part) -> State:
     converted = single.convert_animatediff_checkpoint_to_diffusers(own)
     # It drops the positional encodings and computes them anew; some were trained.
     for name, value in own.items():
@@ -92,13 +94,13 @@ def _motion(own: State, part: Part) -> State:
     return converted
 
 
-def _open_clip(own: State, part: Part) -> State:
+def open_clip_text(own: State, part: Part) -> State:
     prefix = _before("token_embedding.weight", own)
     config = transformers.CLIPTextConfig(**published.text(part.config)[1])
     return single.convert_open_clip_checkpoint(_Sized(config), own, prefix)
 
 
-def _open_clip_vision(own: State, part: Part) -> State:
+def open_clip_vision(own: State, part: Part) -> State:
     prefix = _before("conv1.weight", own)
     converted: State = {}
     for name, value in own.items():
@@ -136,21 +138,10 @@ class _Sized:
         self.config = config
 
 
-def _sparse_control(own: State, part: Part) -> State:
+def sparse_control(own: State, part: Part) -> State:
     # The same names as the modules', whose converter leaves the others as they are.
     named = {name: tensor(part.tensors[name]) for name in part.tensors}
-    return _motion(named, part) if motion.layout(named).original else named
-
-
-_CONVERTERS = {
-    ("unet", "a single file's (LDM)"): _ldm_unet,
-    ("controlnet", "a single file's (LDM)"): _ldm_controlnet,
-    ("sparse_control", "diffusers"): _sparse_control,
-    ("vae", "a single file's (LDM)"): _ldm_vae,
-    ("motion", "AnimateDiff's"): _motion,
-    ("text_encoder", "OpenCLIP's"): _open_clip,
-    ("image_encoder", "OpenCLIP's"): _open_clip_vision,
-}
+    return motion_modules(named, part) if motion.layout(named).original else named
 
 
 def module(piece: Piece, dtype: torch.dtype, unet: UNetConfig) -> torch.nn.Module:
@@ -176,7 +167,9 @@ def module(piece: Piece, dtype: torch.dtype, unet: UNetConfig) -> torch.nn.Modul
         raise InputError(f"{piece.found.path}: PyTorch's network also wants {absent[0]}")
     whole = {name: weights[_bare(name)].float().reshape(own[name].shape) for name in own}
     for path, weight in piece.loras:
-        reference_lora.merge(whole, path, weight, _PREFIXES[piece.found.part.kind](piece))
+        reference_lora.merge(
+            whole, path, weight, kinds.get(piece.found.part.kind).torch.prefixes(piece.config)
+        )
     made.load_state_dict({name: value.to(dtype).float() for name, value in whole.items()})
     return made.eval()
 
@@ -184,41 +177,16 @@ def module(piece: Piece, dtype: torch.dtype, unet: UNetConfig) -> torch.nn.Modul
 def _empty(piece: Piece, unet: UNetConfig) -> torch.nn.Module:
     """The network with the settings that the source's own library reads, or its publisher's."""
     found, cfg = piece.found, piece.config
-    kind = found.part.kind
-    name, settings = published.motion(cfg, unet) if kind == "motion" else _PUBLISHED[kind](cfg)
-    own = dict(found.settings)
-    if kind in ("text_encoder", "image_encoder"):
-        config = transformers.CLIPTextConfig
-        if kind == "image_encoder":
-            config = transformers.CLIPVisionConfig
-        inner = own.get("text_config" if kind == "text_encoder" else "vision_config", {})
-        told = config(**{**own, **inner}) if own else config(**{**settings, **_unsaid(kind, cfg)})
-        return getattr(transformers, name)(told)
+    theirs, own = kinds.get(found.part.kind).torch, dict(found.settings)
+    name, settings = theirs.published(cfg, unet)
+    settings = {**settings, **theirs.unsaid(cfg)}
+    if theirs.config:
+        said = {**own, **own.get(theirs.half, {})} if own else settings
+        return getattr(transformers, name)(getattr(transformers, theirs.config)(**said))
     cls = getattr(diffusers, name)
     if own:
         return cls.from_config({k: v for k, v in own.items() if not k.startswith("_")})
-    return cls(**{**settings, **_unsaid(kind, cfg)})
-
-
-def _unsaid(kind: str, cfg: Any) -> dict[str, Any]:
-    """What no tensor's shape says, as the publishers' own configs have it."""
-    if kind in ("unet", "controlnet", "sparse_control"):
-        body = cfg if kind == "unet" else cfg.unet
-        # CompVis' v1-inference.yaml has 8 heads; sd_xl_base.yaml has heads of 64 channels.
-        wide = [width // 64 or 1 for width in body.channels]
-        return {"attention_head_dim": wide if body.linear_projection else 8, "norm_num_groups": 32}
-    if kind == "text_encoder":
-        # OpenAI's ViT-L/14, the one of this width, and OpenCLIP's larger ones.
-        act = "quick_gelu" if cfg.width == 768 else "gelu"
-        common = {"num_attention_heads": cfg.width // 64 or 1, "eos_token_id": cfg.vocab_size - 1}
-        return {**common, "hidden_act": act, "layer_norm_eps": 1e-5}
-    if kind == "image_encoder":
-        heads = {768: 12, 1024: 16, 1280: 16, 1664: 16}.get(cfg.width, cfg.heads)
-        act = "quick_gelu" if cfg.width <= 1024 else "gelu"
-        return {"num_attention_heads": heads, "hidden_act": act, "layer_norm_eps": 1e-5}
-    if kind == "vae":
-        return {"norm_num_groups": 32}
-    return {"motion_num_attention_heads": 8, "motion_norm_num_groups": 32}
+    return cls(**settings)
 
 
 def with_adapter(unet: torch.nn.Module, piece: Piece, dtype: torch.dtype) -> None:
@@ -240,28 +208,6 @@ def with_adapter(unet: torch.nn.Module, piece: Piece, dtype: torch.dtype) -> Non
 def _bare(name: str) -> str:
     """A name without what stands before a CLIP tower's own names."""
     return re.sub(r"^.*\b(text_model|vision_model)\.", "", name)
-
-
-_PUBLISHED = {
-    "unet": published.unet,
-    "vae": published.vae,
-    "text_encoder": published.text,
-    "image_encoder": published.vision,
-    "controlnet": published.controlnet,
-    "sparse_control": published.sparse_control,
-}
-
-
-# What LoRAs put before the names of a network's modules, kohya's first.
-_PREFIXES = {
-    "unet": lambda piece: ("lora_unet_", "unet."),
-    "text_encoder": lambda piece: (
-        ("lora_te2_", "text_encoder_2.")
-        if piece.config.projection
-        else ("lora_te_", "lora_te1_", "text_encoder.")
-    ),
-    "motion": lambda piece: ("unet.",),
-}
 
 
 def norm_scopes(piece: Piece) -> tuple[str, str]:

@@ -7,9 +7,18 @@ from typing import Any
 
 from mv2_jax.config import UNetConfig
 from mv2_jax.convert import ldm
-from mv2_jax.convert.kind import below, prefixes, translated
+from mv2_jax.convert.kind import below, prefixes, same, translated
 
 LDM = "a single file's (LDM)"
+# What a ControlNet's body and the UNet that it steers have in common.
+_BODY = (
+    "channels",
+    "layers_per_block",
+    "transformers",
+    "mid_transformers",
+    "context_width",
+    "pooled_width",
+)
 
 
 def bodies(source: Mapping[str, Any]) -> Iterator[tuple[dict[str, str], str]]:
@@ -37,6 +46,20 @@ def is_sparse_control(names: Mapping[str, str]) -> bool:
 def is_sd2(cfg: UNetConfig) -> bool:
     """Whether a UNet is Stable Diffusion 2's: linear projections, text of OpenCLIP's width."""
     return cfg.pooled_width is None and cfg.linear_projection and cfg.context_width == 1024
+
+
+def unsaid(cfg: UNetConfig) -> dict[str, Any]:
+    """What no tensor's shape says of a body, as the publishers' own configs have it."""
+    # CompVis' v1-inference.yaml has 8 heads; sd_xl_base.yaml has heads of 64 channels.
+    wide = [width // 64 or 1 for width in cfg.channels]
+    return {"attention_head_dim": wide if cfg.linear_projection else 8, "norm_num_groups": 32}
+
+
+def steers(piece: Any, built: Mapping[str, Any]) -> None:
+    """Refuses a ControlNet, or its like, whose body is not that of the UNet it is to steer."""
+    for name in _BODY:
+        ours, theirs = (getattr(cfg, name) for cfg in (piece.config.unet, built["spatial"].config))
+        same(piece, ours, theirs, name.replace("_", " "), "the UNet")
 
 
 def family(cfg: UNetConfig) -> str:

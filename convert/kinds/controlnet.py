@@ -7,8 +7,8 @@ from typing import Any
 
 from mv2_jax.config import ControlNetConfig
 from mv2_jax.convert import published, structure, targets
-from mv2_jax.convert.kind import Kind, Layout, Part, claim, shapes
-from mv2_jax.convert.kinds.bodies import bodies, family, is_controlnet
+from mv2_jax.convert.kind import Kind, Layout, Part, Torch, claim, shapes
+from mv2_jax.convert.kinds.bodies import LDM, bodies, family, is_controlnet, steers, unsaid
 from mv2_jax.convert.tables import controlnet
 from mv2_jax.errors import InputError
 
@@ -33,6 +33,17 @@ def layout(bundle: Any, cfg: ControlNetConfig) -> Layout:
     return published.diffusers(controlnet.rules(cfg), published.controlnet(cfg))
 
 
+def fits(name: str, piece: Any, built: Mapping[str, Any]) -> None:
+    """Whether its body is the UNet's, and its pictures of the VAE's size."""
+    steers(piece, built)
+    factor = piece.config.condition_factor
+    if "vae" in built and factor != built["vae"].config.factor:
+        raise InputError(
+            f"{piece.found.asked} takes pictures {factor} times the latents' plane, "
+            f"but the VAE's are {built['vae'].config.factor} times it"
+        )
+
+
 KIND = Kind(
     title="a ControlNet",
     serves="--controlnet",
@@ -40,5 +51,11 @@ KIND = Kind(
     config=ControlNetConfig,
     target=targets.controlnet,
     layout=layout,
-    compare="mv2_jax.convert.compare_networks:control",
+    fits=fits,
+    torch=Torch(
+        compare="mv2_jax.convert.compare_networks:control",
+        published=lambda cfg, unet: published.controlnet(cfg),
+        unsaid=lambda cfg: unsaid(cfg.unet),
+        converters={LDM: "mv2_jax.convert.reference:ldm_controlnet"},
+    ),
 )

@@ -6,10 +6,10 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mv2_jax.config import ImageProjectionConfig
+from mv2_jax.config import ImageProjectionConfig, VisionConfig
 from mv2_jax.convert import structure
 from mv2_jax.convert.engine import under
-from mv2_jax.convert.kind import Kind, Layout, Part, below, shapes
+from mv2_jax.convert.kind import Kind, Layout, Part, Torch, below, same, shapes
 from mv2_jax.convert.sources import View
 from mv2_jax.convert.tables import ip_adapter, ip_attention
 from mv2_jax.errors import InputError
@@ -43,11 +43,30 @@ def layout(bundle: Any, cfg: ImageProjectionConfig) -> Layout:
     return Layout(table, "", None)
 
 
+def fits(name: str, piece: Any, built: Mapping[str, Any]) -> None:
+    """Whether its tokens are as wide as the UNet's text, and it reads what the encoder gives."""
+    cfg = piece.config
+    same(piece, cfg.out_width, built["spatial"].config.context_width, "wide", "the UNet")
+    if "image_encoder" in built:
+        gives = _features(cfg, built["image_encoder"].config)
+        same(piece, cfg.in_width, gives, "features wide", "the image encoder")
+
+
+def reads(adapter: ImageProjectionConfig, encoder: VisionConfig) -> bool:
+    """Whether an IP-Adapter reads features as wide as an encoder gives them."""
+    return adapter.in_width == _features(adapter, encoder)
+
+
+def _features(adapter: ImageProjectionConfig, encoder: VisionConfig) -> int | None:
+    return encoder.width if adapter.kind == "resampler" else encoder.projection
+
+
 KIND = Kind(
     title="an IP-Adapter",
     serves="--image-adapter",
     find=find,
     config=ImageProjectionConfig,
     layout=layout,
-    compare="mv2_jax.convert.compare_networks:adapter",
+    fits=fits,
+    torch=Torch(compare="mv2_jax.convert.compare_networks:adapter"),
 )

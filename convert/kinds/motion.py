@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mv2_jax.config import MotionConfig
-from mv2_jax.convert import published, structure
-from mv2_jax.convert.kind import Kind, Layout, Part, claim, shapes
+from mv2_jax.convert import merge, published, structure
+from mv2_jax.convert.kind import Kind, Layout, Part, Torch, claim, same, shapes
+from mv2_jax.convert.sources import spec
 from mv2_jax.convert.tables import motion
 from mv2_jax.errors import InputError
+
+ANIMATEDIFF = "AnimateDiff's"
+# The norm that begins the first motion module of a level, as wide as the level.
+_WIDTHS = r"down_blocks\.(\d+)\.motion_modules\.0\.(temporal_transformer\.)?norm\.weight"
 
 
 def find(source: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[Part]:
@@ -26,7 +32,7 @@ def find(source: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[Par
         raise InputError(str(error)) from None
     middle = "a" if cfg.mid_block else "no"
     title = f"motion modules ({cfg.max_frames} frames, {middle} middle block)"
-    layout = "AnimateDiff's" if original else "diffusers"
+    layout = ANIMATEDIFF if original else "diffusers"
     yield Part("motion", title, layout, claim(source, names, table), table, cfg)
 
 
@@ -36,11 +42,41 @@ def layout(bundle: Any, cfg: MotionConfig) -> Layout:
     return published.diffusers(motion.diffusers(cfg.attentions), settings)
 
 
+def fits(name: str, piece: Any, built: Mapping[str, Any]) -> None:
+    """Whether they are as wide as the UNet's levels: SDXL's modules know three, SD1.5's four."""
+    source, widths, mark = piece.found.part.tensors, {}, re.compile(_WIDTHS)
+    for tensor in source:
+        match = mark.fullmatch(tensor)
+        if match:
+            widths[int(match[1])] = spec(source, tensor).shape[0]
+    theirs = tuple(widths[level] for level in sorted(widths))
+    same(piece, theirs, built["spatial"].config.channels, "widths by level", "the UNet")
+
+
+def expected(job: Any) -> dict[str, Any]:
+    """Over what AnimateDiff's own code takes norms, and whether there is a middle block."""
+    from mv2_jax.convert import reference
+
+    norm, resnets = reference.norm_scopes(job.piece)
+    middle = any(name.startswith("mid_block.") for name in reference.state(job.piece.found))
+    scope = job.scope or norm
+    return {"norm_scope": scope, "resnet_norm_scope": resnets, "mid_block": middle}
+
+
 KIND = Kind(
     title="motion modules",
     serves="--motion or --motion-v2v",
     find=find,
     config=MotionConfig,
     layout=layout,
-    compare="mv2_jax.convert.compare_networks:motion",
+    fits=fits,
+    layers=merge.Layers.of_motion,
+    torch=Torch(
+        compare="mv2_jax.convert.compare_networks:motion",
+        published=published.motion,
+        unsaid=lambda cfg: {"motion_num_attention_heads": 8, "motion_norm_num_groups": 32},
+        converters={ANIMATEDIFF: "mv2_jax.convert.reference:motion_modules"},
+        expected=expected,
+        prefixes=lambda cfg: ("unet.",),
+    ),
 )

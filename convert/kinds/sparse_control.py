@@ -7,9 +7,10 @@ from typing import Any
 
 from mv2_jax.config import SparseControlConfig
 from mv2_jax.convert import published, structure, targets
-from mv2_jax.convert.kind import Kind, Layout, Part, claim, shapes
-from mv2_jax.convert.kinds.bodies import bodies, is_sparse_control
+from mv2_jax.convert.kind import Kind, Layout, Part, Torch, claim, same, shapes
+from mv2_jax.convert.kinds.bodies import bodies, is_sparse_control, steers, unsaid
 from mv2_jax.convert.tables import sparse_control
+from mv2_jax.errors import InputError
 
 
 def find(source: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[Part]:
@@ -28,12 +29,31 @@ def layout(bundle: Any, cfg: SparseControlConfig) -> Layout:
     return published.diffusers(sparse_control.diffusers(cfg), published.sparse_control(cfg))
 
 
+def fits(name: str, piece: Any, built: Mapping[str, Any]) -> None:
+    """Whether its body is the UNet's, and it knows as many frames as the motion modules."""
+    steers(piece, built)
+    cfg, channels = piece.config, built["spatial"].config.in_channels
+    same(piece, cfg.condition_channels, channels, "channels given", "the UNet")
+    knows = cfg.unet.motion.max_frames
+    for stage in ("motion_i2v", "motion_v2v"):
+        most = built[stage].config.max_frames if stage in built else 0
+        if most > knows:
+            raise InputError(f"{piece.found.asked} knows {knows} frames, the motion modules {most}")
+
+
 KIND = Kind(
     title="a SparseCtrl encoder",
     serves="--controlnet",
     find=find,
     config=SparseControlConfig,
+    fills="controlnet",
     target=targets.sparse_control,
     layout=layout,
-    compare="mv2_jax.convert.compare_networks:sparse",
+    fits=fits,
+    torch=Torch(
+        compare="mv2_jax.convert.compare_networks:sparse",
+        published=lambda cfg, unet: published.sparse_control(cfg),
+        unsaid=lambda cfg: unsaid(cfg.unet),
+        converters={"diffusers": "mv2_jax.convert.reference:sparse_control"},
+    ),
 )

@@ -6,10 +6,19 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mv2_jax.config import UNetConfig
-from mv2_jax.convert import published, structure, targets
-from mv2_jax.convert.kind import Kind, Layout, Part, claim, shapes
-from mv2_jax.convert.kinds.bodies import bodies, family, is_controlnet, is_sparse_control
+from mv2_jax.convert import merge, published, structure, targets
+from mv2_jax.convert.kind import Kind, Layout, Part, Torch, claim, shapes
+from mv2_jax.convert.kinds.bodies import (
+    LDM,
+    bodies,
+    family,
+    is_controlnet,
+    is_sd2,
+    is_sparse_control,
+    unsaid,
+)
 from mv2_jax.convert.tables import unet
+from mv2_jax.errors import InputError
 
 
 def find(source: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[Part]:
@@ -27,6 +36,21 @@ def layout(bundle: Any, cfg: UNetConfig) -> Layout:
     return published.diffusers(unet.rules(cfg), published.unet(cfg))
 
 
+def fits(name: str, piece: Any, built: Mapping[str, Any]) -> None:
+    """Whether it can be the video stages', or T2I's own."""
+    cfg, asked = piece.config, piece.found.asked
+    if name == "spatial" and cfg.in_channels != cfg.out_channels:
+        raise InputError(
+            f"{asked} is a UNet that takes {cfg.in_channels} channels (inpainting, say); one of "
+            f"{cfg.out_channels} is needed"
+        )
+    if is_sd2(cfg):
+        raise InputError(
+            f"{asked} holds an SD2 UNet: Stable Diffusion 2 reads its prompts otherwise (padding, "
+            "the layer before the last) and is not supported"
+        )
+
+
 KIND = Kind(
     title="a UNet",
     serves="--unet, or with its text encoders --t2i",
@@ -34,5 +58,13 @@ KIND = Kind(
     config=UNetConfig,
     target=lambda cfg: targets.unet(cfg)["spatial"],
     layout=layout,
-    compare="mv2_jax.convert.compare_networks:unet",
+    fits=fits,
+    layers=merge.Layers.of_unet,
+    torch=Torch(
+        compare="mv2_jax.convert.compare_networks:unet",
+        published=lambda cfg, unet: published.unet(cfg),
+        unsaid=unsaid,
+        converters={LDM: "mv2_jax.convert.reference:ldm_unet"},
+        prefixes=lambda cfg: ("lora_unet_", "unet."),
+    ),
 )

@@ -7,7 +7,18 @@ from typing import Any
 
 from mv2_jax.config import VAEConfig
 from mv2_jax.convert import ldm, published, structure, targets
-from mv2_jax.convert.kind import Kind, Layout, Part, below, claim, prefixes, shapes, translated
+from mv2_jax.convert.kind import (
+    Kind,
+    Layout,
+    Part,
+    Torch,
+    below,
+    claim,
+    prefixes,
+    same,
+    shapes,
+    translated,
+)
 from mv2_jax.convert.kinds.bodies import LDM
 from mv2_jax.convert.tables import vae
 
@@ -39,6 +50,24 @@ def layout(bundle: Any, cfg: VAEConfig) -> Layout:
     return published.diffusers(vae.rules(), published.vae(cfg))
 
 
+def fits(name: str, piece: Any, built: Mapping[str, Any]) -> None:
+    """Whether its latents are those of the UNet that it serves, T2I's own or the others'."""
+    own = name == "t2i_vae"
+    unet, whose = ("t2i_unet", "T2I's UNet") if own else ("spatial", "the UNet")
+    theirs = built[unet].config.in_channels
+    same(piece, piece.config.plane_channels, theirs, "latent channels", whose)
+
+
+def expected(job: Any) -> dict[str, Any]:
+    """What its latents are shifted and multiplied by."""
+    said = job.piece.found.settings
+    unet = job.all.get("t2i_unet") if job.name == "t2i_vae" else job.all["spatial"]
+    # What the publishers' own code has: CompVis' v1-inference.yaml and Stability's sd_xl_base.yaml.
+    plain = SCALING_SDXL if unet is not None and unet.config.pooled_width else SCALING
+    scaling = said.get("scaling_factor") or (SCALING if said else plain)
+    return {"scaling_factor": scaling, "shift_factor": said.get("shift_factor") or 0.0}
+
+
 KIND = Kind(
     title="a VAE",
     serves="--vae or --t2i-vae",
@@ -46,5 +75,12 @@ KIND = Kind(
     config=VAEConfig,
     target=targets.vae,
     layout=layout,
-    compare="mv2_jax.convert.compare_networks:vae",
+    fits=fits,
+    torch=Torch(
+        compare="mv2_jax.convert.compare_networks:vae",
+        published=lambda cfg, unet: published.vae(cfg),
+        unsaid=lambda cfg: {"norm_num_groups": 32},
+        converters={LDM: "mv2_jax.convert.reference:ldm_vae"},
+        expected=expected,
+    ),
 )

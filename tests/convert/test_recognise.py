@@ -138,7 +138,7 @@ def test_what_looks_like_something_else_is_named():
 
 
 def test_sd2_is_refused_for_pictures_and_videos_alike():
-    from mv2_jax.convert import fitting, pieces
+    from mv2_jax.convert import assemble, pieces
     from mv2_jax.convert.checkpoint import Found
 
     cfg = UNetConfig(context_width=1024, linear_projection=True, heads=(5, 10, 20, 20))
@@ -153,7 +153,7 @@ def test_sd2_is_refused_for_pictures_and_videos_alike():
             {},
         )
     )
-    fitting.check({"spatial": one})
-    for built in ({"spatial": two}, {"spatial": one, "t2i_unet": two}):
+    assemble.fits("spatial", {"spatial": one})
+    for name, built in (("spatial", {"spatial": two}), ("t2i_unet", {"t2i_unet": two})):
         with pytest.raises(InputError, match="sd2 holds an SD2 UNet: Stable Diffusion 2 reads"):
-            fitting.check(built)
+            assemble.fits(name, built)

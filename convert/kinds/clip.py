@@ -1,0 +1,146 @@
+"""CLIP's encoders: its text encoders, and its vision encoders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mv2_jax.config import TextConfig, VisionConfig
+from mv2_jax.convert import merge, published, structure, targets
+from mv2_jax.convert.kind import Kind, Part, Torch, below, claim, same, shapes
+from mv2_jax.convert.tables import clip
+
+OPEN_CLIP = "OpenCLIP's"
+
+
+@dataclass(frozen=True)
+class Tower:
+    """One half of a CLIP: how it is found in a file's names, and its config read from shapes.
+
+    first: the tensor that OpenCLIP's has and transformers' has not. inner: what stands before
+    names in transformers' files of whole models.
+    """
+
+    kind: str
+    title: str
+    found: Callable[[Mapping[str, Any]], list[clip.Found]]
+    first: str
+    inner: str
+    open_clip: Callable[..., Any]
+    transformers: Callable[..., Any]
+
+    def find(self, source: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[Part]:
+        """The encoders of a source."""
+        for prefix, table in self.found(source):
+            names = below(source, prefix)
+            if self.first in names:
+                layout, cfg = OPEN_CLIP, self.open_clip(shapes(source, names))
+            else:
+                inner = self.inner if any(n.startswith(self.inner) for n in names) else ""
+                layout, cfg = (
+                    "transformers'",
+                    self.transformers(shapes(source, names), settings, inner),
+                )
+            title = f"a CLIP {self.title} (width {cfg.width}, {cfg.layers} layers)"
+            yield Part(self.kind, title, layout, claim(source, names, table), table, cfg)
+
+
+def text_fits(name: str, piece: Any, built: Mapping[str, Any]) -> None:
+    """Whether a text encoder is as wide as the UNet reads; SDXL's two were looked at together."""
+    unet = built["spatial"].config
+    if name == "text_encoder" and unet.pooled_width is None:
+        same(piece, piece.config.width, unet.context_width, "wide", "the UNet")
+
+
+def _text_unsaid(cfg: TextConfig) -> dict[str, Any]:
+    # OpenAI's ViT-L/14, the one of this width, and OpenCLIP's larger ones.
+    act = "quick_gelu" if cfg.width == 768 else "gelu"
+    common = {"num_attention_heads": cfg.width // 64 or 1, "eos_token_id": cfg.vocab_size - 1}
+    return {**common, "hidden_act": act, "layer_norm_eps": 1e-5}
+
+
+def _vision_unsaid(cfg: VisionConfig) -> dict[str, Any]:
+    heads = {768: 12, 1024: 16, 1280: 16, 1664: 16}.get(cfg.width, cfg.heads)
+    act = "quick_gelu" if cfg.width <= 1024 else "gelu"
+    return {"num_attention_heads": heads, "hidden_act": act, "layer_norm_eps": 1e-5}
+
+
+def _text_expected(job: Any) -> dict[str, Any]:
+    said = job.piece.found.settings.get("text_config", job.piece.found.settings)
+    # transformers takes 2 for the last id in the order of the vocabulary, which CLIP's is. An
+    # output barely shows the other.
+    return {
+        "eos_token_id": said.get("eos_token_id", job.config.vocab_size - 1),
+        "layer_norm_eps": said.get("layer_norm_eps", 1e-5),
+    }
+
+
+def _vision_expected(job: Any) -> dict[str, Any]:
+    said = job.piece.found.settings.get("vision_config", job.piece.found.settings)
+    return {"layer_norm_eps": said.get("layer_norm_eps", 1e-5)}
+
+
+def _text_prefixes(cfg: TextConfig) -> tuple[str, ...]:
+    if cfg.projection:
+        return "lora_te2_", "text_encoder_2."
+    return "lora_te_", "lora_te1_", "text_encoder."
+
+
+TEXT = Kind(
+    title="a text encoder",
+    serves="--text-encoder",
+    find=Tower(
+        "text_encoder",
+        "text encoder",
+        clip.find_text,
+        "token_embedding.weight",
+        "text_model.",
+        structure.open_clip_text,
+        structure.text,
+    ).find,
+    config=TextConfig,
+    target=targets.text,
+    layout=lambda bundle, cfg: published.transformers(
+        clip.transformers_text("text_model."), published.text(cfg), "clip_text_model"
+    ),
+    fits=text_fits,
+    layers=lambda cfg, target: merge.Layers.of_text(target),
+    torch=Torch(
+        compare="mv2_jax.convert.compare_networks:text",
+        published=lambda cfg, unet: published.text(cfg),
+        unsaid=_text_unsaid,
+        converters={OPEN_CLIP: "mv2_jax.convert.reference:open_clip_text"},
+        config="CLIPTextConfig",
+        half="text_config",
+        expected=_text_expected,
+        prefixes=_text_prefixes,
+    ),
+)
+VISION = Kind(
+    title="an image encoder",
+    serves="--image-encoder",
+    find=Tower(
+        "image_encoder",
+        "vision encoder",
+        clip.find_vision,
+        "conv1.weight",
+        "vision_model.",
+        structure.open_clip_vision,
+        structure.vision,
+    ).find,
+    config=VisionConfig,
+    target=targets.vision,
+    layout=lambda bundle, cfg: published.transformers(
+        clip.transformers_vision("vision_model."), published.vision(cfg), "clip_vision_model"
+    ),
+    torch=Torch(
+        compare="mv2_jax.convert.compare_networks:vision",
+        published=lambda cfg, unet: published.vision(cfg),
+        unsaid=_vision_unsaid,
+        converters={OPEN_CLIP: "mv2_jax.convert.reference:open_clip_vision"},
+        config="CLIPVisionConfig",
+        half="vision_config",
+        expected=_vision_expected,
+    ),
+)

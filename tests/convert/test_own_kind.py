@@ -1,0 +1,98 @@
+"""A kind of network from outside: one file and one row, for every command."""
+
+import json
+
+import numpy as np
+import pytest
+from converting import convert, refused
+from safetensors.numpy import save_file
+
+from mv2_jax import bundle, cli
+from mv2_jax.convert import kinds
+from mv2_jax.params import flatten
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("diffusers")
+
+# ControlNets as a publisher of its own might store them: under other names.
+ACME = """
+from mv2_jax.config import ControlNetConfig
+from mv2_jax.convert import published, structure, targets
+from mv2_jax.convert.kind import Kind, Part, Torch, claim, shapes
+from mv2_jax.convert.kinds import controlnet as plain
+from mv2_jax.convert.tables import controlnet
+
+
+def find(source, settings):
+    names = {name.removeprefix("acme/"): name for name in source if name.startswith("acme/")}
+    if names:
+        cfg = structure.controlnet(shapes(source, names), settings)
+        table = controlnet.rules(cfg)
+        yield Part("acme", "Acme's ControlNet", "Acme's", claim(source, names, table), table, cfg)
+
+
+def theirs(own, part):
+    return {name.removeprefix("acme/"): value for name, value in own.items()}
+
+
+KIND = Kind(
+    title="an Acme ControlNet",
+    serves="--controlnet, of Acme's",
+    find=find,
+    config=ControlNetConfig,
+    fills="controlnet",
+    target=targets.controlnet,
+    fits=plain.fits,
+    torch=Torch(
+        compare="mv2_jax.convert.compare_networks:control",
+        published=lambda cfg, unet: published.controlnet(cfg),
+        unsaid=lambda cfg: {"attention_head_dim": 8},
+        converters={"Acme's": "acme:theirs"},
+    ),
+)
+"""
+
+
+@pytest.fixture
+def acme(small, tmp_path, monkeypatch):
+    """The kind in its row, and a file of it."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "acme.py").write_text(ACME)
+    monkeypatch.setitem(kinds.KINDS, "acme", "acme:KIND")
+    state = small.controlnet().state_dict()
+    path = tmp_path / "acme.safetensors"
+    save_file({f"acme/{name}": value.numpy().copy() for name, value in state.items()}, path)
+    return path
+
+
+def test_one_file_and_one_row_are_a_kind(acme, sources, tmp_path, capsys):
+    assert cli.main(["convert", str(acme)]) == 0
+    said = capsys.readouterr().out
+    assert "Acme's ControlNet" in said and "--controlnet, of Acme's" in said
+    base = ("--unet", sources / "pipeline", "--controlnet")
+    assert convert(*base, acme, "-o", tmp_path / "out") == 0
+    assert convert(*base, sources / "controlnet", "-o", tmp_path / "plain") == 0
+    made, plain = (bundle.read(tmp_path / name) for name in ("out", "plain"))
+    assert made.config("control") == plain.config("control")
+    for name, leaf in flatten(made.load("control")).items():
+        np.testing.assert_array_equal(leaf, flatten(plain.load("control"))[name])
+    # `mv2 verify` reads the file anew, by the kind's own converter.
+    from mv2_jax.convert import compare
+
+    origins = json.loads((tmp_path / "out" / "sources.json").read_text())
+    built = compare.rebuild(made, origins)
+    verdict = compare.component(made, built, "control")
+    assert verdict.same and "diffusers' ControlNetModel" in verdict.against
+    assert cli.main(["export", str(tmp_path / "out"), "control", "-o", str(tmp_path / "back")]) == 0
+    assert (tmp_path / "back" / "config.json").is_file()
+    capsys.readouterr()
+    said = refused(capsys, "--unet", acme, "-o", tmp_path / "x")
+    assert "holds Acme's ControlNet, not a UNet" in said
+
+
+def test_what_does_not_fit_is_refused_by_its_own_words(acme, small, sources, tmp_path, capsys):
+    small.vae(levels=3).save_pretrained(tmp_path / "vae")
+    words = ("--unet", sources / "pipeline", "--controlnet", acme, "--vae", tmp_path / "vae")
+    assert "times the latents' plane, but the VAE's are" in refused(
+        capsys, *words, "-o", tmp_path / "x"
+    )
