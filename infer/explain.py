@@ -22,6 +22,7 @@ from mv2_jax.errors import InputError
 from mv2_jax.infer import explain_page as html
 from mv2_jax.infer import media, meshes, outputs, settings
 from mv2_jax.infer.request import Request
+from mv2_jax.text import timing
 
 _SIDE = 192  # of most pictures on the page, in pixels
 
@@ -54,6 +55,8 @@ def main(arguments: Sequence[str]) -> int:
         raise InputError(f"{out} is a folder; name a file for the page")
     first_process = meshes.begin(args.mesh)
     asked = Request((args.prompt,), args.negative, args.seed)
+    if not (timing.is_one(args.prompt) and timing.is_one(args.negative)):
+        raise InputError("mv2 explain takes a prompt that stays the same over steps and frames")
     with meshes.agreed(args.mesh):
         if first_process:
             outputs.check(out)

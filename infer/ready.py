@@ -54,13 +54,20 @@ class Ready:
     clip: np.ndarray | None = None
     shown: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
-    def form(self, prompt: str) -> tuple[int, bool]:
-        """(rows of tokens, whether parts are marked): a batch of one form runs one program."""
-        from mv2_jax.text import emphasis
+    def form(self, prompt: str) -> tuple[Any, ...]:
+        """Rows of tokens, whether parts are marked, and how the prompt changes, by stage: a batch
+        of one form runs one program."""
+        from mv2_jax.text import emphasis, timing
 
-        away = map(self.request.away, DIFFUSION)
-        marked = emphasis.rows(self.tokenizer, [prompt, *away])
-        return marked.ids.shape[1], bool((marked.weights != 1).any())
+        made = []
+        for stage in DIFFUSION:
+            extent = int(self.used[stage]["steps"]), self.sized.stages[stage].frames
+            both = [timing.timed(x, *extent) for x in (prompt, self.request.away(stage))]
+            texts = [text for each in both for text in each.texts]
+            marked = emphasis.rows(self.tokenizer, texts)
+            changes = [each.shares.shape for each in both]
+            made.append((marked.ids.shape[1], bool((marked.weights != 1).any()), *changes))
+        return tuple(made)
 
     @property
     def alike(self) -> str:
@@ -304,14 +311,19 @@ def warnings(request: Request, bundle: Any, tokenizer: Any = None) -> Iterator[s
 
     tokenizer = tokenizer or text.from_json(bundle.tokenizer)
     unknown = {}
-    negatives = (request.negative, *request.negatives.values())
-    for prompt in dict.fromkeys((*request.prompts, *negatives)):
-        unknown.update(tokenizer.unknown(text.emphasis.plain(prompt)))
+    frames = request.choices.get("i2v", {}).get("frames", bundle.stages["i2v"].frames)
+    said = dict.fromkeys((*request.prompts, request.negative, *request.negatives.values()))
+    for prompt in said:
+        yield from _strange(prompt, tokenizer, frames)
+        for each in text.timing.timed(prompt, 100, frames).texts:
+            unknown.update(tokenizer.unknown(text.emphasis.plain(each)))
     if unknown:
         words = ", ".join(f'"{word}" (nearest: "{near}")' for word, near in unknown.items())
         yield f"these weights do not know {words}"
     for prompt in dict.fromkeys(request.prompts):
-        if not tokenizer.in_rows and _is_cut(tokenizer, text.emphasis.plain(prompt)):
+        texts = text.timing.timed(prompt, 100, frames).texts
+        plain = map(text.emphasis.plain, texts)
+        if not tokenizer.in_rows and any(_is_cut(tokenizer, each) for each in plain):
             yield f'these weights read less than the whole of "{prompt}"; its end is ignored'
     if request.before is not None:
         then = request.before
@@ -325,6 +337,27 @@ def warnings(request: Request, bundle: Any, tokenizer: Any = None) -> Iterator[s
         for path, sha256 in interpolators_of(request).items():
             if then["weights"].get("interpolators", {}).get(path) != sha256:
                 yield f"{path} has changed since; the frames will differ"
+
+
+# What a prompt may ask for in the words of other tools, and where it is to be had instead.
+_INSTEAD = {
+    "<": "LoRAs are merged at conversion: mv2 convert --lora FILE:WEIGHT",
+    "AND": "prompts are not composed; it is read as a comma",
+    "e": "embeddings of textual inversion are not read",
+}
+
+
+def _strange(prompt: str, tokenizer: Any, frames: int) -> Iterator[str]:
+    """Warnings of words in a prompt that are no words."""
+    from mv2_jax.text import timing
+
+    for word in timing.strange(prompt):
+        yield f'"{word}" has no effect here: {_INSTEAD.get(word, _INSTEAD.get(word[0]))}'
+    last = max(timing.travel(prompt))
+    if last >= frames:
+        yield f"the prompt names frame {last}; the keyframes are 0 to {frames - 1}"
+    if "BREAK" in prompt and not tokenizer.in_rows:
+        yield "BREAK has no effect: these weights read prompts as one row"
 
 
 def _is_cut(tokenizer: Any, prompt: str) -> bool:

@@ -92,7 +92,7 @@ class ControlNet(nn.Module):
                 f"the condition is {condition.shape[-3]}x{condition.shape[-2]} pixels; for "
                 f"{h}x{w} latents it must be {h * cfg.condition_factor}x{w * cfg.condition_factor}"
             )
-        temb = jnp.repeat(embed_time(unet, dtype, t, context), frames, axis=0)
+        temb = embed_time(unet, dtype, t, context, frames)
         hint = ConditionEmbedding(cfg, dtype, name="controlnet_cond_embedding")(
             condition.reshape(-1, *condition.shape[-3:])
         )

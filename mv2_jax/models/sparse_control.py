@@ -56,7 +56,7 @@ class SparseControlNet(nn.Module):
                 f"the mask is {list(mask.shape)}; for {b} clips of {frames} frames it must be "
                 f"[{b}, {frames}], one number a frame"
             )
-        temb = jnp.repeat(embed_time(unet, dtype, t, context), frames, axis=0)
+        temb = embed_time(unet, dtype, t, context, frames)
         plane = jnp.broadcast_to(mask[..., None, None, None], (b, frames, h, w, 1))
         given = jnp.concatenate([condition, plane.astype(condition.dtype)], axis=-1)
         given = given.reshape(b * frames, h, w, -1).astype(dtype)

@@ -133,21 +133,27 @@ def over_time(
     return MotionModule(cfg, dtype, name=name)(clip).reshape(x.shape)
 
 
-def embed_time(cfg: UNetConfig, dtype: Dtype, t: jax.Array, context: Context) -> jax.Array:
-    """Timesteps [B] (and SDXL's pooled text and sizes) -> [B, 4 * channels[0]].
+def embed_time(
+    cfg: UNetConfig, dtype: Dtype, t: jax.Array, context: Context, frames: int
+) -> jax.Array:
+    """Timesteps [B] (and SDXL's pooled text and sizes) -> for each frame [B * T, 4 * channels[0]].
 
     Call it inside a compact module; it owns `time_embedding` and `add_embedding` there.
     """
     width = 4 * cfg.channels[0]
     temb = EmbeddingMLP(width, dtype, name="time_embedding")(sinusoid(t, cfg.channels[0]))
     if cfg.pooled_width is None:
-        return temb
+        return jnp.repeat(temb, frames, axis=0)
     pooled, size_ids = context.pooled, context.size_ids
     if pooled is None or size_ids is None:
         raise ValueError("this network (SDXL) needs pooled text [B, P] and size_ids [B, 6]")
     sizes = sinusoid(size_ids, cfg.size_ids_width).reshape(size_ids.shape[0], -1)
+    if pooled.ndim == 3:  # one a frame
+        pooled = pooled.reshape(-1, pooled.shape[-1])
+        temb, sizes = (jnp.repeat(x, frames, axis=0) for x in (temb, sizes))
     added = jnp.concatenate([pooled.astype(jnp.float32), sizes], axis=-1)
-    return temb + EmbeddingMLP(width, dtype, name="add_embedding")(added)
+    temb = temb + EmbeddingMLP(width, dtype, name="add_embedding")(added)
+    return jnp.repeat(temb, frames * t.shape[0] // temb.shape[0], axis=0)
 
 
 def encode(
@@ -185,8 +191,7 @@ class UNet(nn.Module):
         cfg, dtype = self.cfg, self.dtype
         b, frames, h, w, _ = x.shape
         residuals, context = context.residuals, context.replace(residuals=None)
-        temb = embed_time(cfg, dtype, t, context)
-        temb = jnp.repeat(temb, frames, axis=0)
+        temb = embed_time(cfg, dtype, t, context, frames)
         y = x.reshape(b * frames, h, w, -1).astype(dtype)
         y = conv(cfg.channels[0], name="conv_in", dtype=dtype)(y)
         y, skips = encode(cfg, dtype, y, temb, context, self.remat)

@@ -6,6 +6,7 @@ from typing import Any
 
 import flax.struct
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
 from mv2_jax import shards
@@ -17,10 +18,10 @@ from mv2_jax.nn.layers import Dtype, FeedForward, GroupNorm, LayerNorm, dense
 class Context:
     """What a network reads beside its noisy latents and their time; B samples, of any frames.
 
-    text: [B, L, Cc] states of the text encoder, for cross-attention.
+    text: [B, L, Cc] states of the text encoder, for cross-attention, or by frame [B, T, L, Cc].
     image: [B, Li, Cc] tokens of pictures, for a cross-attention of their own (`image_tokens`),
         and how much they count, image_scale: scalar, [B] or by frame [B, T]; 0 switches them off.
-    pooled [B, P], size_ids [B, 6]: SDXL's, which join the time embedding.
+    pooled [B, P] (or [B, T, P]), size_ids [B, 6]: SDXL's, which join the time embedding.
     residuals: (skips, mid), added to a UNet's states: each [B * T, h, w, c] (or [B * T, 1, 1, c]).
     more: whatever conditions and backbones of one's own agree on.
     """
@@ -32,6 +33,18 @@ class Context:
     size_ids: jax.Array | None = None
     residuals: tuple[tuple[jax.Array, ...], jax.Array] | None = None
     more: dict[str, Any] = flax.struct.field(default_factory=dict)
+
+    def read(self) -> tuple[jax.Array, jax.Array | None, jax.Array | float]:
+        """What cross-attention reads, text, image and its scale: a row for each sample, or for each
+        frame [B * T, ...] where texts differ by frame."""
+        text, image, scale = self.text, self.image, self.image_scale
+        if text.ndim == 3:
+            return text, image, scale
+        frames = text.shape[1]
+        image = None if image is None else jnp.repeat(image, frames, axis=0)
+        if jnp.ndim(scale):
+            scale = jnp.repeat(scale, frames) if scale.ndim == 1 else scale.reshape(-1)
+        return text.reshape(-1, *text.shape[2:]), image, scale
 
 
 class TransformerLayer(nn.Module):
@@ -47,14 +60,15 @@ class TransformerLayer(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, context: Context, length: int) -> jax.Array:
         frames, here, width = x.shape
-        samples = context.text.shape[0]
+        text, *image = context.read()
+        samples = text.shape[0]
         y = LayerNorm(name="norm1")(x)
         x = x + Attention(self.heads, self.dtype, name="attn1")(y, length=length)
         # Cross-attention treats every query alone: all frames of a sample can query one set of
         # keys, so keys and values are computed once a sample and not once a frame.
         y = LayerNorm(name="norm2")(x).reshape(samples, frames // samples * here, width)
         y = Attention(self.heads, self.dtype, image_tokens=self.image_tokens, name="attn2")(
-            y, context.text, context.image, context.image_scale
+            y, text, *image
         )
         x = x + y.reshape(frames, here, width)
         return x + FeedForward(dtype=self.dtype, name="ff")(LayerNorm(name="norm3")(x))

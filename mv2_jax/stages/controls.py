@@ -29,9 +29,7 @@ def inputs(cfg: Config, own: Any, steps: int, keyframes: Any = None) -> dict[str
     Raises:
         InputError: numbers for more ControlNets than there are, or parts of a chain upside down.
     """
-    first, frames, made = 0, cfg.stage.frames, {}
-    if keyframes is not None:
-        first, frames = int(samplers.start_index(steps, own.strength)), keyframes.shape[1]
+    (first, frames), made = _run(cfg, own, steps, keyframes), {}
     for kind in ("image", "control"):
         conditions = [each for each in cfg.conditions if getattr(each, "weighed", "") == kind]
         count = len(conditions)
@@ -50,6 +48,19 @@ def inputs(cfg: Config, own: Any, steps: int, keyframes: Any = None) -> dict[str
             if kind == "control" and _words(own, count)[number] == "keyframes":
                 made[f"{name}_image"] = np.asarray(keyframes, np.float32)
     return made
+
+
+def extent(cfg: Config, own: Any, steps: int, keyframes: Any = None) -> tuple[int, np.ndarray]:
+    """How many frames a chain has, and the timesteps [S] of its steps; as `inputs`."""
+    first, frames = _run(cfg, own, steps, keyframes)
+    return frames, np.asarray(chain.program(cfg.stage, steps)[1].t)[min(first, steps - 1) :]
+
+
+def _run(cfg: Config, own: Any, steps: int, keyframes: Any) -> tuple[int, int]:
+    """The first step that is run, and the frames."""
+    if keyframes is None:
+        return 0, cfg.stage.frames
+    return int(samplers.start_index(steps, own.strength)), keyframes.shape[1]
 
 
 def between(cfg: Config, steps: int, first: int, start: float, end: float) -> np.ndarray:

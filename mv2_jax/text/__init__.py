@@ -18,11 +18,11 @@ import numpy as np
 
 from mv2_jax.errors import InputError
 from mv2_jax.lookup import one_of
-from mv2_jax.text import emphasis
+from mv2_jax.text import emphasis, timing
 from mv2_jax.text.bpe import CLIPTokenizer
 from mv2_jax.text.words import WordTokenizer
 
-__all__ = ["CLIPTokenizer", "Tokenizer", "WordTokenizer", "emphasis", "from_json"]
+__all__ = ["CLIPTokenizer", "Tokenizer", "WordTokenizer", "emphasis", "from_json", "timing"]
 
 
 class Tokenizer(Protocol):

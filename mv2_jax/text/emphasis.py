@@ -7,6 +7,8 @@ The marks are those of the Stable Diffusion web UI, which other tools took over:
     (word:1.3)    1.3 times; the number replaces the 1.1
     \\( \\) \\[ \\]   brackets that mean themselves; \\\\ is a backslash
 
+    BREAK         what follows begins a new row
+
 Marks nest, and their factors multiply. A bracket that is never closed counts to the end; one that
 was never opened means itself.
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from mv2_jax.text import Tokenizer
 
 UP, DOWN = 1.1, 1 / 1.1
+_BREAK = re.compile(r"\s*\bBREAK\b\s*")
 _MARK = re.compile(r"\\[\\()\[\]]|:\s*([+-]?(?:\d+\.?\d*|\.\d+))\s*\)|[()\[\]]|[^\\()\[\]:]+|\\|:")
 
 
@@ -77,7 +80,7 @@ def parse(text: str) -> list[tuple[str, float]]:
 
 def plain(text: str) -> str:
     """The prompt without its marks: what its words are."""
-    return "".join(piece for piece, _ in parse(text))
+    return _BREAK.sub(" ", "".join(piece for piece, _ in parse(text)))
 
 
 def rows(tokenizer: Tokenizer, texts: Sequence[str]) -> Marked:
@@ -86,21 +89,33 @@ def rows(tokenizer: Tokenizer, texts: Sequence[str]) -> Marked:
     A tokenizer that does not read in rows (`Tokenizer.in_rows`) gives one, cut at its end.
     """
     room = tokenizer.max_length - 2
-    split: list[list[tuple[int, float]]] = []
-    for text in texts:
-        tokens = [
-            (token, weight) for piece, weight in parse(text) for token in tokenizer.tokenize(piece)
-        ]
-        split.append(tokens if tokenizer.in_rows else tokens[:room])
-    count = max(1, *(-(-len(tokens) // room) for tokens in split))
+    split = [_cut(tokenizer, text, room) for text in texts]
+    count = max(map(len, split))
     shape = (len(split), count, tokenizer.max_length)
     ids, weights = np.zeros(shape, np.int32), np.ones(shape, np.float32)
-    for index, tokens in enumerate(split):
+    for index, parts in enumerate(split):
         for row in range(count):
-            part = tokens[row * room : (row + 1) * room]
+            part = parts[row] if row < len(parts) else []
             ids[index, row] = tokenizer.row([token for token, _ in part])
             weights[index, row, 1 : 1 + len(part)] = [weight for _, weight in part]
     return Marked(ids, weights, tokenizer.row([])[None])
+
+
+def _cut(tokenizer: Tokenizer, text: str, room: int) -> list[list[tuple[int, float]]]:
+    """A prompt's tokens with their weights, a list a row."""
+    sections: list[list[tuple[int, float]]] = [[]]
+    for piece, weight in parse(text):
+        first, *others = _BREAK.split(piece)
+        sections[-1] += [(token, weight) for token in tokenizer.tokenize(first)]
+        for part in others:
+            sections.append([(token, weight) for token in tokenizer.tokenize(part)])
+    if not tokenizer.in_rows:
+        return [[token for tokens in sections for token in tokens][:room]]
+    return [
+        tokens[start : start + room]
+        for tokens in sections
+        for start in range(0, max(len(tokens), 1), room)
+    ]
 
 
 def _joined(pieces: Sequence[Sequence]) -> list[tuple[str, float]]:

@@ -97,3 +97,17 @@ def test_what_cannot_be_is_one_line(mv2, capsys, flags, message):
     picture("a.png", 9)
     assert mv2(PROMPT, *flags)[0] == 2
     assert message in capsys.readouterr().err
+
+
+def test_words_of_other_tools_are_named_and_not_read(mv2, capsys):
+    prompt = "0: a red [cube:ball:0.5] <lora:snow:0.8>, 9: a ball AND BREAK embedding:snow, 2: cube"
+    assert mv2(prompt)[0] == 0
+    said = capsys.readouterr().err
+    assert '"<lora:snow:0.8>" has no effect here: LoRAs are merged at conversion' in said
+    assert '"AND" has no effect here: prompts are not composed' in said
+    assert '"embedding:snow" has no effect here' in said
+    assert "the prompt names frame 9; the keyframes are 0 to 3" in said
+    assert "BREAK has no effect: these weights read prompts as one row" in said
+    assert "do not know" not in said
+    assert mv2("0: a red bal, 2: a cube", "-o", "b.mp4")[0] == 0
+    assert 'these weights do not know "bal" (nearest: "ball")' in capsys.readouterr().err

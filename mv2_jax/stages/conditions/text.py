@@ -8,6 +8,9 @@ A weight w takes a token's state from the empty prompt's state at that place, w 
 token itself is (ComfyUI's and compel's rule). The web UI's own, to scale the states and then bring
 their mean back, divides by a mean that may be next to nothing. A prompt's rows are encoded each by
 itself and laid end to end, as all of these tools do.
+
+A prompt that changes from step to step or from frame to frame (`text.timing`) is several texts,
+each encoded once; a frame reads their states mixed, as diffusers mixes those of named frames.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import flax.struct
 import jax
@@ -33,6 +36,20 @@ if TYPE_CHECKING:
 
 Ids = Any
 """Token ids [B, L], or `Marked`."""
+
+
+class Changing(NamedTuple):
+    """Prompts that change, K texts each; a tree of arrays.
+
+    ids: of B * K texts. shares: [B, S, T, K] float32, what each text counts at a step and frame
+    (S or T is 1 where none differ). times: [S], the steps' timesteps.
+    """
+
+    ids: Ids
+    shares: jax.Array
+    times: jax.Array
+
+
 Encode = Callable[[jax.Array], tuple[jax.Array, jax.Array | None]]
 
 
@@ -42,11 +59,37 @@ class Prompt:
 
     text: [B, L, C] states that cross-attention reads.
     pooled [B, P], size_ids [B, 6]: SDXL's alone, see `size_ids`.
+    shares, times: of `Changing` prompts, with a leading axis B; text and pooled then have an axis
+        of K texts behind B.
     """
 
     text: jax.Array
     pooled: jax.Array | None = None
     size_ids: jax.Array | None = None
+    shares: jax.Array | None = None
+    times: jax.Array | None = None
+
+    def of_frames(self, frames: jax.Array) -> Prompt:
+        """What some of a clip's frames are told."""
+        if self.shares is None or self.shares.shape[-2] == 1:
+            return self
+        return self.replace(shares=self.shares[..., frames, :])
+
+    def at(self, t: jax.Array) -> Prompt:
+        """The prompt at timesteps t [B]: text [B, L, C], or of this device's frames
+        [B, T, L, C]."""
+        if self.shares is None:
+            return self
+        step = jnp.abs(self.times - t[:, None]).argmin(-1)
+        share = jnp.take_along_axis(self.shares, step[:, None, None, None], 1)[:, 0]
+
+        def mix(states: jax.Array | None) -> jax.Array | None:
+            if states is None:
+                return None
+            mixed = jnp.einsum("btk,bk...->bt...", share, states).astype(states.dtype)
+            return mixed[:, 0] if share.shape[1] == 1 else shards.own(mixed)
+
+        return self.replace(text=mix(self.text), pooled=mix(self.pooled), shares=None, times=None)
 
 
 @dataclass(frozen=True)
@@ -96,9 +139,11 @@ class Text:
 
     def encode(self, params: Params, cfg: Config, inputs: Inputs) -> tuple[Prompt, Prompt]:
         """Told "ids" [B, L], and "negative" [B, L] (or [1, L], for all of them), both `Marked` or
-        neither. In training SDXL is told the sizes of the batch's pictures: its own "size_ids"
-        [B, 6], or the whole plane of its "latent"."""
+        neither, or both `Changing`. In training SDXL is told the sizes of the batch's pictures: its
+        own "size_ids" [B, 6], or the whole plane of its "latent"."""
         ids, negative = inputs["ids"], inputs["negative"]
+        if isinstance(ids, Changing):
+            return self._changing(params, cfg, ids, negative)
         both = self.prompt(params, cfg, together(negative, ids))
         rows = first_rows(negative).shape[0]
         prompt = jax.tree.map(lambda x: x[rows:], both)
@@ -119,8 +164,26 @@ class Text:
         t: jax.Array,
         context: Context,
     ) -> Context:
-        text, pooled, sizes = conditioning.text, conditioning.pooled, conditioning.size_ids
-        return context.replace(text=text, pooled=pooled, size_ids=sizes)
+        now = conditioning.at(t)
+        return context.replace(text=now.text, pooled=now.pooled, size_ids=now.size_ids)
+
+    def of_frames(self, conditioning: Prompt, frames: jax.Array) -> Prompt:
+        return conditioning.of_frames(frames)
+
+    def _changing(
+        self, params: Params, cfg: Config, ids: Changing, negative: Changing
+    ) -> tuple[Prompt, Prompt]:
+        """`encode` of prompts that change."""
+        shares = jnp.concatenate([negative.shares, ids.shares])
+        count, texts = shares.shape[0], shares.shape[-1]
+        both = self.prompt(params, cfg, together(negative.ids, ids.ids))
+        both = jax.tree.map(lambda x: x.reshape(count, texts, *x.shape[1:]), both)
+        if both.size_ids is not None:
+            both = both.replace(size_ids=both.size_ids[:, 0])
+        times = jnp.broadcast_to(ids.times, (count, *ids.times.shape))
+        both = both.replace(shares=shares, times=times)
+        half = count // 2
+        return jax.tree.map(lambda x: x[half:], both), jax.tree.map(lambda x: x[:half], both)
 
     def check(self, pooled_width: int | None) -> None:
         """Whether these text encoders are those that a UNet wants.
