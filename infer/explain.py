@@ -47,7 +47,7 @@ def main(arguments: Sequence[str]) -> int:
     add("--weights", metavar="DIR", help="a cascade folder (the one that ships)")
     add("--mesh", metavar="AXES", help=meshes.HELP)
     args = parser.parse_args(list(arguments))
-    from mv2_jax.infer import generate, ready
+    from mv2_jax.infer import generate, notes
     from mv2_jax.infer.progress import Bars
 
     out = Path(args.out)
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str]) -> int:
             outputs.check(out)
         bundle = bundles.read(args.weights)
         numbers = settings.resolve({}, {}, bundle)
-    for line in ready.warnings(asked, bundle) if first_process else ():
+    for line in notes.warnings(asked, bundle) if first_process else ():
         print(f"mv2: warning: {line}", file=sys.stderr)
     began = time.monotonic()
     cascade, made_with = generate.load(bundle, args.mesh)

@@ -22,10 +22,11 @@ from typing import Any
 from mv2_jax.errors import InputError
 from mv2_jax.infer import generate, meshes, outputs, prompts
 from mv2_jax.infer.generate import Job
+from mv2_jax.infer.notes import warnings
 from mv2_jax.infer.outputs import Outputs
 from mv2_jax.infer.progress import Bars
 from mv2_jax.infer.prompts import Asked, Lines
-from mv2_jax.infer.ready import Checked, Ready, warnings
+from mv2_jax.infer.ready import Checked, Ready
 from mv2_jax.infer.request import sidecar
 
 LAUNCHERS = (

@@ -92,6 +92,9 @@ class FakeCascade:
     def idle(self, stage, **numbers):
         return {}
 
+    def inputs(self, stage):
+        return {"image", "looks", "control_image"}
+
     def _level(self, prompts, keys, negative, numbers):
         """One number in [-1, 1] a sample from everything but the other samples."""
         chance = np.asarray(jax.vmap(jax.random.uniform)(keys), np.float32)
