@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mv2_jax.infer import cache, interpolators, media, meshes, outputs
+from mv2_jax.infer.notes import warnings
 from mv2_jax.infer.outputs import Outputs
 from mv2_jax.infer.progress import Bars
 from mv2_jax.infer.ready import (
@@ -36,7 +37,6 @@ from mv2_jax.infer.ready import (
     heard,
     interpolator,
     told,
-    warnings,
 )
 from mv2_jax.infer.release import version
 from mv2_jax.infer.request import Request, sidecar
