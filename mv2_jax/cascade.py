@@ -164,6 +164,8 @@ class Cascade:
         steps = int(own.steps or cfg.stage.steps)
         extent = controls.extent(cfg, own, steps, keyframes)
         inputs = dict(zip(("ids", "negative"), self.ids(prompts, negative, *extent)))
+        if "text_encoder_2" in cfg.trees:
+            inputs |= controls.of_text(cfg, own)
         inputs |= {input: jnp.asarray(value) for input, value in (more or {}).items()}
         given: tuple[Any, ...] = ()
         if name != "t2i":
@@ -172,7 +174,8 @@ class Cascade:
                 inputs["reference"] = self._small(run, cfg, image)
             begun = inputs.get("reference") if name == "i2v" else self._small(run, cfg, keyframes)
             given = (begun, np.float32(own.noise_prior if name == "i2v" else own.strength))
-            inputs = {**controls.inputs(cfg, own, steps, keyframes), **inputs}
+            weights = controls.inputs(cfg, own, steps, keyframes, len(prompts))
+            inputs = {**weights, **inputs}
         guidance = guides.of(own)
         rule = cfg.rule.least(guidance)
         params = self.parameters(name)

@@ -57,6 +57,26 @@ class About:
         return number
 
 
+class Size(About):
+    """Two numbers of pixels, "1024x768"; "" is what it would be anyway."""
+
+    @property
+    def range(self) -> str:
+        return "such as 1024x768"
+
+    def show(self, value: Any) -> str:
+        return value or "its own"
+
+    def check(self, value: Any, name: str) -> str:
+        """Raises InputError where it is not that."""
+        parts = str(value).strip().lower().split("x")
+        if not value:
+            return ""
+        if len(parts) != 2 or not all(part.isdecimal() and len(part) < 7 for part in parts):
+            raise InputError(f"{name} takes two numbers of pixels, such as 1024x768, not {value!r}")
+        return "x".join(str(int(part)) for part in parts)
+
+
 class Each(About):
     """A number, or one for each ControlNet: "0.8,0.5", or a sequence."""
 
@@ -182,6 +202,14 @@ class Guided:
         "guide only where there is so many times as much noise as signal, or more",
     )
     guidance_high: float = _number(0.0, float, 0, 1e6, "... or less (0: no bound)")
+    original_size: str = _number(
+        "", str, 0, 0, "SDXL is told that pictures were so large, width x height", Size
+    )
+    target_size: str = _number("", str, 0, 0, "... that they are to be so large", Size)
+    crop: str = _number("", str, 0, 0, "... and cut so far from the left and the top", Size)
+    empty_text: str = _word(
+        "zeros", ("zeros", "encoded"), "what SDXL reads for an empty (negative) prompt"
+    )
 
 
 @dataclass(frozen=True)
@@ -210,6 +238,8 @@ class Pictured(Guided):
         "weight of the layout by frame; of several ControlNets 0:1,8:0;0:1",
         ByFrame,
     )
+    motion_scale: float = _number(1.0, float, 0, 10, "how much motion modules move")
+    motion_frames: str = _number("", float, 0, 10, "a factor of it by frame", ByFrame)
 
 
 @dataclass(frozen=True)

@@ -147,9 +147,11 @@ class Torch:
         return dict(zip(("prompt_embeds", "negative_prompt_embeds"), states))
 
     @torch.no_grad()
-    def picture(self):
+    def picture(self, image=None):
         """The states of the picture, and before them those of a zero picture."""
-        image = jnp.asarray(pictures()[1][self.sample][None])
+        if image is None:
+            image = pictures()[1][self.sample][None]
+        image = jnp.asarray(image)
         pixels = torch.from_numpy(np.array(clip_vision.preprocess(image, 28)))
         pixels = pixels.permute(0, 3, 1, 2)
         encode, both = self.modules["vision"], (torch.zeros_like(pixels), pixels)
@@ -173,10 +175,23 @@ class Torch:
         self.scheduler.set_timesteps(STEPS)
         return self.scheduler.add_noise(z, eps, self.scheduler.timesteps[index : index + 1])
 
-    def run(self, name, latents, ids, *, steps=STEPS, nets=("controlnet",), each=None, **given):
+    def run(
+        self,
+        name,
+        latents,
+        ids,
+        *,
+        steps=STEPS,
+        nets=("controlnet",),
+        each=None,
+        ready=None,
+        size=SIZE,
+        **given,
+    ):
         """Latents [1, C, T, h, w] after each step of the pipeline of this name.
 
-        `nets` are its ControlNets; `each(pipeline, i)` is called before every step but the first.
+        `nets` are its ControlNets; `ready(pipeline)` is called before it runs, `each(pipeline, i)`
+        before every step but the first. Without `ids` the pipeline encodes its prompts itself.
         """
         from PIL import Image
 
@@ -202,8 +217,10 @@ class Torch:
         if "Sparse" in name:  # it draws from what the VAE says; here both take the mode
             pipeline.prepare_image = lambda *_: self.latents()[:, :, :1]
         if "VideoToVideo" not in name:
-            given["num_frames"] = FRAMES
+            given.setdefault("num_frames", FRAMES)
         states = []
+        if ready is not None:
+            ready(pipeline)
 
         def keep(pipeline, i, t, values):
             states.append(values["latents"].numpy().copy())
@@ -212,14 +229,14 @@ class Torch:
             return values
 
         pipeline(
-            height=SIZE[0],
-            width=SIZE[1],
+            height=size[0],
+            width=size[1],
             num_inference_steps=steps,
             guidance_scale=GUIDANCE,
             latents=latents,
             output_type="latent",
             callback_on_step_end=keep,
-            **self.text(ids),
+            **(self.text(ids) if ids is not None else {}),
             **given,
         )
         return states

@@ -130,7 +130,7 @@ def over_time(
     """A motion module on states [B*T, H, W, C], B told by the context's batch."""
     batch = context.text.shape[0]
     clip = x.reshape(batch, x.shape[0] // batch, *x.shape[1:])
-    return MotionModule(cfg, dtype, name=name)(clip).reshape(x.shape)
+    return MotionModule(cfg, dtype, name=name)(clip, context.motion_scale).reshape(x.shape)
 
 
 def embed_time(

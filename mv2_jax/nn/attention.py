@@ -139,6 +139,7 @@ class Attention(nn.Module):
     where x holds the tokens of T frames one after the other.
 
     `length`: a plane has so many tokens, of which x holds this device's (`shards.Layout.tokens`).
+    `key_scale` [B, L] or [B, 1] multiplies keys.
     """
 
     heads: int
@@ -154,6 +155,7 @@ class Attention(nn.Module):
         image_context: Array | None = None,
         image_scale: Array | float = 1.0,
         length: int | None = None,
+        key_scale: Array | None = None,
     ) -> Array:
         width = x.shape[-1]
         if width % self.heads:
@@ -167,6 +169,8 @@ class Attention(nn.Module):
             return y.reshape(*y.shape[:-1], self.heads // parts, width // self.heads)
 
         query, key, value = project("to_q", x), project("to_k", source), project("to_v", source)
+        if key_scale is not None:
+            key = key * key_scale[:, :, None, None].astype(key.dtype)
         if length is not None:
             key, value = (shards.join(y, shards.layout().tokens, 1, length) for y in (key, value))
         out = attend(query, key, value)

@@ -37,7 +37,9 @@ class TemporalAttention(Declared, nn.Module):
     """Self-attention over frames: x [P, T, C], positions as batch -> the same.
 
     The positional encoding is a stored parameter, because published modules carry their own and
-    some retrained it; it is added after the norm, before the projections.
+    some retrained it; it is added after the norm, before the projections. `scale` [P, T] or [P, 1]
+    multiplies keys, and so how much frames look at one another's differences (AnimateDiff-Evolved's
+    motion scale).
     """
 
     heads: int
@@ -45,7 +47,7 @@ class TemporalAttention(Declared, nn.Module):
     dtype: Dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, scale: jax.Array | None = None) -> jax.Array:
         frames, width = x.shape[1:]
         if frames > self.max_frames:
             raise ValueError(
@@ -54,7 +56,7 @@ class TemporalAttention(Declared, nn.Module):
         shape = (self.max_frames, width)
         table = self.param("pe", lambda _, shape: sinusoid_table(*shape), shape)
         x = x + table[None, :frames].astype(x.dtype)
-        return Attention(self.heads, self.dtype, name="attn")(x)
+        return Attention(self.heads, self.dtype, name="attn")(x, key_scale=scale)
 
 
 class MotionLayer(nn.Module):
@@ -64,23 +66,27 @@ class MotionLayer(nn.Module):
     dtype: Dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, scale: jax.Array | None = None) -> jax.Array:
         cfg = self.cfg
         for k in range(1, cfg.attentions + 1):
             y = LayerNorm(name=f"norm{k}")(x)
-            x = x + TemporalAttention(cfg.heads, cfg.max_frames, self.dtype, name=f"attn{k}")(y)
+            attention = TemporalAttention(cfg.heads, cfg.max_frames, self.dtype, name=f"attn{k}")
+            x = x + attention(y, scale)
         y = LayerNorm(name=f"norm{cfg.attentions + 1}")(x)
         return x + FeedForward(cfg.mlp_ratio, self.dtype, name="ff")(y)
 
 
 class MotionModule(nn.Module):
-    """x [B, T, H, W, C] -> the same. Its output projection starts at zero: then the identity."""
+    """x [B, T, H, W, C] -> the same. Its output projection starts at zero: then the identity.
+
+    `scale`, [B] or by frame [B, T] of the whole clip: see `TemporalAttention`.
+    """
 
     cfg: MotionConfig
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, scale: jax.Array | None = None) -> jax.Array:
         b, t, h, w, c = x.shape
         together = frames_together(self.cfg.norm_scope, shards.frames(t))
         y = x.reshape(b * t, h, w, c)
@@ -90,8 +96,10 @@ class MotionModule(nn.Module):
         frames, positions = y.shape[1:3]
         y = y.transpose(0, 2, 1, 3).reshape(b * positions, frames, c)
         y = dense(c, name="proj_in", dtype=self.dtype)(y)
+        if scale is not None:
+            scale = jnp.repeat(scale.reshape(b, -1), positions, axis=0)
         for k in range(self.cfg.layers):
-            y = MotionLayer(self.cfg, self.dtype, name=f"transformer_blocks_{k}")(y)
+            y = MotionLayer(self.cfg, self.dtype, name=f"transformer_blocks_{k}")(y, scale)
         y = dense(c, name="proj_out", dtype=self.dtype, zero=True)(y)
         y = y.reshape(b, positions, frames, c).transpose(0, 2, 1, 3)
         return x + shards.to_frames(y, h * w).reshape(x.shape)

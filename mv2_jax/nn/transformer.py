@@ -23,6 +23,8 @@ class Context:
         and how much they count, image_scale: scalar, [B] or by frame [B, T]; 0 switches them off.
     pooled [B, P] (or [B, T, P]), size_ids [B, 6]: SDXL's, which join the time embedding.
     residuals: (skips, mid), added to a UNet's states: each [B * T, h, w, c] (or [B * T, 1, 1, c]).
+    motion_scale: how much motion modules' frames look at one another, [B] or by frame [B, T] of the
+        whole clip; None: as they were trained.
     more: whatever conditions and backbones of one's own agree on.
     """
 
@@ -32,6 +34,7 @@ class Context:
     pooled: jax.Array | None = None
     size_ids: jax.Array | None = None
     residuals: tuple[tuple[jax.Array, ...], jax.Array] | None = None
+    motion_scale: jax.Array | None = None
     more: dict[str, Any] = flax.struct.field(default_factory=dict)
 
     def read(self) -> tuple[jax.Array, jax.Array | None, jax.Array | float]:

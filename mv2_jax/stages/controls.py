@@ -18,7 +18,9 @@ from mv2_jax.stages import chain
 from mv2_jax.stages.stage import Config
 
 
-def inputs(cfg: Config, own: Any, steps: int, keyframes: Any = None) -> dict[str, np.ndarray]:
+def inputs(
+    cfg: Config, own: Any, steps: int, keyframes: Any = None, batch: int = 1
+) -> dict[str, np.ndarray]:
     """The raw inputs that say how much a stage's conditions count, and what ControlNets see.
 
     Args:
@@ -47,7 +49,26 @@ def inputs(cfg: Config, own: Any, steps: int, keyframes: Any = None) -> dict[str
                 made[f"{name}_frames"] = curves[number]
             if kind == "control" and _words(own, count)[number] == "keyframes":
                 made[f"{name}_image"] = np.asarray(keyframes, np.float32)
-    return made
+    scale = np.full((batch,), own.motion_scale, np.float32)
+    if own.motion_frames:
+        curve, *more = sets.curves(own.motion_frames, frames)
+        if more:
+            raise InputError("motion_frames is one list")
+        scale = scale[:, None] * np.asarray(curve, np.float32)
+    return {**made, "motion_scale": scale}
+
+
+def of_text(cfg: Config, own: Any) -> dict[str, np.ndarray]:
+    """What SDXL's text is told beside words: "sizes" [6], of pictures; and "encode_empty" []."""
+
+    def size(text: str, other: tuple[int, int]) -> tuple[int, int]:
+        width, _, height = text.partition("x")
+        return (int(height), int(width)) if text else other
+
+    plane = cfg.stage.size
+    sizes = (size(own.original_size, plane), size(own.crop, (0, 0)), size(own.target_size, plane))
+    encoded = own.empty_text == "encoded"
+    return {"sizes": np.float32(sizes).reshape(6), "encode_empty": np.asarray(encoded)}
 
 
 def extent(cfg: Config, own: Any, steps: int, keyframes: Any = None) -> tuple[int, np.ndarray]:

@@ -17,9 +17,11 @@ from mv2_jax.diffusion import guidance
 from mv2_jax.errors import InputError
 from mv2_jax.lookup import nearest
 from mv2_jax.stages import chain
+from mv2_jax.stages.conditions.motion import Motion
 from mv2_jax.stages.stage import Config
 
 _OF_GUIDED = ("guidance_rescale", "guidance_low", "guidance_high")
+_OF_SDXL = ("original_size", "target_size", "crop", "empty_text")
 _WEIGHED = {"image": "no picture's tokens", "control": "no ControlNet"}
 
 
@@ -41,6 +43,10 @@ def numbers(cfg: Config) -> dict[str, str]:
         names = (name for name in sets.about(cfg.name) if name.startswith(f"{kind}_"))
         of_kind = dict.fromkeys(names, f"the stage has {_WEIGHED[kind]}")
         why = {**of_kind, **why}
+    if "text_encoder_2" not in cfg.trees:
+        why |= dict.fromkeys(_OF_SDXL, "the stage is not SDXL's")
+    if not any(isinstance(each, Motion) for each in cfg.conditions):
+        why |= dict.fromkeys(("motion_scale", "motion_frames"), "the stage has no motion modules")
     if _from_noise_alone(cfg):
         why["noise_prior"] = "the process begins in noise alone, which holds nothing of a picture"
     return {name: reason for name, reason in why.items() if name in sets.about(cfg.name)}

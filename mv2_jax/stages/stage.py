@@ -34,6 +34,7 @@ from mv2_jax.models import backbone as backbones
 from mv2_jax.stages.conditions import Condition, Context, Inputs, Params
 from mv2_jax.stages.conditions.control import Control
 from mv2_jax.stages.conditions.image import ImageTokens
+from mv2_jax.stages.conditions.motion import Motion
 from mv2_jax.stages.conditions.sparse import Sparse
 from mv2_jax.stages.conditions.text import Text
 from mv2_jax.text.emphasis import Marked
@@ -101,9 +102,12 @@ class Config:
     def with_conditions(self, wanted: tuple[Any, ...] | None) -> tuple[Condition, ...]:
         """These conditions by their names, and others as they are: what a stage's
         `StageConfig.conditions` would make of those that it has."""
-        wanted = tuple(each.name for each in self.conditions) if wanted is None else wanted
+        moving = tuple(each for each in self.conditions if isinstance(each, Motion))
+        if wanted is None:
+            wanted = tuple(each.name for each in self.conditions if each not in moving)
         words = [isinstance(w, str) and ":" not in w for w in wanted]
-        return tuple(self.condition(w) if word else _own(w) for w, word in zip(wanted, words))
+        made = (self.condition(w) if word else _own(w) for w, word in zip(wanted, words))
+        return (*made, *moving)
 
     def condition(self, name: str) -> Condition:
         """The condition of this name. Raises ValueError; the nearest is named."""
@@ -139,7 +143,8 @@ def build(
         made = tuple(_condition(each, configs, pooled is not None) for each in wanted)
     except KeyError as missing:
         raise InputError(f"{name}: there is no config of {missing.args[0]!r} for it") from None
-    return Config(name, stage, made, factor, dtype, remat)
+    moving = (Motion(),) if getattr(stage.unet, "motion", None) else ()
+    return Config(name, stage, (*made, *moving), factor, dtype, remat)
 
 
 def _condition(wanted: Any, configs: Mapping[str, Any], pooled: bool) -> Condition:

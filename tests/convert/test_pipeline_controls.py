@@ -31,7 +31,8 @@ def test_two_controlnets_and_image_tokens_in_parts_of_the_chain(public, cascades
     each frame; the IP-Adapter's scale set anew by a callback; two samples together here."""
     four = cascades("frame", "controlnet", "controlnet_2")
     cfg = four.keyframes
-    assert [each.name for each in cfg.conditions] == ["text", "image", "control", "control_2"]
+    names = [each.name for each in cfg.conditions if each.trees]
+    assert names == ["text", "image", "control", "control_2"]
     own = numbers.changed(
         "i2v",
         four.numbers["i2v"],

@@ -13,6 +13,8 @@ from mv2_jax import numbers, programs
 from mv2_jax.config import ScheduleConfig
 from mv2_jax.diffusion import guidance, samplers
 from mv2_jax.errors import InputError
+from mv2_jax.params import flatten as params_by_path
+from mv2_jax.params import unflatten
 from mv2_jax.stages import chain, controls
 from mv2_jax.stages import stage as stages
 from mv2_jax.stages.conditions import Context
@@ -190,6 +192,29 @@ def test_windows_move_with_the_steps_of_a_chain(params, index):
     eps = (x - grid.alpha[index] * x0) / grid.sigma[index]
     expected = grid.alpha_next[index] * x0 + grid.sigma_next[index] * eps
     np.testing.assert_allclose(end, expected, atol=1e-5)
+
+
+def test_motion_scale_is_a_factor_of_the_keys_over_time(params):
+    """As a number, and by frame: keys of a frame that is scaled by 0 are those of no frame."""
+    predict, raw = quick(one_step, "cfg"), inputs()
+    trees_of = params_by_path(params)
+    larger = unflatten(
+        {
+            path: 1.4 * leaf if "motion" in path and "/to_k/" in path else leaf
+            for path, leaf in trees_of.items()
+        }
+    )
+    scaled = {**raw, "motion_scale": np.float32([1.4, 1.4])}
+    expected = predict(larger, CLIP, {**raw, "motion_scale": np.float32([1, 1])})
+    np.testing.assert_allclose(predict(params, CLIP, scaled), expected, atol=3e-6)
+    by_frame = {**raw, "motion_scale": np.full((2, 3), 1.4, np.float32)}
+    np.testing.assert_allclose(predict(params, CLIP, by_frame), expected, atol=3e-6)
+    by_frame["motion_scale"] = np.float32([[1.4, 1.4, 0.2]] * 2)
+    assert np.abs(predict(params, CLIP, by_frame) - expected).max() > 1e-3
+    own = numbered(motion_scale=2, motion_frames="0:1,2:0")
+    found = controls.inputs(CLIP, own, 4, batch=2)["motion_scale"]
+    np.testing.assert_array_equal(found, [[2, 1, 0]] * 2)
+    assert controls.inputs(CLIP, numbered(), 4, batch=2)["motion_scale"].tolist() == [1, 1]
 
 
 def test_looks_add_their_tokens(params):

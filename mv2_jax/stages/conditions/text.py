@@ -106,7 +106,7 @@ class Text:
     role = "text"
     drop = "drop_text"
     needs = ("ids", "negative")
-    takes = ("size_ids",)
+    takes = ("size_ids", "sizes", "encode_empty")
     rules = ()
     at_steps = ()
     sharded = True
@@ -143,8 +143,8 @@ class Text:
         own "size_ids" [B, 6], or the whole plane of its "latent"."""
         ids, negative = inputs["ids"], inputs["negative"]
         if isinstance(ids, Changing):
-            return self._changing(params, cfg, ids, negative)
-        both = self.prompt(params, cfg, together(negative, ids))
+            return self._changing(params, cfg, ids, negative, inputs)
+        both = self.prompt(params, cfg, together(negative, ids), inputs)
         rows = first_rows(negative).shape[0]
         prompt = jax.tree.map(lambda x: x[rows:], both)
         nothing = jax.tree.map(lambda x, of: jnp.broadcast_to(x[:rows], of.shape), both, prompt)
@@ -171,12 +171,12 @@ class Text:
         return conditioning.of_frames(frames)
 
     def _changing(
-        self, params: Params, cfg: Config, ids: Changing, negative: Changing
+        self, params: Params, cfg: Config, ids: Changing, negative: Changing, inputs: Inputs
     ) -> tuple[Prompt, Prompt]:
         """`encode` of prompts that change."""
         shares = jnp.concatenate([negative.shares, ids.shares])
         count, texts = shares.shape[0], shares.shape[-1]
-        both = self.prompt(params, cfg, together(negative.ids, ids.ids))
+        both = self.prompt(params, cfg, together(negative.ids, ids.ids), inputs)
         both = jax.tree.map(lambda x: x.reshape(count, texts, *x.shape[1:]), both)
         if both.size_ids is not None:
             both = both.replace(size_ids=both.size_ids[:, 0])
@@ -199,15 +199,25 @@ class Text:
                 f"encoder's projection is {self.second.projection}"
             )
 
-    def prompt(self, params: Params, cfg: Config, ids: Ids) -> Prompt:
-        """Token ids [B, L] (or `Marked`) -> the prompt, for pictures of the stage's size."""
+    def prompt(self, params: Params, cfg: Config, ids: Ids, inputs: Inputs | None = None) -> Prompt:
+        """Token ids [B, L] (or `Marked`) -> the prompt.
+
+        Args:
+            inputs: of them SDXL's "sizes" [6], see `size_ids` (pictures of the stage's size), and
+                "encode_empty" [] bool, whether empty prompts are encoded as others are (no).
+        """
+        inputs = inputs or {}
         if self.second is None:
             return Prompt(states(partial(self._one, params, cfg), ids)[0])
         text, pooled = states(partial(self._two, params, cfg), ids)
         # SDXL was trained with zeros, not with an empty prompt's states, where text was dropped.
         said = clip_text.end_positions(first_rows(ids), self.second.eos_token_id)[:, None] > 1
+        said = said | jnp.asarray(inputs.get("encode_empty", False))
         text, pooled = jnp.where(said[:, :, None], text, 0), jnp.where(said, pooled, 0)
-        return Prompt(text, pooled, size_ids(text.shape[0], cfg.stage.size))
+        sizes = inputs.get("sizes")
+        if sizes is None:
+            return Prompt(text, pooled, size_ids(text.shape[0], cfg.stage.size))
+        return Prompt(text, pooled, jnp.broadcast_to(sizes, (text.shape[0], 6)))
 
     def _one(self, params: Params, cfg: Config, ids: jax.Array) -> tuple[jax.Array, None]:
         """Token ids [B, L] -> the states [B, L, C] of the one text encoder."""
