@@ -34,11 +34,11 @@ from mv2_jax.diffusion.samplers import State
 from mv2_jax.lookup import nearest
 from mv2_jax.programs import Programs, Progress, silent
 from mv2_jax.stages import controls, i2v, idle, interpolators, latents, stage, t2i, v2v
+from mv2_jax.stages import prompts as words
 from mv2_jax.stages.chain import Chain
-from mv2_jax.stages.conditions.text import Changing, Ids
+from mv2_jax.stages.conditions.text import Ids
 from mv2_jax.stages.stage import Config
-from mv2_jax.text import Tokenizer, emphasis, timing
-from mv2_jax.text.emphasis import Marked
+from mv2_jax.text import Tokenizer
 
 HELD = {"t2i": "picture", "i2v": "keyframes", "v2v": "refined"}
 """The `Cascade` field that holds a stage's config."""
@@ -230,37 +230,9 @@ class Cascade:
     def _picture_vae(self) -> tuple[Any, VAEConfig]:
         return self.params[self.component("t2i", "vae")], self.picture_vae or self.vae
 
-    def ids(
-        self,
-        prompts: Sequence[str],
-        negative: str = "",
-        frames: int = 1,
-        times: Sequence[float] = (0.0,),
-    ) -> tuple[Ids, Ids]:
-        """Token ids [B, L] of the prompts, and of what to steer away from, one row a prompt.
-
-        `Marked`, both of them, where a part is marked to count more or less, or a prompt is longer
-        than a row; `Changing` where one changes over so many frames, or over the steps of these
-        timesteps.
-        """
-        both = [*prompts, *[negative] * len(prompts)]
-        timed = [timing.timed(text, len(times), frames) for text in both]
-        count = max(len(each.texts) for each in timed)
-        filled = [each.texts + each.texts[:1] * (count - len(each.texts)) for each in timed]
-        marked = emphasis.rows(self.tokenizer, [text for texts in filled for text in texts])
-        ids, weights, empty = (jnp.asarray(part) for part in marked)
-        half = len(prompts) * count
-        halves = slice(half), slice(half, None)
-        if ids.shape[1] == 1 and (marked.weights == 1).all():
-            towards, away = (ids[part, 0] for part in halves)
-        else:
-            towards, away = (Marked(ids[part], weights[part], empty) for part in halves)
-        if count == 1:
-            return towards, away
-        shares, at = jnp.asarray(timing.padded(timed)), jnp.asarray(times, jnp.float32)
-        at = at if shares.shape[1] > 1 else at[:1]
-        here, there = shares[: len(prompts)], shares[len(prompts) :]
-        return Changing(towards, here, at), Changing(away, there, at)
+    def ids(self, prompts: Sequence[str], negative: str = "", *extent: Any) -> tuple[Ids, Ids]:
+        """Token ids of the prompts, and of what to steer away from: see `stages.prompts.ids`."""
+        return words.ids(self.tokenizer, prompts, negative, *extent)
 
     def stage(self, name: str) -> Config:
         """A diffusion stage's config. Raises ValueError; the nearest is named."""
