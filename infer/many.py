@@ -101,7 +101,7 @@ class _Work:
     ) -> None:
         self._args, self._folder, self._lines = args, folder, lines
         self._videos, self._bars, self._speaks = videos, bars, first_process
-        self._check = Checked(args.mesh)
+        self._ask, self._check = prompts.Asker(args), Checked(args.mesh)
         self._waiting: list[tuple[int, Job]] = []  # of the line taken last
         self._started = time.monotonic()
         self._seconds: list[tuple[int, float]] = []  # (videos, seconds) of each batch
@@ -129,7 +129,9 @@ class _Work:
                 return None
             try:
                 with meshes.agreed(self._args.mesh):
-                    asked = prompts.asked(line, self._args)
+                    asked = self._ask(line)
+                if asked is None:
+                    continue
                 seed = meshes.shared(self._args.mesh, asked.request.seed)
                 request = dataclasses.replace(asked.request, seed=seed)
                 with meshes.agreed(self._args.mesh):
@@ -220,7 +222,9 @@ class _Work:
     def report(self) -> None:
         """What came of it all: counts, pace, and what failed."""
         made = sum(count for count, _ in self._seconds)
-        told = [f"{made} videos made in {time.monotonic() - self._started:.0f} s"]
+        told = [
+            f"{made} video{'s' if made != 1 else ''} made in {time.monotonic() - self._started:.0f} s"
+        ]
         count, seconds = (sum(part) for part in zip((0, 0.0), *self._seconds[1:]))
         if count and seconds:
             told.append(f"{60 * count / seconds:.3g} a minute after the first")

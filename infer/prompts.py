@@ -11,6 +11,7 @@ prompt. What a line does not say, the command line does. Nothing here imports JA
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import queue
 import sys
@@ -26,20 +27,24 @@ from mv2_jax.infer.choices import CHOICES
 from mv2_jax.infer.request import LARGEST_BATCH, Request
 from mv2_jax.infer.settings import SETTINGS
 from mv2_jax.lookup import nearest
+from mv2_jax.numbers import DIFFUSION
 
 STDIN = "-"
 _OPTIONS = tuple(option.dest for option in (*SETTINGS, *CHOICES))
-FIELDS = ("prompt", "out", "negative", "seed", "image", "video", "from", "size", "variations",
-          "tell", "weights", *_OPTIONS)  # fmt: skip
+_MANY = ("look", "control")  # options that may stand more than once
+FIELDS = ("prompt", "out", "negative", *(f"{stage}_negative" for stage in DIFFUSION), "seed",
+          "image", "video", "from", "size", "variations", *_MANY, "tell", "weights",
+          *_OPTIONS)  # fmt: skip
 """What a line may say: an option's name, with - or _ between its words."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """A line that is not empty; `number` is from 1."""
+    """A line that is not empty; `number` is from 1, `mine` whether this process is to make it."""
 
     number: int
     content: bytes
+    mine: bool = True
 
 
 @dataclass(frozen=True)
@@ -94,8 +99,8 @@ class Lines:
         index, count = self._part
         for number, line in enumerate(content, start=1):
             line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-            if line.strip() and (number - 1) % count == index:
-                yield Line(number, line.strip())
+            if line.strip():
+                yield Line(number, line.strip(), (number - 1) % count == index)
 
 
 def _none(path: str) -> bytes:
@@ -103,20 +108,42 @@ def _none(path: str) -> bytes:
     raise InputError(f"--prompts: cannot read {path}: {what}")
 
 
-def asked(line: Line, args: argparse.Namespace) -> Asked:
-    """What a line asks for, over what the command line says.
+class Asker:
+    """What lines ask for, over what the command line says.
 
-    Raises:
-        InputError: whatever is wrong with it; the nearest known field is named.
+    A prompt that comes again without a seed of its own gets the next one, as on the command line;
+    lines of other processes count.
     """
-    fields = _fields(line.content)
-    name = _name(fields.pop("out", f"{line.number:05d}"))
-    seed = fields.get("seed", args.seed)
-    own = argparse.Namespace(**{**vars(args), **{_DEST.get(k, k): v for k, v in fields.items()}})
-    return Asked(requests.from_args(own), name, str(seed).strip() == requests.RANDOM)
 
+    def __init__(self, args: argparse.Namespace) -> None:
+        self._args = args
+        self._before: dict[str, int] = {}
 
-_DEST = {"from": "from_"}
+    def __call__(self, line: Line) -> Asked | None:
+        """None for a line that is another process's.
+
+        Raises:
+            InputError: whatever is wrong with the line; the nearest known field is named.
+        """
+        try:
+            fields = _fields(line.content)
+        except InputError:
+            if line.mine:
+                raise
+            return None
+        own = argparse.Namespace(**vars(self._args))
+        for name, value in fields.items():
+            setattr(own, "from_" if name == "from" else name, value)
+        random = str(own.seed).strip() == requests.RANDOM
+        before = 0
+        if "seed" not in fields and not own.from_ and own.prompt and not random:
+            before = self._before.get(own.prompt[0], 0)
+            self._before[own.prompt[0]] = before + (own.variations or 1)
+        if not line.mine:
+            return None
+        name = _name(fields.get("out", f"{line.number:05d}"))
+        made = requests.from_args(own)
+        return Asked(dataclasses.replace(made, seed=made.later(before)), name, random)
 
 
 def _fields(content: bytes) -> dict[str, Any]:
@@ -155,6 +182,8 @@ def _value(name: str, value: Any) -> Any:
         if not isinstance(value, dict):
             raise InputError('"tell" takes names with values, such as {"radius": "0.2"}')
         return [f"{key}={told}" for key, told in value.items()]
+    if name in _MANY and isinstance(value, list):
+        return [_value("image", part) for part in value]
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise InputError(f'"{name}" takes a text or a number, not {json.dumps(value)}')
     if name == "variations":
@@ -164,10 +193,10 @@ def _value(name: str, value: Any) -> Any:
     if name == "prompt":
         return [str(value)]
     if not str(value).strip():
-        if name == "negative":
+        if name.endswith("negative"):
             return ""
         raise InputError(f'"{name}" is empty')
-    return str(value)
+    return [str(value)] if name in _MANY else str(value)
 
 
 def _name(out: Any) -> str:

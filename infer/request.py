@@ -154,9 +154,13 @@ class Request:
         before: dict[str, int] = {}
         made = []
         for prompt in self.prompts:
-            made.append((self.seed + before.get(prompt, 0)) % _SEEDS)
+            made.append(self.later(before.get(prompt, 0)))
             before[prompt] = before.get(prompt, 0) + 1
         return tuple(made)
+
+    def later(self, count: int) -> int:
+        """The seed of the `count`-th video after the first of a prompt."""
+        return (self.seed + count) % _SEEDS
 
     @property
     def row(self) -> tuple[int, int]:
