@@ -47,7 +47,7 @@ def command(args: argparse.Namespace) -> int:
         raise InputError("prompts come from --prompts; leave the others out")
     part = _part(args.part, args.mesh)
     first_process = meshes.begin(args.mesh)
-    folder = Path(args.out or "out")
+    folder = outputs.here(args.out or "out")
     with meshes.agreed(args.mesh):
         if args.prompts == prompts.STDIN and meshes.several(args.mesh):
             raise InputError("--prompts -: standard input reaches one process; name a file")
@@ -222,9 +222,8 @@ class _Work:
     def report(self) -> None:
         """What came of it all: counts, pace, and what failed."""
         made = sum(count for count, _ in self._seconds)
-        told = [
-            f"{made} video{'s' if made != 1 else ''} made in {time.monotonic() - self._started:.0f} s"
-        ]
+        seconds = time.monotonic() - self._started
+        told = [f"{made} video{'s' if made != 1 else ''} made in {seconds:.0f} s"]
         count, seconds = (sum(part) for part in zip((0, 0.0), *self._seconds[1:]))
         if count and seconds:
             told.append(f"{60 * count / seconds:.3g} a minute after the first")

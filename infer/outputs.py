@@ -78,7 +78,7 @@ def plan(
         InputError: the name is no MP4's, the folder cannot be written, a file would replace one of
             `inputs`, or is there already and `force` does not allow to replace it.
     """
-    out = Path(out)
+    out = here(out)
     if out.suffix.lower() != ".mp4" or out.stem.startswith("."):
         raise InputError(f"cannot write {out}: the name of the video must end in .mp4")
     planned = _named(out, count, stages)
@@ -92,6 +92,13 @@ def plan(
         if path.exists() and not force:
             raise InputError(f"{path} is there already; --force replaces it")
     return planned
+
+
+def here(out: str | Path) -> Path:
+    """The path of an output. Raises InputError for a URL, which would be a folder called gs:."""
+    if "://" in str(out):
+        raise InputError(f"-o {out}: videos are written to a disk; mount the bucket as a folder")
+    return Path(out)
 
 
 def check(path: Path) -> None:

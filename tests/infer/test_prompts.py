@@ -183,6 +183,7 @@ def test_lines_are_shared_by_processes(mv2, tmp_path, monkeypatch):
         (("--part", "x"), "--part takes I/N"),
         ((BALL,), "prompts come from --prompts"),
         (("-o", "prompts.jsonl"), "cannot write prompts.jsonl"),
+        (("-o", "gs://bucket/videos"), "videos are written to a disk"),
     ],
 )
 def test_what_stops_all_is_one_line(mv2, capsys, arguments, message):
