@@ -203,6 +203,8 @@ class _Work:
                     self._bars.end()
                     print(*told, sep="\n", flush=True)
                 done += 1
+        except BrokenPipeError:
+            raise  # nobody reads the results any more
         except Exception as error:
             if meshes.several(self._args.mesh) and not isinstance(error, InputError):
                 raise  # the others may be waiting within the same program

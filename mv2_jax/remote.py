@@ -80,7 +80,8 @@ class Remote:
         """The bytes from each (begin, end), several at a time."""
         with self._asked() as (system, path):
             begins, ends = zip(*spans)
-            found = system.cat_ranges([path] * len(spans), list(begins), list(ends))
+            paths = [path] * len(spans)
+            found = system.cat_ranges(paths, list(begins), list(ends), on_error="raise")
         return [bytes(part) for part in found]
 
     def write_bytes(self, content: bytes) -> None:

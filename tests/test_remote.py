@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tiny
 
-from mv2_jax import bundle, cascade, cli, components, remote, sharding
+from mv2_jax import bundle, cascade, cli, components, params, remote, sharding
 from mv2_jax.errors import InputError
 
 BETWEEN = ({"w": np.ones(3, np.float32)}, tiny.RIFE_SIZES)
@@ -89,6 +89,13 @@ def test_files_are_written_whole(tmp_path):
     assert not file.is_file() and file.name == "b"
     with pytest.raises(OSError, match="a/b"):
         file.read_bytes()
+
+
+def test_a_file_that_goes_away_while_it_is_read_is_an_error_of_the_disk(bucket):
+    stored = params.stored(remote.place(f"{bucket}/vae.safetensors"))
+    fsspec.filesystem("memory").rm_file("/bucket/tiny/vae.safetensors")
+    with pytest.raises(OSError):
+        np.asarray(next(iter(params.flatten(stored).values())))
 
 
 WORKER = """

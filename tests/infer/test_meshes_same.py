@@ -136,6 +136,16 @@ def test_a_second_start_with_weights_and_programs_in_a_bucket_compiles_nothing(t
     for name in ("out-1.npy", "out-2.npy"):
         made = [np.load(tmp_path / which / "four0" / name) for which in ("first", "again")]
         np.testing.assert_array_equal(*made)
+    # Together they make the lines of a file, and agree on what of it is wrong.
+    (tmp_path / "lines").write_text('a red ball\na blue cube\n{"image": "none.png"}\n')
+    many = ("--prompts", str(tmp_path / "lines"), *asked[len(TWO) - 2 :])
+    said = finish(*two_processes(tmp_path / "many", *many, **cache), code=1)
+    assert "2 videos made in" in said[0] and "line 3" in said[0] and "line 3" not in said[1]
+    assert all("compiled 0 programs" in text for text in said)
+    assert not list((tmp_path / "many" / "four1").iterdir())
+    for k in (1, 2):
+        made = tmp_path / "many" / "four0" / "out.mp4" / f"0000{k}.npy"
+        np.testing.assert_array_equal(np.load(made), np.load(tmp_path / f"first/four0/out-{k}.npy"))
 
 
 @pytest.mark.slow

@@ -167,6 +167,15 @@ def test_what_fails_while_it_runs_is_passed_over(mv2, tmp_path, capsys, fake_cas
     assert told[-1] == "  line 2: RuntimeError: RESOURCE_EXHAUSTED: out of memory"
 
 
+def test_it_stops_where_nobody_reads_the_results(mv2, tmp_path, monkeypatch):
+    def gone(*_):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(generating, "summary", gone)
+    monkeypatch.setattr(cli, "_unread", lambda: 141)
+    assert mv2([BALL, CUBE]) == 141 and made(tmp_path / "out") == ["00001"]
+
+
 def test_lines_are_shared_by_processes(mv2, tmp_path, monkeypatch):
     lines = [BALL, CUBE, BALL, CUBE, BALL]
     assert mv2(lines, "--part", "1/3") == 0 and made(tmp_path / "out") == ["00002", "00005"]
