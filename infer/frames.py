@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
+from contextlib import suppress
 from fractions import Fraction
 from typing import Any, BinaryIO
 
 import av
 import numpy as np
 from av.sidedata.sidedata import Type
+
+# PyAV 19 reads any title; before it refuses those that are no UTF-8, unless told.
+_ANY_TITLE = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
 
 
 def opened(path: str | os.PathLike[str] | BinaryIO) -> Any:
@@ -20,7 +25,7 @@ def opened(path: str | os.PathLike[str] | BinaryIO) -> Any:
     stay unknown: PyAV would have FFmpeg invent them, in the order of decoding (see `time_of`).
     """
     file = path if hasattr(path, "read") else address(path)
-    return av.open(file, metadata_errors="replace", options={"fflags": "-genpts"})
+    return av.open(file, options={"fflags": "-genpts"}, **_ANY_TITLE)
 
 
 def address(path: str | os.PathLike[str]) -> str:
@@ -48,6 +53,16 @@ def time_of(
     if last is None or (waited is not None and waited > last):
         return waited
     return last + ((frame.duration or 0) * base or step)
+
+
+def side_of(frame: av.VideoFrame) -> dict[Type, Any]:
+    """What a decoded frame has beside its picture, by type; of several of one type the last."""
+    held, found = frame.side_data, {}
+    # By number: iteration gives values before PyAV 19 and types since, and the length as well.
+    with suppress(IndexError):
+        for i in itertools.count():
+            found[held[i].type] = held[i]
+    return found
 
 
 def is_grey(form: av.VideoFormat) -> bool:

@@ -157,7 +157,7 @@ class Source:
         size = (frame.width, frame.height)
         if self._size is None:
             self._size, self.layout = size, layout_of(frame)
-            self.side = {data.type: bytes(data) for data in frame.side_data}
+            self.side = {kind: bytes(data) for kind, data in frames.side_of(frame).items()}
         elif size != self._size:
             frame = self._scaled(frame, time)
         # A picture that is not later than the one before it would never be on show.

@@ -25,6 +25,20 @@ READERS = {
 }
 
 
+def test_what_lies_beside_a_picture_is_found_whichever_way_the_container_counts():
+    """PyAV 19 goes through types and counts each once; earlier ones through all values."""
+    kinds = (1, 1, 2, 3)
+    values = [SimpleNamespace(type=kind, number=i) for i, kind in enumerate(kinds)]
+
+    class Types(dict):
+        def __getitem__(self, key):
+            return values[key]
+
+    for held in (values, Types.fromkeys(kinds)):
+        found = frames.side_of(SimpleNamespace(side_data=held))
+        assert {kind: value.number for kind, value in found.items()} == {1: 1, 2: 2, 3: 3}
+
+
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("name", ["title.mkv", "title.mp4", "2024-01-01T10:00:00.mkv"])
 def test_titles_and_names_of_any_kind_are_no_hindrance(tmp_path, monkeypatch, reader, name):

@@ -184,6 +184,8 @@ def test_sound_whose_times_repeat_or_step_back_is_copied(run, tmp_path, monkeypa
 def test_sound_that_does_not_fit_gets_one_clear_line(
     run, tmp_path, capsys, codec, source, out, says
 ):
+    if codec not in av.codecs_available:
+        pytest.skip(f"the FFmpeg inside PyAV has no {codec}, as of PyAV 19's")
     run(write(tmp_path / source, pan(3), codec="mpeg4", sound=codec), out=out, code=2 * bool(says))
     lines = [x for x in capsys.readouterr().err.splitlines() if "mv2: error:" in x]
     assert len(lines) == bool(says) and says in "".join(lines)

@@ -9,6 +9,7 @@ from av.sidedata.sidedata import Type
 from clips import crowded, encode, pan, shown, stored
 
 from mv2_jax import cli
+from mv2_jax.infer import frames
 from mv2_jax.infer import interpolate_encode as encoding
 from mv2_jax.infer import interpolate_make as making
 from mv2_jax.infer import interpolate_packets as packets
@@ -54,20 +55,24 @@ def test_subtitles_chapters_fonts_and_names_are_kept(run, capsys, out):
         assert "the attachment font.ttf is left out: only .mkv" in capsys.readouterr().err
 
 
+def side(frame):
+    return {kind: bytes(data) for kind, data in frames.side_of(frame).items()}
+
+
 def test_hdr_numbers_and_the_place_of_chroma_are_kept(run):
     hdr = ("log-level=none:lossless=1:chromaloc=2:hdr10=1:max-cll=1000,400:master-display="
            "G(13250,34500)B(7500,3000)R(34000,16000)WP(15635,16450)L(10000000,50)")  # fmt: skip
     encode("in.mp4", pan(3), "libx265", "yuv420p10le", **{"x265-params": hdr})
     assert packets.survey("in.mp4").location == "topleft"
     with av.open("in.mp4") as container:
-        given = {s.type: bytes(s) for s in next(container.decode(video=0)).side_data}
+        given = side(next(container.decode(video=0)))
     for out, codec in (("a.mp4", "h264"), ("b.mkv", "hevc")):
         run("in.mp4", "-o", out, "--codec", codec)
         with av.open(out) as container:
-            side = {s.type: bytes(s) for s in next(container.decode(video=0)).side_data}
-        assert side[Type.CONTENT_LIGHT_LEVEL] == given[Type.CONTENT_LIGHT_LEVEL]
+            made = side(next(container.decode(video=0)))
+        assert made[Type.CONTENT_LIGHT_LEVEL] == given[Type.CONTENT_LIGHT_LEVEL]
         old, new = (np.frombuffer(x[Type.MASTERING_DISPLAY_METADATA], np.int32)[:20].reshape(10, 2)
-                    for x in (given, side))  # fmt: skip
+                    for x in (given, made))  # fmt: skip
         np.testing.assert_allclose(old[:, 0] / old[:, 1], new[:, 0] / new[:, 1], rtol=1e-6)
         assert packets.survey(out).location == "topleft"
 
