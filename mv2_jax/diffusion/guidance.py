@@ -19,7 +19,7 @@ Rows are structure (they are the size of the batch); every number is traced.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -141,6 +141,11 @@ class Rule:
             scales=tuple(self.scales[i] for i in kept[:-1]),
         )
 
+    def repeat(self, x: jax.Array, point: Point) -> tuple[jax.Array, jax.Array]:
+        """What the network gets for samples `[B, ...]` at a point: x `[R, B, ...]`, t `[R, B]`."""
+        rows = jnp.broadcast_to(x[None], (self.rows, *x.shape))
+        return rows, jnp.broadcast_to(point.t, rows.shape[:2]).astype(jnp.float32)
+
     def mix(self, outputs: jax.Array, scales: tuple[jax.Array, ...]) -> jax.Array:
         """The guided output [B, ...] from the rows' [R, B, ...] and each step's scale."""
         guided = outputs[0]
@@ -189,27 +194,3 @@ def rule(name: str) -> Rule:
         InputError: there is none; the message names the nearest.
     """
     return lookup.find(name, RULES, "guidance rule", fits=Rule, wants="a guidance.Rule")
-
-
-def guided(
-    model: Callable[[jax.Array, jax.Array, Any], jax.Array],
-    condition: Any,
-    guidance: Guidance,
-    rule: Rule,
-) -> Callable[[jax.Array, Point], jax.Array]:
-    """`predict(x, point) -> output` for `samplers.denoiser`.
-
-    Args:
-        model: `model(x, t, condition) -> output`: x `[R, B, ...]`, t `[R, B]` float32 and the
-            condition in, an output like x out. Called once a step.
-        condition: what the rows are told, leading axes [R, B].
-        guidance: from `make`; its numbers may be traced.
-        rule: static.
-    """
-
-    def predict(x: jax.Array, point: Point) -> jax.Array:
-        rows = jnp.broadcast_to(x[None], (rule.rows, *x.shape))
-        t = jnp.broadcast_to(point.t, rows.shape[:2]).astype(jnp.float32)
-        return rule.combine(model(rows, t, condition), guidance, point.k)
-
-    return predict

@@ -97,7 +97,8 @@ def make(name: str) -> Sampler:
 def denoiser(predict: Callable[[jax.Array, Point], jax.Array], kind: prediction.Kind) -> Denoise:
     """`denoise(x, point) -> x0` from `predict(x, point) -> output` of the prediction type `kind`.
 
-    `guidance.guided` makes such a `predict` from a network; `kind` is the process's `prediction`.
+    With guidance `predict` runs several rows (`guidance.Rule.repeat`, `combine`); `kind` is the
+    process's `prediction`.
     """
     kind = prediction.get(kind)
 

@@ -19,7 +19,6 @@ import numpy as np
 
 from mv2_jax.config import StageConfig
 from mv2_jax.diffusion import free_init as slow_part
-from mv2_jax.diffusion import guidance as guides
 from mv2_jax.diffusion import keys as named
 from mv2_jax.diffusion import process, samplers
 from mv2_jax.diffusion.guidance import Guidance, Rule
@@ -98,7 +97,7 @@ def advance(
 
     def predict(x: jax.Array, point: samplers.Point) -> jax.Array:
         model = stages.in_windows(params, cfg, frames, steps, point.index)
-        return guides.guided(model, conditioning, guidance, rule)(x, point)
+        return rule.combine(model(*rule.repeat(x, point), conditioning), guidance, point.k)
 
     denoise = samplers.denoiser(predict, process.of(cfg.stage.schedule).prediction)
     return samplers.sample(denoise, sampler, grid, state, k)

@@ -123,7 +123,9 @@ def test_one_call_of_the_network_a_step_and_one_compilation_for_all_scales():
 
     @jax.jit
     def chain(g):
-        predict = guidance.guided(model, condition, g, APART)
+        def predict(x, point):
+            return APART.combine(model(*APART.repeat(x, point), condition), g, point.k)
+
         state = samplers.start(sampler, grid, NONE)
         return samplers.sample(samplers.denoiser(predict, "eps"), sampler, grid, state).x
 
