@@ -85,7 +85,8 @@ def _follow(decode: Any, begun: Any, most: int = 4) -> Looks:
         if len(seen) == most:
             return True
         x, point = meshes.alone((state.x, chain.look_at(begun.cfg, begun.steps, state)))
-        x0, weights = _look(params, conditioning, x, point, cfg=begun.cfg)
+        places = _windows(begun, int(state.index))
+        x0, weights = _look(params, conditioning, x, point, *places, cfg=begun.cfg)
         seen.append(int(state.index))
         starts.append(np.asarray(x[0]))
         believed.append(np.asarray(decode(x0)[0]))
@@ -96,15 +97,44 @@ def _follow(decode: Any, begun: Any, most: int = 4) -> Looks:
     return Looks(seen, np.stack(believed), np.mean(text, axis=0), starts[0])
 
 
+def _windows(begun: Any, step: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of a step's windows the first frames [W] and their frames' weights [W, window]; of a clip
+    that fits into one, that one."""
+    frames, shape = begun.state.x.shape[1], begun.cfg.windows
+    if frames <= shape.window:
+        return np.zeros(1, np.int32), np.ones((1, frames), np.float32)
+    first, share = shape.over_steps(frames, begun.steps)
+    row = step if len(first) > 1 else 0
+    return first[row], share[row]
+
+
 @partial(jax.jit, static_argnames=("cfg",))
 def _look(
-    params: Any, conditioning: Any, x: jax.Array, point: Point, *, cfg: stages.Config
+    params: Any,
+    conditioning: Any,
+    x: jax.Array,
+    point: Point,
+    first: jax.Array,
+    share: jax.Array,
+    *,
+    cfg: stages.Config,
 ) -> tuple[jax.Array, jax.Array]:
-    t = jnp.broadcast_to(point.t, x.shape[:1])
-    out, maps = watch.cross_attention(stages.predict_one, params, cfg, x, t, conditioning)
+    """The clean latents implied at x [1, T, h, w, C], and where its places looked
+    [1, T, h, w, L]: both averaged over windows, as the chain does."""
+    t, total, maps = jnp.broadcast_to(point.t, x.shape[:1]), jnp.zeros_like(x), 0.0
+    by_frame = [each for each in cfg.conditions if hasattr(each, "of_frames")]
+    for begin, weight in zip(first, share):
+        at = (begin + jnp.arange(share.shape[1])) % x.shape[1]
+        told = {each.name: each.of_frames(conditioning[each.name], at) for each in by_frame}
+        given = (params, cfg, x[:, at], t, {**conditioning, **told})
+        out, heard = watch.cross_attention(stages.predict_one, *given)
+        here = _together(heard["text"], len(at), x.shape[2:4])
+        weight = weight.reshape(1, -1, 1, 1, 1)
+        total = total.at[:, at].add(weight * out)
+        empty = jnp.zeros((1, x.shape[1], *here.shape[2:]))
+        maps = maps + empty.at[:, at].add(weight * here)
     kind = process.of(cfg.stage.schedule).prediction
-    x0 = prediction.to_x0(kind, out, x, point.alpha, point.sigma)
-    return x0, _together(maps["text"], x.shape[1], x.shape[2:4])
+    return prediction.to_x0(kind, total, x, point.alpha, point.sigma), maps
 
 
 def _together(layers: dict[str, jax.Array], frames: int, plane: tuple[int, int]) -> jax.Array:

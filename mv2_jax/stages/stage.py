@@ -95,6 +95,12 @@ class Config:
         return named.among(each.role for each in self.conditions)
 
     @property
+    def windows(self) -> windows.Windows:
+        """How clips that are longer than the backbone knows are cut."""
+        stage = self.stage
+        return windows.Windows(*stage.windows, stage.blend, stage.context)
+
+    @property
     def inputs(self) -> frozenset[str]:
         """Names of the raw inputs that its conditions need."""
         return frozenset(name for each in self.conditions for name in each.needs)
@@ -291,8 +297,7 @@ def in_windows(
         return conditioning | {name: of(conditioning[name], frames) for name, of in here.items()}
 
     model = partial(predict, params, cfg)
-    shape = windows.Windows(*cfg.stage.windows, cfg.stage.blend, cfg.stage.context)
-    return windows.over(model, frames, shape, axis=2, some=some, steps=steps, step=step)
+    return windows.over(model, frames, cfg.windows, axis=2, some=some, steps=steps, step=step)
 
 
 def drop(

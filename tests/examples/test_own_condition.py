@@ -14,8 +14,10 @@ import tiny
 from mv2_jax import bundle, cascade, cli
 from mv2_jax.diffusion import keys
 from mv2_jax.errors import InputError
-from mv2_jax.infer import ahead
+from mv2_jax.infer import ahead, machines, media
 from mv2_jax.stages import stage as stages
+from mv2_jax.train import cli as training
+from mv2_jax.train import recipe
 
 PROMPT = ["a red ball"]
 
@@ -126,3 +128,76 @@ def test_a_command_tells_it(folder, tmp_path, capsys, monkeypatch):
     ):
         assert cli.main([*words, "-o", "b.mp4", "--tell", said]) == 2
         assert message in capsys.readouterr().err
+
+
+RECIPE = """
+import dataclasses
+import numpy as np
+import own_data
+import tiny
+from own_condition import Brightness
+from mv2_jax.config import to_dict
+from mv2_jax.train.phase import packing, phase, recipe
+
+class Bright(own_data.Folder):  # pictures, and how bright each is
+    def read(self, numbers, frames, size):
+        clips, notes = super().read(numbers, frames, size)
+        return clips, {{**notes, "brightness": np.float32(clips.mean((1, 2, 3, 4)))}}
+
+def get_config():
+    stage = dataclasses.replace(tiny.PICTURE, conditions=("text", Brightness(width=8)))
+    given = dict.fromkeys(("vae", "text_encoder", "spatial"), {weights!r})
+    data = {{"source": "bright:Bright", "root": {root!r}, "count": 4, "shard": 4, "sizes": (48,)}}
+    learnt = phase(
+        "t2i", begin=given, steps=2, batch=2, log_every=1, data=data,
+        model={{"t2i": to_dict(stage)}},
+        loss={{"drop_text": 0.1, "drop_brightness": 0.1, "shape": {{"class": "LossConfig"}}}},
+        sample={{"guidance": 2.0, "steps": 1}}, ema={{"decay": 0.0}},
+        optim={{"lr": 1e-2, "warmup": 0}},
+    )
+    made = recipe(packing(sources=({weights!r},), name="bright"), learnt=learnt)
+    made.quick_compile = True
+    return made
+"""
+
+
+@pytest.mark.slow
+def test_a_recipe_trains_it_and_the_packed_cascade_hears_it(own, tmp_path, monkeypatch, capsys):
+    """From a recipe to a command, with a data source of one's own that notes what it is told."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    given, root = tmp_path / "given", tmp_path / "pictures"
+    before = tiny.make()
+    tiny.write(given, before)
+    root.mkdir()
+    for number, level in enumerate((40, 200)):
+        media.write_image(root / f"{number}.png", np.full((48, 48, 3), level, np.uint8))
+        (root / f"{number}.txt").write_text("a red ball\n")
+    Path("bright.py").write_text(RECIPE.format(weights=str(given), root=str(root)))
+    assert training.main("bright.py", [], out="runs") == 0
+
+    listed = json.loads(Path("runs/bright/learnt/weights/phase.json").read_text())["components"]
+    assert listed["brightness"]["config"]["class"] == "own_condition:Brightness"
+    held = recipe.components_in(Path("runs/bright/learnt/weights"))
+    fresh = own.init(before.picture, keys.seed(0), None, None, None, {})["brightness"]
+    assert held["brightness"].params["kernel"].shape == fresh["kernel"].shape
+
+    four = cascade.load(bundle.read("runs/bright/cascade"))
+    assert four.picture.trees == ("text_encoder", "brightness", "spatial")
+    call = {"keys": keys.seeds([1]), "steps": 1}
+    dark, light = (four.t2i(PROMPT, **call, more={"brightness": [b]}) for b in (-0.6, 0.6))
+    assert np.abs(dark - light).max() > 1e-5
+    steps = "--t2i-steps 1 --i2v-steps 1 --v2v-steps 1".split()
+    words = ["generate", *PROMPT, "--weights", "runs/bright/cascade", *steps]
+    assert cli.main([*words, "-o", "a.mp4", "--tell", "brightness=-0.6"]) == 0
+    # And planned, by the command: for devices that are the CPU's.
+    planned = []
+    monkeypatch.setattr(machines, "check", lambda name: None)
+    monkeypatch.setattr(machines, "devices", lambda name: jax.devices()[:1])
+    compiled = ahead.Plan(2**30, 2**29, 2**29, seconds=0.5)
+    monkeypatch.setattr(
+        ahead, "compile_stage", lambda cfg, mesh, batch: planned.append(cfg) or compiled
+    )
+    plan = ["plan", "t2i", "--on", "any", "--weights", "runs/bright/cascade"]
+    assert cli.main(plan) == 0
+    assert planned[0].trees == four.picture.trees

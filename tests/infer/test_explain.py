@@ -15,7 +15,10 @@ import tiny
 from PIL import Image
 
 from mv2_jax import cli
+from mv2_jax.diffusion import keys, prediction
 from mv2_jax.infer import explain, explain_maps, explain_page, generate, mechanisms
+from mv2_jax.stages import chain
+from mv2_jax.stages import stage as stages
 from mv2_jax.text import CLIPTokenizer
 
 PROMPT = "a red ball <bouncing> over a meadow"
@@ -160,3 +163,25 @@ def test_pictures_on_the_way_are_decoded_by_t2i_s_own_autoencoder():
     looks = [explain_maps.of_picture(f, PROMPT, 0, NUMBERS["t2i"]) for f in (four, other)]
     assert np.abs(looks[0].believed - looks[1].believed).max() > 1e-3
     np.testing.assert_array_equal(looks[0].text, looks[1].text)
+
+
+@pytest.mark.slow
+def test_it_follows_windows_and_freeinit_as_the_cascade_does():
+    four = tiny.make().with_stage("i2v", frames=5)  # the motion modules know 3
+    picture = np.random.default_rng(0).uniform(-1, 1, (1, 48, 48, 3)).astype(np.float32)
+    given = {**NUMBERS["i2v"], "free_init": 1}
+    looks = explain_maps.of_clip(four, PROMPT, 3, picture, given)
+    seed = keys.seeds([3])
+    once = four.chain("i2v", [PROMPT], seed, {**given, "free_init": 0}, picture)
+    cfg, latent = once.cfg, once.end().x
+    begun = chain.again(seed, latent, np.int32(0), cfg=cfg, steps=2)
+    np.testing.assert_allclose(looks.start, begun.x[0], atol=2e-6)
+    # What is believed there is what the stage's own windows make of it.
+    point = chain.look_at(cfg, 2, begun)
+    told = jax.tree.map(lambda leaf: leaf[-1:], once.conditioning)
+    t = np.full((1, 1), point.t, np.float32)
+    out = stages.in_windows(once.params, cfg, 5)(begun.x[None], t, told)[0]
+    x0 = prediction.to_x0("v", out, begun.x, point.alpha, point.sigma)
+    np.testing.assert_allclose(looks.believed[0], four.decode(x0)[0], atol=2e-4)
+    assert looks.text.shape[:3] == (5, 4, 4) and looks.text.shape[3] == 20
+    np.testing.assert_allclose(looks.text.sum(axis=-1), 1.0, atol=1e-5)
