@@ -260,7 +260,7 @@ def _parser() -> Parser:
     add("--variant", metavar="NAME", help="of folders with several precisions: fp16")
     add("--preset", choices=tuple(PRESETS), help="sizes and frames of the stages (the one that "
         "fits: sd15's, with SDXL for T2I the paper's, all of SDXL sdxl's)")  # fmt: skip
-    add("--frames", type=int, metavar="N", help="keyframes (the preset's)")
+    add("--frames", type=int, metavar="N", help="keyframes (the preset's; 1 or more)")
     for stage in DIFFUSION:
         add(f"--{stage}-size", type=size, metavar="WxH", help="pixels of its frames (the preset's)")
     add("--norm-scope", choices=("frame", "clip"), help="of the motion modules' norms, if known "

@@ -44,9 +44,21 @@ def _parser() -> Parser:
     )
     add = vfi.add_argument
     add("clip", metavar="CLIP", help="any video, or toybox: renders that training never sees")
-    add("--times", type=_times, default=(2, 3), metavar="N,...", help="keep each Nth frame (2,3)")
-    add("--gaps", type=_count, metavar="N", help="only that many gaps, evenly spread (all)")
-    add("--views", type=_views, default=(1, 4), metavar="N,...", help="of the network's (1,4)")
+    add(
+        "--times",
+        type=_times,
+        default=(2, 3),
+        metavar="N,...",
+        help="keep each Nth frame (2,3; 2 to 16)",
+    )
+    add("--gaps", type=_count, metavar="N", help="so many gaps, evenly spread (all; 1 or more)")
+    add(
+        "--views",
+        type=_views,
+        default=(1, 4),
+        metavar="N,...",
+        help="of the network's (1,4; 1 to 8)",
+    )
     several = f"{interpolators.HELP}; several with commas"
     add("--vfi", type=_split, default=("rife",), metavar="NAME,...", help=several)
     add("--methods", type=_methods, default=METHODS, metavar="A,...", help=f"{','.join(METHODS)}")

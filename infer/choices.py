@@ -53,6 +53,11 @@ class Choice:
         """What stands for the value in a help text."""
         return "NAME" if isinstance(self.known[0], str) else "N"
 
+    @property
+    def range(self) -> str:
+        """What may be given of a whole number, for a help text."""
+        return "" if isinstance(self.known[0], str) else f"; {self.known[0]} to {self.known[1]}"
+
     def parse(self, value: Any) -> Any:
         """The choice that a text (or a sidecar's value) stands for.
 
@@ -100,8 +105,8 @@ CHOICES = (
            "from: none (nothing); text (the negative prompt); public (the negative prompt and an "
            "empty picture, with the control on both sides, as in diffusers' pipelines); apart "
            "(picture and text, a scale for each); or module:name of your own", own=True),
-    Choice("--frames", _VIDEO, "frames", (1, 1024), "keyframes; more than the motion modules know "
-           "are made in overlapping windows"),
+    Choice("--frames", _VIDEO, "frames", (1, 1024), "keyframes (the weights' own); more than the "
+           "motion modules know are made in overlapping windows"),
     Choice("--windows", _VIDEO, "context", CONTEXTS, "where windows lie, as in ComfyUI's "
            "AnimateDiff-Evolved: static; uniform (they move from step to step); looped (and go "
            "over the end); closed (and the video closes to a loop)"),
@@ -111,7 +116,7 @@ CHOICES = (
     Choice("--fuse", _VIDEO, "blend", ("pyramid", "flat"), "how windows are averaged: pyramid "
            "(their middles count most), flat"),
     Choice("--clip-skip", DIFFUSION, "clip_skip", (0, 47), "last layers of the text encoder left "
-           "out; 1 is the web UI's 2"),
+           "out (the weights' own); 1 is the web UI's 2"),
     Choice("--vfi", ("vfi",), "network", interpolators.NAMES, "what makes the frames between the "
            "keyframes: rife, ema, gan, a file of weights or module:NAME of your own, A+B the mean "
            "of both; none shows the keyframes alone, as long as the video would be", files=True,

@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
     add = parser.add_argument
     add("prompt", help="what the video is to show")
     add("-o", "--out", default="explain.html", metavar="FILE", help="the page (explain.html)")
-    add("--seed", type=int, default=0, metavar="N", help="another seed, another video (0)")
+    add("--seed", type=int, default=0, metavar="N", help="another seed (0; 0 to 4294967295)")
     add("--negative", default="", metavar="TEXT", help="what to steer away from")
     add("--weights", metavar="DIR", help="a cascade folder (the one that ships)")
     add("--mesh", metavar="AXES", help=meshes.HELP)

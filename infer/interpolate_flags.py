@@ -55,12 +55,24 @@ def _parser() -> Parser:
 
 def _add_times(group: argparse._ArgumentGroup) -> None:
     pace = group.add_mutually_exclusive_group()
-    pace.add_argument("--times", type=_whole(1, 64), metavar="N", help="frames for each (2)")
-    pace.add_argument("--fps", type=_fps, metavar="X", help="frames a second: 60, 59.94 ...")
+    pace.add_argument(
+        "--times", type=_whole(1, 64), metavar="N", help="frames for each (2; 1 to 64)"
+    )
+    pace.add_argument(
+        "--fps",
+        type=_fps,
+        metavar="X",
+        help="frames a second: 60, 59.94 ... (twice the source's; 1 to 1000)",
+    )
     add = group.add_argument
-    add("--pace", type=_fps, metavar="X", help="frames a second of a folder of pictures")
-    add("--slow", type=_slow, default=Fraction(1), metavar="N", help="N times slower, 1 to 64, at "
-        "the source's pace unless --times or --fps says another")  # fmt: skip
+    add(
+        "--pace",
+        type=_fps,
+        metavar="X",
+        help="frames a second of a folder of pictures (needed there; 1 to 1000)",
+    )
+    add("--slow", type=_slow, default=Fraction(1), metavar="N", help="N times slower (1; 1 to 64), "
+        "at the source's pace unless --times or --fps says another")  # fmt: skip
     add("--start", type=_seconds, metavar="TIME", help="seconds or h:m:s into the video")
     add("--end", type=_seconds, metavar="TIME", help="where to stop, likewise")
 
@@ -69,40 +81,41 @@ def _add_frames(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--vfi", default="rife", metavar="NAME", help=interpolators.HELP)
     add("--views", type=_whole(1, 8), default=1, metavar="N",
-        help="1 to 8: N times slower, better (1)")  # fmt: skip
+        help="N times slower, better (1; 1 to 8)")  # fmt: skip
     add(
         "--scale",
         type=_scale,
         default=Fraction(1),
         metavar="X",
         help="of the plane that motion is "
-        "looked for on: 1, 0.5, 0.25 or 0.125; 0.5 is for 4K, and takes less memory (1)",
+        "looked for on (1; 0.5, 0.25 or 0.125); 0.5 is for 4K, and takes less memory",
     )
     add(
         "--cuts",
         type=_or_off(_share),
         default=UNEXPLAINED,
         metavar="X",
-        help="off, or how little "
-        f"of a picture is found again at a cut, 0 to 2: less sees more cuts ({UNEXPLAINED})",
+        help="how little of a picture is found again at a cut: less sees more cuts "
+        f"({UNEXPLAINED}; 0 to 2, or off)",
     )
     add(
         "--pause",
         type=_or_off(_seconds),
         default=PAUSE,
         metavar="S",
-        help=f"off, or the seconds beyond which a frame that stays is left alone ({PAUSE})",
+        help="the seconds beyond which a frame that stays is left alone "
+        f"({PAUSE}; 0 or more, or off)",
     )
     add("--dedupe", type=_levels, nargs="?", const=REPEAT, metavar="X", help="for drawings on twos "
         "and threes: frames that repeat the one before, up to X grey levels, are made anew "
-        f"({REPEAT:g})")  # fmt: skip
+        f"({REPEAT:g}; 0 to 64)")  # fmt: skip
 
 
 def _add_codec(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--codec", metavar="NAME", help="h264, hevc, av1, vp9, prores, ffv1, or a hardware encoder "
         "of FFmpeg's: h264_nvenc, hevc_videotoolbox ... (h264; vp9 in .webm)")  # fmt: skip
-    add("--crf", type=_whole(0, 63), metavar="N", help="quality, 0 the best (16 for h264)")
+    add("--crf", type=_whole(0, 63), metavar="N", help="quality, 0 the best (16 for h264; 0 to 63)")
     add("--preset", metavar="NAME", help="the encoder's own: medium, slow ...")
     add("--pixels", metavar="FORMAT", help="FFmpeg's name of a pixel format, such as yuv420p (the "
         "nearest to the source's)")  # fmt: skip

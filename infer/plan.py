@@ -87,9 +87,9 @@ def _parser() -> Parser:
         metavar="A=N,...",
         help="sizes of the mesh's axes data, fsdp, context, tensor",
     )
-    add("--batch", type=_positive, default=1, metavar="N", help="videos at a time (1)")
+    add("--batch", type=_positive, default=1, metavar="N", help="videos at a time (1; 1 or more)")
     add("--size", type=_pixels, metavar="WxH", help="pixels (the paper's)")
-    add("--frames", type=_positive, metavar="N", help="frames (the paper's 32)")
+    add("--frames", type=_positive, metavar="N", help="frames (the paper's 32; 1 or more)")
     add("--dtype", choices=TYPES, default=TYPES[0], help="of parameters and computation")
     add("--weights", metavar="DIR", help="plan for this cascade folder's networks instead")
     return parser

@@ -269,9 +269,15 @@ def _parser() -> Parser:
     )
     add = parser.add_argument
     add("preset", choices=list(presets.PRESETS), help="which cascade")
-    add("--shrink", type=_positive, default=8, metavar="N", help="planes of 1/N a side (8)")
-    add("--frames", type=_positive, metavar="N", help="keyframes (the preset's)")
-    add("--steps", type=_positive, default=2, metavar="N", help="denoising steps of a stage (2)")
+    add(
+        "--shrink",
+        type=_positive,
+        default=8,
+        metavar="N",
+        help="planes of 1/N a side (8; 1 to 1024)",
+    )
+    add("--frames", type=_positive, metavar="N", help="keyframes (the preset's; 1 to 1024)")
+    add("--steps", type=_positive, default=2, metavar="N", help="steps of a stage (2; 1 to 1024)")
     add("--dtype", choices=_TYPES, default=_TYPES[0], help="of parameters and computation")
     add("--only", nargs="+", choices=STAGES, metavar="STAGE", help="these stages alone")
     return parser

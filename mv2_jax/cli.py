@@ -160,12 +160,12 @@ def _generate_parser(
         help="leave out of the video and its pictures that "
         "they are generated, by what and from which prompt and seed",
     )
-    add("--seed", metavar="N", help="another seed, another video (0); random: any")
+    add("--seed", metavar="N", help="another seed, another video (0; 0 to 4294967295); random: any")
     add(
         "--variations",
         type=_positive,
         metavar="N",
-        help="so many videos of each prompt, from seed, seed + 1 ... (1)",
+        help="so many videos of each prompt, from seed, seed + 1 ... (1; 1 to 1024)",
     )
     add("--negative", metavar="TEXT", help="what to steer away from")
     for stage in DIFFUSION:
@@ -187,7 +187,7 @@ def _generate_parser(
     add("--from", dest="from_", metavar="JSON", help="make an earlier video again; flags override")
     add("--size", metavar="WxH", help="size of the video in pixels (the weights' own)")
     add("--stages", action="store_true", help="keep what every stage made")
-    add("--batch", type=_positive, metavar="N", help="videos made at a time (1)")
+    add("--batch", type=_positive, metavar="N", help="videos made at a time (1; 1 to 1024)")
     add(
         "--prompts",
         metavar="FILE",
@@ -223,7 +223,10 @@ def _generate_parser(
     for choice in CHOICES:
         stages = ", ".join(stage.upper() for stage in choice.stages)
         others.add_argument(
-            choice.flag, dest=choice.dest, metavar=choice.metavar, help=f"{stages}: {choice.help}"
+            choice.flag,
+            dest=choice.dest,
+            metavar=choice.metavar,
+            help=f"{stages}: {choice.help}{choice.range}",
         )
     parser.set_defaults(run=_generate)
     return parser
@@ -260,9 +263,21 @@ def _eval_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParse
     )
     add = parser.add_argument
     add("world", choices=["toybox"], help="the judge's world")
-    add("--prompts", type=int, default=200, metavar="N", help="prompts of withheld worlds (200)")
-    add("--seed", type=int, default=0, metavar="N", help="another choice of prompts (0)")
-    add("--batch", type=_positive, default=4, metavar="N", help="videos made at a time (4)")
+    add(
+        "--prompts",
+        type=int,
+        default=200,
+        metavar="N",
+        help="prompts of withheld worlds (200; 1 or more)",
+    )
+    add(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="another choice of prompts (0; 0 to 4294967295)",
+    )
+    add("--batch", type=_positive, default=4, metavar="N", help="at a time (4; 1 to 1024)")
     add("--weights", metavar="DIR", help="a cascade folder (the one that ships)")
     add("--mesh", metavar="AXES", help=meshes.HELP)
     add("-o", "--out", metavar="DIR", help="write eval.json and eval.png there")
