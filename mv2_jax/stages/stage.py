@@ -293,6 +293,7 @@ def in_windows(
 
     def some(conditioning: Conditioning, frames: jax.Array) -> Conditioning:
         by_frame = [each for each in cfg.conditions if hasattr(each, "of_frames")]
+        by_frame = [each for each in by_frame if jax.tree.leaves(conditioning[each.name])]
         here = {e.name: jax.vmap(e.of_frames, (0, None)) for e in by_frame}
         return conditioning | {name: of(conditioning[name], frames) for name, of in here.items()}
 

@@ -67,6 +67,7 @@ def test_prompts_travel_as_in_freenoise(public, cascades):
 
         def free_noise(pipeline):
             pipeline.encode_prompt = told
+            pipeline.motion_adapter = public[0]["motion"]
             pipeline.enable_free_noise(context_length=FRAMES, context_stride=FRAMES)
 
         given = {"prompt": dict(said), "negative_prompt": NEGATIVE, "ready": free_noise}
