@@ -3,7 +3,7 @@
 JAX's own cache spares the compiling, but its key is the lowered program, so that each run traces
 and lowers every network anew only to find what it has. Here the key is what a program is made from:
 the source of this package, the versions beneath it, the device, the function's name, its static
-arguments and its shapes. A hit costs one file.
+arguments and its shapes, and what the compiler is told. A hit costs one file.
 
 The folder may be in a bucket (`mv2_jax.remote`). Processes that share a mesh keep each its own part
 of a program, and take it where all of them have theirs: XLA's compilers may wait for one another.
@@ -33,6 +33,7 @@ from jax.experimental import serialize_executable as serial
 from jax.sharding import Mesh, NamedSharding
 
 from mv2_jax import files, programs
+from mv2_jax.compiler import Options
 from mv2_jax.errors import InputError
 from mv2_jax.infer import cache
 from mv2_jax.programs import usual_device
@@ -53,12 +54,15 @@ class Kept:
         self._all = folder / "kept"
         self._folder = self._all / _made_of()
 
-    def name(self, function: Any, static: dict[str, Any], signature: Any) -> str | None:
+    def name(
+        self, function: Any, static: dict[str, Any], signature: Any, options: Options
+    ) -> str | None:
         """The key of a program; None for one that is not to be kept.
 
         Args:
             signature: the arguments' structure, and each leaf's (type, sharding), None for the
                 usual device (`programs.signature`).
+            options: what the compiler is told (`mv2_jax.compiler`).
         """
         structure, leaves = signature
         if not all(self._here(place) for _, place in leaves):
@@ -70,6 +74,7 @@ class Kept:
             return None
         told = sorted(static.items())
         words = f"{function.__module__}.{function.__qualname__} {told!r} {structure} {types}"
+        words += f" {sorted(options.items())}"
         if " at 0x" in words:  # an object without a repr of its own: another run's differs
             return None
         name = hashlib.sha256(words.encode()).hexdigest()[:32]
@@ -103,10 +108,10 @@ class Kept:
                 path.unlink()
             return None
 
-    def compile(self, name: str, lowered: Any) -> Any:
+    def compile(self, name: str, lowered: Any, options: Options) -> Any:
         """Compiles and keeps. A folder that cannot be written keeps nothing, and nothing stops."""
         before = _hits
-        compiled = lowered.compile()
+        compiled = lowered.compile(compiler_options=options)
         # XLA on CPUs writes a program that it has itself just read without some of its functions
         # (jax 0.10), and then cannot read that. So what an edit of the source leaves as it was is
         # lowered again in each run, and found in JAX's cache.

@@ -210,9 +210,8 @@ class Cascade:
 
     def encode(self, pixels: Any) -> jax.Array:
         """Pixels [B, (T,) H, W, 3] in [-1, 1] -> scaled latents [B, (T,) h, w, C]."""
-        pixels = self.programs.placed(jnp.asarray(pixels, jnp.float32))
-        with self.programs.scope():
-            return _encode(self.params["vae"], pixels, cfg=self.vae, dtype=self.dtype)
+        pixels, vae = jnp.asarray(pixels, jnp.float32), self.params["vae"]
+        return self.programs("vae", _encode, vae, pixels, cfg=self.vae, dtype=self.dtype)
 
     def decode(self, latents: Any) -> jax.Array:
         """Scaled latents [B, (T,) h, w, C] -> pixels [B, (T,) H, W, 3] in [-1, 1]."""
@@ -223,9 +222,8 @@ class Cascade:
         return self._pixels(latents, *self._picture_vae())
 
     def _pixels(self, latents: Any, vae: Any, cfg: VAEConfig) -> jax.Array:
-        latents = self.programs.placed(jnp.asarray(latents))
-        with self.programs.scope():
-            return _decode(vae, latents, cfg=cfg, dtype=self.dtype)
+        latents = jnp.asarray(latents)
+        return self.programs("vae", _decode, vae, latents, cfg=cfg, dtype=self.dtype)
 
     def _picture_vae(self) -> tuple[Any, VAEConfig]:
         return self.params[self.component("t2i", "vae")], self.picture_vae or self.vae

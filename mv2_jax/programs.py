@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import jax
 from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 
-from mv2_jax import sharding
+from mv2_jax import compiler, sharding
 
 Progress = Callable[[str, int, int], None]
 """progress(stage, done, total); `stage` is "i2v", or "compiling i2v" while it compiles."""
@@ -28,20 +28,24 @@ def silent(stage: str, done: int, total: int) -> None:
 class Store(Protocol):
     """Where compiled programs are kept: `infer.kept.Kept`, for the commands."""
 
-    def name(self, function: Any, static: dict[str, Any], signature: Any) -> str | None:
+    def name(
+        self, function: Any, static: dict[str, Any], signature: Any, options: compiler.Options
+    ) -> str | None:
         """The key of a program; None for one that cannot be kept."""
 
     def find(self, name: str) -> Any:
         """The compiled program of a key; None where there is none."""
 
-    def compile(self, name: str, lowered: Any) -> Any:
-        """Compiles a lowered program, and keeps it."""
+    def compile(self, name: str, lowered: Any, options: compiler.Options) -> Any:
+        """Compiles a lowered program with these options, and keeps it."""
 
 
 class Programs:
     """Calls jitted functions; a call with new shapes or new static arguments compiles aloud.
 
-    What `store` has is taken from it in silence, without a trace. With a `mesh` programs are for
+    What `store` has is taken from it in silence, without a trace. Each program is compiled with the
+    options that its parameters' widths call for (`mv2_jax.compiler`); within another's trace a
+    function is called as it is, and becomes a part of that. With a `mesh` programs are for
     all of its devices, and what does not lie on it yet is put there, whole on each.
     """
 
@@ -67,16 +71,25 @@ class Programs:
             static: hashable static arguments.
         """
         args = self.placed(args)
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(args)):
+            with self.scope():
+                return function(*args, **static)
         shapes = signature(args)
         key = (function, tuple(sorted(static.items())), shapes)
         if key not in self._compiled:
-            name = self._store.name(function, static, shapes) if self._store else None
-            program = self._store.find(name) if name else None
+            with self.scope():
+                options = compiler.options(args)
+            store = self._store
+            name = store.name(function, static, shapes, options) if store else None
+            program = store.find(name) if name else None
             if program is None:
                 progress(f"compiling {stage}", 0, 1)
                 with self.scope():
                     lowered = function.lower(*args, **static)
-                    program = self._store.compile(name, lowered) if name else lowered.compile()
+                    if name:
+                        program = store.compile(name, lowered, options)
+                    else:
+                        program = lowered.compile(compiler_options=options)
                 progress(f"compiling {stage}", 1, 1)
             self._compiled[key] = program
         return self._compiled[key](*args)

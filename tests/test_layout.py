@@ -18,6 +18,7 @@ ORDER = (
     ("config", "tensorfile"),
     ("params",),
     ("sharding",),
+    ("compiler",),
     ("programs", "shards"),
     ("nn", "diffusion", "text"),
     ("models",),

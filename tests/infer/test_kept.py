@@ -132,7 +132,8 @@ def test_arrays_that_were_put_elsewhere_are_not_for_the_store(traced):
 def test_static_arguments_without_a_repr_are_not_for_the_store(tmp_path):
     store = Kept(tmp_path)
     usual = (jax.tree.structure(0), ())
-    assert store.name(len, {"cfg": 1}, usual) and store.name(len, {"cfg": object()}, usual) is None
+    assert store.name(len, {"cfg": 1}, usual, {})
+    assert store.name(len, {"cfg": object()}, usual, {}) is None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,10 +145,10 @@ def test_programs_of_code_outside_the_package_are_not_for_the_store(tmp_path):
     """Which an edit would change unseen."""
     store, signature = Kept(tmp_path), (None, [])
     stage = config.StageConfig(config.UNetConfig(), config.ScheduleConfig(), (8, 8))
-    assert store.name(jnp.sin, {"cfg": stage, "dtype": jnp.float32}, signature)
+    assert store.name(jnp.sin, {"cfg": stage, "dtype": jnp.float32}, signature, {})
     for change in ({"sampler": "own:plms2"}, {"schedule": OwnProcess()}):
         static = {"cfg": dataclasses.replace(stage, **change)}
-        assert store.name(jnp.sin, static, signature) is None
+        assert store.name(jnp.sin, static, signature, {}) is None
 
 
 def test_programs_are_kept_in_a_bucket(traced):
