@@ -158,6 +158,9 @@ def _fields(content: bytes) -> dict[str, Any]:
         return {"prompt": [text]}
     try:
         said = json.loads(text)
+        json.dumps(said, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise InputError("it is not text in UTF-8") from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"it is not JSON ({error})") from None
     made = {}

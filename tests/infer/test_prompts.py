@@ -1,6 +1,7 @@
 """`mv2 generate --prompts`: lines in, files out, what is kept, and what fails."""
 
 import argparse
+import contextlib
 import io
 import json
 import re
@@ -10,10 +11,14 @@ import time
 import numpy as np
 import pytest
 import tiny
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from mv2_jax import cli
+from mv2_jax.errors import InputError
 from mv2_jax.infer import generate as generating
 from mv2_jax.infer import media, prompts
+from mv2_jax.infer.ready import Checked
 
 BALL, CUBE = "a red ball bouncing over the meadow", "the red cube in the snow"
 
@@ -114,6 +119,8 @@ def test_a_restart_keeps_what_is_finished_and_replaces_nothing(mv2, tmp_path, ca
         ('{"prompt": "a ball"', "it is not JSON"),
         ('{"a":' * 100000, "it is not JSON"),
         ({"prompt": "a\0b"}, "a NUL is in it"),
+        ('{"prompt": "a ball", "image": "\\ud800"}', "it is not text in UTF-8"),
+        ({"prompt": BALL, "image": "x" * 5000}, "file name too long"),
     ],
 )
 def test_a_bad_line_is_told_and_the_rest_is_made(mv2, tmp_path, capsys, line, message):
@@ -150,6 +157,32 @@ def test_a_line_takes_every_option_of_a_request(mv2, tmp_path):
     parser = argparse.ArgumentParser().add_subparsers()
     known = {a.dest.rstrip("_") for a in cli._generate_parser(parser, set())._actions}
     assert known - apart - {"resident"} == set(prompts.FIELDS)
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
+    | st.sampled_from(["1x1", "random", "nosuch://x", "rife+", "2=x", "euler", "/", "-1", "x:y"]),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner,
+                                                                max_size=2),
+    max_leaves=3,
+)  # fmt: skip
+LINES = st.one_of(
+    st.dictionaries(st.sampled_from(prompts.FIELDS), VALUES, max_size=4).map(json.dumps),
+    st.text(max_size=30),
+)
+
+
+@settings(max_examples=150, suppress_health_check=list(HealthCheck), deadline=None)
+@given(text=LINES, broken=st.binary(max_size=3))
+def test_any_line_asks_for_something_or_is_refused(tiny_weights, tmp_path, text, broken):
+    parsed = cli._parse(["generate", "--prompts", "x", "--weights", str(tiny_weights)])
+    ask, check = prompts.Asker(parsed), Checked()
+    for content in (
+        text.encode("utf-8", "surrogatepass"),
+        text.encode("utf-8", "replace") + broken,
+    ):
+        with contextlib.suppress(InputError):
+            check.numbers(ask(prompts.Line(1, content or b"{")).request)
 
 
 def test_what_fails_while_it_runs_is_passed_over(mv2, tmp_path, capsys, fake_cascade, monkeypatch):
