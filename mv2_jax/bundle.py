@@ -298,6 +298,8 @@ def _read_index(folder: Path) -> dict[str, Any]:
         raise InputError(f"no weights at {folder}: there is no {INDEX} in it") from None
     except OSError as error:
         raise InputError(f"cannot read weights {path}: {_reason(error)}") from None
+    except InputError:
+        raise
     except ValueError as error:
         raise InputError(f"{path} is damaged: it is not JSON ({error})") from None
     if not isinstance(index, dict):

@@ -108,7 +108,9 @@ class Remote:
             raise InputError(f"{self.url}: install fsspec (mv2-jax[bucket])") from None
         try:
             system, path = url_to_fs(self.url)
-        except (ImportError, ValueError) as error:
+        except ImportError as error:
+            raise InputError(f"{self.url}: {error} (mv2-jax[bucket])") from None
+        except ValueError as error:
             raise InputError(f"{self.url}: {error}") from None
         try:
             yield system, path

@@ -69,11 +69,17 @@ def test_damage_in_a_bucket_is_found(bucket):
     ("url", "message"),
     [
         ("memory://nowhere/tiny", "no weights at memory://nowhere/tiny"),
-        ("nosuch://bucket/tiny", "Protocol not known: nosuch"),
+        (
+            "nosuch://bucket/tiny",
+            "mv2: error: nosuch://bucket/tiny/cascade.json: Protocol not known",
+        ),
+        ("lacking://bucket/tiny", "install lacking (mv2-jax[bucket])"),
     ],
 )
 def test_what_is_not_there_is_one_line(url, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    said = "install lacking"
+    fsspec.register_implementation("lacking", "lacking.System", clobber=True, errtxt=said)
     assert cli.main(["generate", "a red ball", "--weights", url]) == 2
     said = capsys.readouterr().err
     assert message in said and said.count("\n") == 1
