@@ -171,3 +171,20 @@ def fake_cascade(monkeypatch):
     monkeypatch.setattr(generate, "load", lambda weights, *_: (FakeCascade(weights), made_with))
     monkeypatch.setattr(generate, "restage", lambda cascade, weights, _: FakeCascade(weights))
     return FakeCascade
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty folder to work in."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def generate(here, tiny_weights, fake_cascade):
+    """`mv2 generate` with the quick networks; returns the exit code."""
+    from mv2_jax import cli
+
+    return lambda *args: cli.main(["generate", "--weights", str(tiny_weights), *map(str, args)])

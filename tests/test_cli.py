@@ -6,6 +6,7 @@ import sys
 import av
 import numpy as np
 import pytest
+from commands import files, one_line
 from PIL import Image
 
 from mv2_jax import bundle, cli
@@ -13,31 +14,6 @@ from mv2_jax.errors import InputError
 from mv2_jax.infer import media
 
 PROMPT = "a red ball bouncing over the meadow"
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    """An empty folder to work in."""
-    folder = tmp_path / "here"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    return folder
-
-
-@pytest.fixture
-def generate(here, tiny_weights, fake_cascade):
-    return lambda *args: cli.main(["generate", "--weights", str(tiny_weights), *map(str, args)])
-
-
-def files(folder):
-    return sorted(path.name for path in folder.iterdir())
-
-
-def one_line(capsys):
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.count("\n") == 1 and captured.err.startswith("mv2: error: ")
-    return captured.err.strip()
 
 
 def test_help_is_quick_and_loads_no_jax():

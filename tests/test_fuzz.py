@@ -84,11 +84,6 @@ def cascade(tiny_weights, tmp_path_factory):
     return folder, json.loads((folder / bundle.INDEX).read_text())
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
 @QUICK
 @given(data=st.data())
 def test_a_broken_cascade_folder(cascade, here, fake_cascade, data):

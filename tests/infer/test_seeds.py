@@ -2,23 +2,9 @@
 
 import json
 
-import pytest
-
 from mv2_jax import cli
 
 PROMPT = "a red ball bouncing over the meadow"
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    """An empty folder to work in."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
-def generate(here, tiny_weights, fake_cascade):
-    return lambda *args: cli.main(["generate", "--weights", str(tiny_weights), *map(str, args)])
 
 
 def seeds(here, *names):
