@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mv2_jax import lookup
 from mv2_jax.config import ScheduleConfig, SparseControlConfig
@@ -21,6 +21,9 @@ from mv2_jax.errors import InputError
 from mv2_jax.infer import interpolators
 from mv2_jax.lookup import nearest
 from mv2_jax.numbers import DIFFUSION
+
+if TYPE_CHECKING:
+    from mv2_jax.bundle import Bundle
 
 Choices = dict[str, dict[str, Any]]
 """{stage: {name: value}}, for instance {"i2v": {"sampler": "euler"}}; "all" is every stage."""
@@ -164,7 +167,7 @@ def idle(chosen: Choices, start: str) -> list[str]:
     ]
 
 
-def apply(bundle: Any, chosen: Choices) -> Any:
+def apply(bundle: Bundle, chosen: Choices) -> Bundle:
     """The bundle (`mv2_jax.bundle.Bundle`) with its stages as chosen; the preset is `presets`'.
 
     Raises:
@@ -207,7 +210,7 @@ def _spaced(name: str, stage: Any, grid: Mapping[str, Any]) -> Any:
     return dataclasses.replace(stage.schedule, **grid) if grid else stage.schedule
 
 
-def _check(bundle: Any, name: str, stage: Any, values: Mapping[str, Any]) -> None:
+def _check(bundle: Bundle, name: str, stage: Any, values: Mapping[str, Any]) -> None:
     """Refuses what the parser of a flag could not know to be wrong."""
     if stage.sampler not in SAMPLERS:  # what is in there is known to be good, and needs no import
         try:

@@ -12,7 +12,7 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from mv2_jax import files
 from mv2_jax.errors import InputError
 from mv2_jax.infer import generate, measured, media, meshes, outputs, settings
 from mv2_jax.infer.progress import Bars
+
+if TYPE_CHECKING:
+    from mv2_jax.cascade import Cascade
 
 
 def withheld(count: int, seed: int) -> tuple[np.ndarray, list[str], np.ndarray]:
@@ -136,7 +139,7 @@ def toybox(
     return results
 
 
-def _spread(cascade: Any, numbers: Any, prompts: Any, words: np.ndarray, batch: int) -> Any:
+def _spread(cascade: Cascade, numbers: Any, prompts: Any, words: np.ndarray, batch: int) -> Any:
     """How much seeds differ, over one prompt in sixteen, six at most."""
     from mv2_jax.diffusion import keys as random
 

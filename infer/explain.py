@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,6 +23,9 @@ from mv2_jax.infer import explain_page as html
 from mv2_jax.infer import media, meshes, outputs, settings
 from mv2_jax.infer.request import Request
 from mv2_jax.text import timing
+
+if TYPE_CHECKING:
+    from mv2_jax.cascade import Cascade
 
 _SIDE = 192  # of most pictures on the page, in pixels
 
@@ -95,7 +98,7 @@ class _Clock:
 
 
 def explain(
-    cascade: Any,
+    cascade: Cascade,
     prompt: str,
     numbers: settings.Numbers,
     seed: int = 0,
@@ -129,7 +132,7 @@ def explain(
     return html.page(prompt, sections)
 
 
-def _stages(four: Any, numbers: Any, full: Any, seconds: Any, compiled: Any) -> str:
+def _stages(four: Cascade, numbers: Any, full: Any, seconds: Any, compiled: Any) -> str:
 
     picture, keyframes, refined, frames = (
         x[0] for x in (full.picture, full.keyframes, full.refined, full.frames)
@@ -165,7 +168,7 @@ def _stages(four: Any, numbers: Any, full: Any, seconds: Any, compiled: Any) -> 
     return html.table(head, rows) + html.row(shown)
 
 
-def _words(four: Any, prompt: str, seed: int, numbers: Any, negative: str, full: Any) -> str:
+def _words(four: Cascade, prompt: str, seed: int, numbers: Any, negative: str, full: Any) -> str:
     from mv2_jax.infer import explain_maps as maps
 
     spans = maps.words(four.tokenizer, prompt)
@@ -209,7 +212,7 @@ def _heats(spans: Any, text: Any, frames: Any, width: int) -> list[str]:
 
 
 def _prior(
-    four: Any, prompt: str, seed: int, numbers: Any, negative: str, full: Any, idle: Any
+    four: Cascade, prompt: str, seed: int, numbers: Any, negative: str, full: Any, idle: Any
 ) -> str:
     from mv2_jax.infer import explain_maps as maps
 
@@ -254,7 +257,7 @@ def _without(bench: Any, full: Any, numbers: Any, idle: Any) -> str:
     return html.row(shown) + "".join(html.text(f"Left out: {line}.") for line in same)
 
 
-def _numbers(four: Any, numbers: Any) -> str:
+def _numbers(four: Cascade, numbers: Any) -> str:
     import jax
 
     sizes = [

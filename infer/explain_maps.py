@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,10 @@ from mv2_jax.nn import watch
 from mv2_jax.stages import chain, latents
 from mv2_jax.stages import stage as stages
 from mv2_jax.text import Tokenizer, emphasis
+
+if TYPE_CHECKING:
+    from mv2_jax.cascade import Cascade
+    from mv2_jax.stages.chain import Chain
 
 
 class Looks(NamedTuple):
@@ -49,14 +53,20 @@ def words(tokenizer: Tokenizer, prompt: str) -> list[tuple[str, slice]]:
     return [(word, span) for word, span in zip(said, spans) if span.stop > span.start]
 
 
-def of_picture(four: Any, prompt: str, seed: int, numbers: Any, negative: str = "") -> Looks:
+def of_picture(four: Cascade, prompt: str, seed: int, numbers: Any, negative: str = "") -> Looks:
     """T2I's looks; `numbers` are the stage's (`settings.resolve`)."""
     begun = four.chain("t2i", [prompt], random.seeds([seed]), numbers, negative=negative)
     return _follow(four.decode_picture, begun)
 
 
 def of_clip(
-    four: Any, prompt: str, seed: int, picture: Any, numbers: Any, negative: str = "", most: int = 4
+    four: Cascade,
+    prompt: str,
+    seed: int,
+    picture: Any,
+    numbers: Any,
+    negative: str = "",
+    most: int = 4,
 ) -> Looks:
     """I2V's looks from a reference picture [1, H, W, 3] in [-1, 1], at `most` points at most."""
     given = ([prompt], random.seeds([seed]), numbers, picture)
@@ -66,13 +76,13 @@ def of_clip(
     return looks._replace(reference=np.asarray(four.encode(small)[0]))
 
 
-def first_step(four: Any) -> tuple[float, float]:
+def first_step(four: Cascade) -> tuple[float, float]:
     """(signal, noise) at I2V's first step: how much of the reference the noise prior can hold."""
     _, grid = chain.program(four.keyframes.stage, four.keyframes.stage.steps)
     return float(grid.alpha[0]), float(grid.sigma[0])
 
 
-def _follow(decode: Any, begun: Any, most: int = 4) -> Looks:
+def _follow(decode: Any, begun: Chain, most: int = 4) -> Looks:
     """Runs a chain of one sample and looks `most` times at most, every `chain.STEPS_AT_ONCE`: in
     the last of its chains, where FreeInit begins it again."""
     seen, believed, text, starts = [], [], [], []

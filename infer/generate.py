@@ -43,6 +43,8 @@ from mv2_jax.infer.request import Request, sidecar
 from mv2_jax.numbers import DIFFUSION
 
 if TYPE_CHECKING:
+    from mv2_jax.bundle import Bundle
+    from mv2_jax.cascade import Cascade
     from mv2_jax.infer.settings import Numbers
 
 
@@ -60,7 +62,7 @@ class Made:
 
 
 def make(
-    cascade: Any,
+    cascade: Cascade,
     prompts: Sequence[str],
     numbers: Numbers,
     *,
@@ -305,7 +307,7 @@ def finish(
 
 
 def load(
-    bundle: Any, mesh: str | None = None, samples: int = 1, resident: str = "all"
+    bundle: Bundle, mesh: str | None = None, samples: int = 1, resident: str = "all"
 ) -> tuple[Any, dict[str, str]]:
     """The cascade, and what it runs on (for the sidecar). This is where JAX is loaded.
 
@@ -333,7 +335,7 @@ def load(
     return dataclasses.replace(loaded, programs=programs), made_with
 
 
-def restage(cascade: Any, bundle: Any, anew: bool) -> Any:
+def restage(cascade: Cascade, bundle: Bundle, anew: bool) -> Cascade:
     """A loaded cascade with the stages of another reading of its folder, and the same programs.
 
     `anew` says whether the interpolator is another one.
@@ -347,7 +349,7 @@ def restage(cascade: Any, bundle: Any, anew: bool) -> Any:
     return staged.with_interpolator(*(_between(bundle) or components.own_interpolator(bundle)))
 
 
-def _between(bundle: Any) -> Any:
+def _between(bundle: Bundle) -> Any:
     """The interpolator that was chosen, loaded; None where the folder's own shall serve."""
     network = interpolator(bundle)
     return None if network in (None, "none") else interpolators.load(network, bundle)

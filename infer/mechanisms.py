@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -20,6 +20,9 @@ from mv2_jax.infer.settings import Numbers
 from mv2_jax.lookup import one_of
 from mv2_jax.programs import Progress, silent
 from mv2_jax.stages import latents
+
+if TYPE_CHECKING:
+    from mv2_jax.cascade import Cascade
 
 Change = tuple[str, str, float]
 
@@ -147,7 +150,7 @@ class Bench:
 
     def __init__(
         self,
-        cascade: Any,
+        cascade: Cascade,
         prompts: Sequence[str],
         seeds: Sequence[int],
         numbers: Numbers,

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mv2_jax.infer.request import Request, interpolators_of
 
+if TYPE_CHECKING:
+    from mv2_jax.bundle import Bundle
 
-def warnings(request: Request, bundle: Any, tokenizer: Any = None) -> Iterator[str]:
+
+def warnings(request: Request, bundle: Bundle, tokenizer: Any = None) -> Iterator[str]:
     """Lines for things that are not wrong, but that the user will want to know.
 
     `tokenizer` is the bundle's, where it is at hand.

@@ -23,6 +23,8 @@ from mv2_jax.infer.settings import SETTINGS
 from mv2_jax.numbers import DIFFUSION
 
 if TYPE_CHECKING:
+    from mv2_jax.bundle import Bundle
+    from mv2_jax.cascade import Cascade
     from mv2_jax.infer.settings import Numbers
 
 _LARGEST = 4096
@@ -44,7 +46,7 @@ class Ready:
     """
 
     request: Request
-    bundle: Any
+    bundle: Bundle
     sized: Any
     numbers: Numbers
     used: Numbers
@@ -133,7 +135,7 @@ class Checked:
             self._bundles[key] = presets.complete(bundles.read(request.weights), preset)
         return self._bundles[key]
 
-    def _tokenizer(self, bundle: Any) -> Any:
+    def _tokenizer(self, bundle: Bundle) -> Any:
         from mv2_jax import text
 
         folder = str(bundle.folder)
@@ -142,7 +144,7 @@ class Checked:
         return self._tokenizers[folder]
 
 
-def check_steps(bundle: Any, numbers: Numbers, start: str = "t2i") -> None:
+def check_steps(bundle: Bundle, numbers: Numbers, start: str = "t2i") -> None:
     """Refuses a number of steps that a stage's sampler and schedule cannot make.
 
     Args:
@@ -161,7 +163,7 @@ def check_steps(bundle: Any, numbers: Numbers, start: str = "t2i") -> None:
             raise InputError(f"--{stage}-steps {steps} with {cfg.sampler}: {error}") from None
 
 
-def check_told(request: Request, cascade: Any) -> None:
+def check_told(request: Request, cascade: Cascade) -> None:
     """Refuses a `--tell` that no stage of the video would hear. Raises InputError."""
     if not request.tell:
         return
@@ -173,7 +175,7 @@ def check_told(request: Request, cascade: Any) -> None:
             raise InputError(f"--tell {name}: these weights have no such condition{known}")
 
 
-def heard(ready: Ready, cascade: Any) -> tuple[Numbers, list[str]]:
+def heard(ready: Ready, cascade: Cascade) -> tuple[Numbers, list[str]]:
     """The numbers that are used without those that change nothing; and a line for each such that
     was asked for, by a flag in some of its stages, or by an earlier video.
 
@@ -256,7 +258,7 @@ def _listed(stages: Iterable[str]) -> str:
     return " and ".join(stage.upper() for stage in stages)
 
 
-def told(cascade: Any, stage: str, tell: Mapping[str, str], count: int) -> dict[str, Any]:
+def told(cascade: Cascade, stage: str, tell: Mapping[str, str], count: int) -> dict[str, Any]:
     """The raw inputs of a stage's own conditions for `count` samples, from what a user wrote.
 
     Raises:
@@ -272,7 +274,7 @@ def told(cascade: Any, stage: str, tell: Mapping[str, str], count: int) -> dict[
     return made
 
 
-def with_size(bundle: Any, size: tuple[int, int] | None) -> Any:
+def with_size(bundle: Bundle, size: tuple[int, int] | None) -> Bundle:
     """The bundle with its stages set to make videos of (height, width).
 
     T2I and I2V keep their share of the video's size, to the nearest size they can make.
@@ -301,7 +303,7 @@ def with_size(bundle: Any, size: tuple[int, int] | None) -> Any:
     return dataclasses.replace(bundle, stages=stages)
 
 
-def interpolator(bundle: Any) -> str | None:
+def interpolator(bundle: Bundle) -> str | None:
     """The interpolator that was chosen, None where the folder's own shall serve."""
     return bundle.stages.get("vfi", {}).get("network")
 
@@ -313,7 +315,7 @@ def _keyframes_alone(numbers: Numbers) -> Numbers:
 
 
 def _starts(
-    request: Request, bundle: Any, numbers: Numbers
+    request: Request, bundle: Bundle, numbers: Numbers
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
     """The user's own picture and clip, as the stages want them."""
     picture = clip = None
@@ -326,7 +328,7 @@ def _starts(
     return picture, clip
 
 
-def _shown(request: Request, bundle: Any, numbers: Numbers) -> dict[str, np.ndarray]:
+def _shown(request: Request, bundle: Bundle, numbers: Numbers) -> dict[str, np.ndarray]:
     """What the video stages are shown beside the picture, uint8, by the raw inputs' names.
 
     "looks" [n, H, W, 3], and of a ControlNet "control_image" [H, W, 3] or, of a clip,
@@ -343,7 +345,7 @@ def _shown(request: Request, bundle: Any, numbers: Numbers) -> dict[str, np.ndar
     return made
 
 
-def _picture_or_clip(path: Any, bundle: Any, numbers: Numbers) -> np.ndarray:
+def _picture_or_clip(path: Any, bundle: Bundle, numbers: Numbers) -> np.ndarray:
     stage = bundle.stages["v2v"]
     try:
         return media.read_image(path, stage.size)

@@ -11,7 +11,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mv2_jax import files
 from mv2_jax.errors import InputError
@@ -22,6 +22,9 @@ from mv2_jax.infer.settings import SETTINGS, Numbers, idle
 from mv2_jax.lookup import one_of
 from mv2_jax.numbers import DIFFUSION
 from mv2_jax.remote import Remote
+
+if TYPE_CHECKING:
+    from mv2_jax.bundle import Bundle
 
 SCHEMA = 1
 LARGEST_BATCH = 1024
@@ -248,7 +251,7 @@ def interpolators_of(request: Request) -> dict[str, str]:
 
 
 def sidecar(
-    request: Request, index: int, numbers: Numbers, bundle: Any, made_with: Any, result: Any
+    request: Request, index: int, numbers: Numbers, bundle: Bundle, made_with: Any, result: Any
 ) -> dict[str, Any]:
     """All that is needed to make video `index` of a request again, as JSON's plain values."""
     networks = interpolators_of(request)

@@ -12,10 +12,13 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mv2_jax import numbers as sets
 from mv2_jax.numbers import About
+
+if TYPE_CHECKING:
+    from mv2_jax.bundle import Bundle
 
 Numbers = dict[str, dict[str, float]]
 """{stage: {name: number}}, for instance {"t2i": {"steps": 25, "guidance": 7.5}}."""
@@ -81,7 +84,7 @@ SETTINGS = tuple(_settings())
 
 
 def resolve(
-    given: Mapping[str, Any], base: Mapping[str, Mapping[str, float]], bundle: Any
+    given: Mapping[str, Any], base: Mapping[str, Mapping[str, float]], bundle: Bundle
 ) -> Numbers:
     """Every number of every stage: from `given`, else `base`, else the weights.
 

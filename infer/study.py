@@ -18,7 +18,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,6 +28,9 @@ from mv2_jax import params as trees
 from mv2_jax.arguments import Parser
 from mv2_jax.errors import InputError
 from mv2_jax.infer import meshes, settings
+
+if TYPE_CHECKING:
+    from mv2_jax.bundle import Bundle
 
 FRAMES = 6  # of a video on the strip
 
@@ -95,7 +98,7 @@ _ABOUT = (
 
 
 def run(
-    bundle: Any,
+    bundle: Bundle,
     variants: Sequence[Any],
     out: Path,
     others: Any = None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
 
@@ -14,13 +14,17 @@ from mv2_jax import sharding
 from mv2_jax.config import to_dict
 from mv2_jax.infer.mechanisms import Variant
 
+if TYPE_CHECKING:
+    from mv2_jax.bundle import Bundle
+    from mv2_jax.cascade import Cascade
+
 RECIPES = {"training": "toybox/ablations", "preference": "toybox/dpo"}
 
 Arms = Mapping[str, Mapping[str, Mapping[str, Any]]]
 """{arm: {stage that it changes: {component: tree}}}."""
 
 
-def train(which: str, bundle: Any, runs: Path, steps: int | None) -> Arms | None:
+def train(which: str, bundle: Bundle, runs: Path, steps: int | None) -> Arms | None:
     """Trains the arms that are not done yet, over the parts of `bundle`; None where interrupted.
 
     Arms of other steps or settings, or over other weights, are no arms of this study: they are
@@ -50,7 +54,7 @@ def train(which: str, bundle: Any, runs: Path, steps: int | None) -> Arms | None
     return arms
 
 
-def _config(bundle: Any, name: str) -> Any:
+def _config(bundle: Bundle, name: str) -> Any:
     """What the studied cascade has for an entry of a recipe's `model`: arms are of its shapes."""
     if name in bundle.stages:
         return bundle.stages[name]
@@ -86,7 +90,7 @@ def variants(which: str) -> tuple[Variant, ...]:
     return tuple(found)
 
 
-def cascades(cascade: Any, arms: Arms) -> dict[str, dict[str, Any]]:
+def cascades(cascade: Cascade, arms: Arms) -> dict[str, dict[str, Any]]:
     """{arm: {stage: the cascade with the arm's parts}}, for `mechanisms.Bench`."""
     return {
         arm: {

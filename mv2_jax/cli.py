@@ -10,8 +10,9 @@ import argparse
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 
 from mv2_jax.arguments import Parser
 from mv2_jax.errors import InputError
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code."""
     try:
         with stopped_in_order():
-            code = _run(list(sys.argv[1:] if argv is None else argv))
+            code = _command(list(sys.argv[1:] if argv is None else argv))() or 0
             sys.stdout.flush()
             return code
     except InputError as error:
@@ -55,12 +56,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise
 
 
-def _run(arguments: list[str]) -> int:
+def _command(arguments: list[str]) -> Callable[[], int | None]:
+    """What these arguments ask for, to be run."""
     _refuse_empty(arguments)
     if arguments and arguments[0] in APART:
-        return importlib.import_module(APART[arguments[0]][0]).main(arguments[1:])
+        return partial(importlib.import_module(APART[arguments[0]][0]).main, arguments[1:])
     args = _parse(arguments)
-    return args.run(args) or 0
+    return partial(args.run, args)
 
 
 def _refuse_empty(arguments: list[str]) -> None:

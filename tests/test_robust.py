@@ -66,7 +66,7 @@ def test_an_error_that_an_interrupt_became_is_no_traceback(heeded, here, capsys,
         except KeyboardInterrupt:
             raise ImportError("cannot import name 'array'") from None
 
-    monkeypatch.setattr(cli, "_run", run)
+    monkeypatch.setattr(cli, "_command", run)
     assert cli.main(["info"]) == 130
     assert capsys.readouterr().err == "mv2: error: stopped\n"
 
@@ -75,7 +75,7 @@ def test_errors_of_the_disk_name_the_file_and_no_number(here, capsys, monkeypatc
     def full(*_):
         raise OSError(28, "No space left on device", "out.mp4")
 
-    monkeypatch.setattr(cli, "_run", full)
+    monkeypatch.setattr(cli, "_command", full)
     assert cli.main(["info"]) == 1
     assert one_line(capsys) == "mv2: error: out.mp4: no space left on device"
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mv2_jax.config import UNetConfig
 from mv2_jax.convert import ldm
 from mv2_jax.convert.kind import below, prefixes, same, translated
+
+if TYPE_CHECKING:
+    from mv2_jax.convert.pieces import Piece
 
 LDM = "a single file's (LDM)"
 # What a ControlNet's body and the UNet that it steers have in common.
@@ -55,7 +58,7 @@ def unsaid(cfg: UNetConfig) -> dict[str, Any]:
     return {"attention_head_dim": wide if cfg.linear_projection else 8, "norm_num_groups": 32}
 
 
-def steers(piece: Any, built: Mapping[str, Any]) -> None:
+def steers(piece: Piece, built: Mapping[str, Piece]) -> None:
     """Refuses a ControlNet, or its like, whose body is not that of the UNet it is to steer."""
     for name in _BODY:
         ours, theirs = (getattr(cfg, name) for cfg in (piece.config.unet, built["spatial"].config))

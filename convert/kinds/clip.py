@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mv2_jax.config import TextConfig, VisionConfig
 from mv2_jax.convert import merge, published, structure, targets
 from mv2_jax.convert.kind import Kind, Part, Torch, below, claim, same, shapes
 from mv2_jax.convert.tables import clip
+
+if TYPE_CHECKING:
+    from mv2_jax.convert.compare_networks import Job
+    from mv2_jax.convert.pieces import Piece
 
 OPEN_CLIP = "OpenCLIP's"
 
@@ -46,7 +50,7 @@ class Tower:
             yield Part(self.kind, title, layout, claim(source, names, table), table, cfg)
 
 
-def text_fits(name: str, piece: Any, built: Mapping[str, Any]) -> None:
+def text_fits(name: str, piece: Piece, built: Mapping[str, Piece]) -> None:
     """Whether a text encoder is as wide as the UNet reads; SDXL's two were looked at together."""
     unet = built["spatial"].config
     if name == "text_encoder" and unet.pooled_width is None:
@@ -66,7 +70,7 @@ def _vision_unsaid(cfg: VisionConfig) -> dict[str, Any]:
     return {"num_attention_heads": heads, "hidden_act": act, "layer_norm_eps": 1e-5}
 
 
-def _text_expected(job: Any) -> dict[str, Any]:
+def _text_expected(job: Job) -> dict[str, Any]:
     said = job.piece.found.settings.get("text_config", job.piece.found.settings)
     # transformers takes 2 for the last id in the order of the vocabulary, which CLIP's is. An
     # output barely shows the other.
@@ -76,7 +80,7 @@ def _text_expected(job: Any) -> dict[str, Any]:
     }
 
 
-def _vision_expected(job: Any) -> dict[str, Any]:
+def _vision_expected(job: Job) -> dict[str, Any]:
     said = job.piece.found.settings.get("vision_config", job.piece.found.settings)
     return {"layer_norm_eps": said.get("layer_norm_eps", 1e-5)}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mv2_jax.config import ControlNetConfig
 from mv2_jax.convert import published, structure, targets
@@ -11,6 +11,10 @@ from mv2_jax.convert.kind import Kind, Layout, Part, Torch, claim, shapes
 from mv2_jax.convert.kinds.bodies import LDM, bodies, family, is_controlnet, steers, unsaid
 from mv2_jax.convert.tables import controlnet
 from mv2_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from mv2_jax.bundle import Bundle
+    from mv2_jax.convert.pieces import Piece
 
 
 def find(source: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[Part]:
@@ -28,12 +32,12 @@ def find(source: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[Par
         yield Part("controlnet", title, layout, claim(source, names, table), table, cfg)
 
 
-def layout(bundle: Any, cfg: ControlNetConfig) -> Layout:
+def layout(bundle: Bundle, cfg: ControlNetConfig) -> Layout:
     """diffusers' folder."""
     return published.diffusers(controlnet.rules(cfg), published.controlnet(cfg))
 
 
-def fits(name: str, piece: Any, built: Mapping[str, Any]) -> None:
+def fits(name: str, piece: Piece, built: Mapping[str, Piece]) -> None:
     """Whether its body is the UNet's, and its pictures of the VAE's size."""
     steers(piece, built)
     factor = piece.config.condition_factor

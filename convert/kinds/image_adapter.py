@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mv2_jax.config import ImageProjectionConfig, VisionConfig
 from mv2_jax.convert import structure
@@ -13,6 +13,10 @@ from mv2_jax.convert.kind import Kind, Layout, Part, Torch, below, same, shapes
 from mv2_jax.convert.sources import View
 from mv2_jax.convert.tables import ip_adapter, ip_attention
 from mv2_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from mv2_jax.bundle import Bundle
+    from mv2_jax.convert.pieces import Piece
 
 
 def find(source: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[Part]:
@@ -32,7 +36,7 @@ def find(source: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[Par
     yield Part("image_adapter", title, "IP-Adapter's", View(source, names), table, cfg)
 
 
-def layout(bundle: Any, cfg: ImageProjectionConfig) -> Layout:
+def layout(bundle: Bundle, cfg: ImageProjectionConfig) -> Layout:
     """The one file that `load_ip_adapter` takes."""
     kinds = {"linear": ip_adapter.original_linear, "resampler": ip_adapter.original_resampler}
     spatial = dataclasses.replace(bundle.config("spatial"), image_tokens=True)
@@ -43,7 +47,7 @@ def layout(bundle: Any, cfg: ImageProjectionConfig) -> Layout:
     return Layout(table, "", None)
 
 
-def fits(name: str, piece: Any, built: Mapping[str, Any]) -> None:
+def fits(name: str, piece: Piece, built: Mapping[str, Piece]) -> None:
     """Whether its tokens are as wide as the UNet's text, and it reads what the encoder gives."""
     cfg = piece.config
     same(piece, cfg.out_width, built["spatial"].config.context_width, "wide", "the UNet")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mv2_jax.config import MotionConfig
 from mv2_jax.convert import merge, published, structure
@@ -12,6 +12,11 @@ from mv2_jax.convert.kind import Kind, Layout, Part, Torch, claim, same, shapes
 from mv2_jax.convert.sources import spec
 from mv2_jax.convert.tables import motion
 from mv2_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from mv2_jax.bundle import Bundle
+    from mv2_jax.convert.compare_networks import Job
+    from mv2_jax.convert.pieces import Piece
 
 ANIMATEDIFF = "AnimateDiff's"
 # The norm that begins the first motion module of a level, as wide as the level.
@@ -36,13 +41,13 @@ def find(source: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[Par
     yield Part("motion", title, layout, claim(source, names, table), table, cfg)
 
 
-def layout(bundle: Any, cfg: MotionConfig) -> Layout:
+def layout(bundle: Bundle, cfg: MotionConfig) -> Layout:
     """diffusers' MotionAdapter, for the cascade's UNet."""
     settings = published.motion(cfg, bundle.config("spatial"))
     return published.diffusers(motion.diffusers(cfg.attentions), settings)
 
 
-def fits(name: str, piece: Any, built: Mapping[str, Any]) -> None:
+def fits(name: str, piece: Piece, built: Mapping[str, Piece]) -> None:
     """Whether they are as wide as the UNet's levels: SDXL's modules know three, SD1.5's four."""
     source, widths, mark = piece.found.part.tensors, {}, re.compile(_WIDTHS)
     for tensor in source:
@@ -53,7 +58,7 @@ def fits(name: str, piece: Any, built: Mapping[str, Any]) -> None:
     same(piece, theirs, built["spatial"].config.channels, "widths by level", "the UNet")
 
 
-def expected(job: Any) -> dict[str, Any]:
+def expected(job: Job) -> dict[str, Any]:
     """Over what AnimateDiff's own code takes norms, and whether there is a middle block."""
     from mv2_jax.convert import reference
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mv2_jax.config import SparseControlConfig
 from mv2_jax.convert import published, structure, targets
@@ -11,6 +11,10 @@ from mv2_jax.convert.kind import Kind, Layout, Part, Torch, claim, same, shapes
 from mv2_jax.convert.kinds.bodies import bodies, is_sparse_control, steers, unsaid
 from mv2_jax.convert.tables import sparse_control
 from mv2_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from mv2_jax.bundle import Bundle
+    from mv2_jax.convert.pieces import Piece
 
 
 def find(source: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[Part]:
@@ -24,12 +28,12 @@ def find(source: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[Par
             yield Part("sparse_control", title, layout, tensors, table, cfg)
 
 
-def layout(bundle: Any, cfg: SparseControlConfig) -> Layout:
+def layout(bundle: Bundle, cfg: SparseControlConfig) -> Layout:
     """diffusers' folder."""
     return published.diffusers(sparse_control.diffusers(cfg), published.sparse_control(cfg))
 
 
-def fits(name: str, piece: Any, built: Mapping[str, Any]) -> None:
+def fits(name: str, piece: Piece, built: Mapping[str, Piece]) -> None:
     """Whether its body is the UNet's, and it knows as many frames as the motion modules."""
     steers(piece, built)
     cfg, channels = piece.config, built["spatial"].config.in_channels

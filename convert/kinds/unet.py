@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mv2_jax.config import UNetConfig
 from mv2_jax.convert import merge, published, structure, targets
@@ -20,6 +20,10 @@ from mv2_jax.convert.kinds.bodies import (
 from mv2_jax.convert.tables import unet
 from mv2_jax.errors import InputError
 
+if TYPE_CHECKING:
+    from mv2_jax.bundle import Bundle
+    from mv2_jax.convert.pieces import Piece
+
 
 def find(source: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[Part]:
     """The UNets of a source."""
@@ -31,12 +35,12 @@ def find(source: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[Par
         yield Part("unet", family(cfg), layout, claim(source, names, table), table, cfg)
 
 
-def layout(bundle: Any, cfg: UNetConfig) -> Layout:
+def layout(bundle: Bundle, cfg: UNetConfig) -> Layout:
     """diffusers' folder."""
     return published.diffusers(unet.rules(cfg), published.unet(cfg))
 
 
-def fits(name: str, piece: Any, built: Mapping[str, Any]) -> None:
+def fits(name: str, piece: Piece, built: Mapping[str, Piece]) -> None:
     """Whether it can be the video stages', or T2I's own."""
     cfg, asked = piece.config, piece.found.asked
     if name == "spatial" and cfg.in_channels != cfg.out_channels:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mv2_jax.config import VAEConfig
 from mv2_jax.convert import ldm, published, structure, targets
@@ -21,6 +21,11 @@ from mv2_jax.convert.kind import (
 )
 from mv2_jax.convert.kinds.bodies import LDM
 from mv2_jax.convert.tables import vae
+
+if TYPE_CHECKING:
+    from mv2_jax.bundle import Bundle
+    from mv2_jax.convert.compare_networks import Job
+    from mv2_jax.convert.pieces import Piece
 
 # What latents are multiplied by, where no config says it.
 SCALING, SCALING_SDXL = 0.18215, 0.13025
@@ -45,12 +50,12 @@ def title(cfg: VAEConfig) -> str:
     return f"a VAE (latents scaled by {cfg.scaling_factor:g})"
 
 
-def layout(bundle: Any, cfg: VAEConfig) -> Layout:
+def layout(bundle: Bundle, cfg: VAEConfig) -> Layout:
     """diffusers' folder."""
     return published.diffusers(vae.rules(), published.vae(cfg))
 
 
-def fits(name: str, piece: Any, built: Mapping[str, Any]) -> None:
+def fits(name: str, piece: Piece, built: Mapping[str, Piece]) -> None:
     """Whether its latents are those of the UNet that it serves, T2I's own or the others'."""
     own = name == "t2i_vae"
     unet, whose = ("t2i_unet", "T2I's UNet") if own else ("spatial", "the UNet")
@@ -58,7 +63,7 @@ def fits(name: str, piece: Any, built: Mapping[str, Any]) -> None:
     same(piece, piece.config.plane_channels, theirs, "latent channels", whose)
 
 
-def expected(job: Any) -> dict[str, Any]:
+def expected(job: Job) -> dict[str, Any]:
     """What its latents are shifted and multiplied by."""
     said = job.piece.found.settings
     unet = job.all.get("t2i_unet") if job.name == "t2i_vae" else job.all["spatial"]
