@@ -118,6 +118,8 @@ CHOICES = (
     Choice("--overlap", _VIDEO, "overlap", (0, 1023), "frames that two windows share (a quarter)"),
     Choice("--fuse", _VIDEO, "blend", ("pyramid", "flat"), "how windows are averaged: pyramid "
            "(their middles count most), flat"),
+    Choice("--vae-tile", DIFFUSION, "tile", (0, 8192), "pixels along the tiles in which the "
+           "autoencoder runs, for memory (0: no tiles)"),
     Choice("--clip-skip", DIFFUSION, "clip_skip", (0, 47), "last layers of the text encoder left "
            "out (the weights' own); 1 is the web UI's 2"),
     Choice("--vfi", ("vfi",), "network", interpolators.NAMES, "what makes the frames between the "
@@ -230,6 +232,10 @@ def _check(bundle: Bundle, name: str, stage: Any, values: Mapping[str, Any]) -> 
             f"--frames {stage.frames}: these weights' SparseCtrl knows no more than the "
             f"{stage.windows[0]} frames of one motion window"
         )
+    own = "t2i_vae" if name == "t2i" and "t2i_vae" in bundle.components else "vae"
+    cells = 4 * bundle.config(own).factor if stage.tile else 1
+    if stage.tile % cells:
+        raise InputError(f"--vae-tile {stage.tile}: tiles are multiples of {cells} pixels")
     known = stage.unet.motion.max_frames if getattr(stage.unet, "motion", None) else None
     if known and "window" in values and stage.window > known:
         raise InputError(f"--window {stage.window}: these motion modules know {known} frames")

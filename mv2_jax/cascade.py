@@ -44,14 +44,17 @@ HELD = {"t2i": "picture", "i2v": "keyframes", "v2v": "refined"}
 """The `Cascade` field that holds a stage's config."""
 
 
-@partial(jax.jit, static_argnames=("cfg", "dtype"))
-def _encode(params: Any, pixels: jax.Array, *, cfg: VAEConfig, dtype: Any) -> jax.Array:
-    return latents.encode(params, cfg, pixels, dtype)
+_VAE = ("cfg", "dtype", "tile")
 
 
-@partial(jax.jit, static_argnames=("cfg", "dtype"))
-def _decode(params: Any, z: jax.Array, *, cfg: VAEConfig, dtype: Any) -> jax.Array:
-    return sharding.constrain(latents.decode(params, cfg, z, dtype))
+@partial(jax.jit, static_argnames=_VAE)
+def _encode(params: Any, x: jax.Array, *, cfg: VAEConfig, dtype: Any, tile: int = 0) -> jax.Array:
+    return latents.encode(params, cfg, x, dtype, tile)
+
+
+@partial(jax.jit, static_argnames=_VAE)
+def _decode(params: Any, z: jax.Array, *, cfg: VAEConfig, dtype: Any, tile: int = 0) -> jax.Array:
+    return sharding.constrain(latents.decode(params, cfg, z, dtype, tile))
 
 
 _resize = jax.jit(latents.resize, static_argnames=("size",))
@@ -189,12 +192,14 @@ class Cascade:
         """The pixels [B, T, H, W, 3] of a chain's end."""
         picture = chain.cfg.name == "t2i"
         vae, cfg = self._picture_vae() if picture else (self.params["vae"], self.vae)
-        return chain.run(_decode, vae, end.x, cfg=cfg, dtype=self.dtype)
+        static = {"cfg": cfg, "dtype": self.dtype, "tile": chain.cfg.stage.tile}
+        return chain.run(_decode, vae, end.x, **static)
 
     def _small(self, run: Any, cfg: Config, pixels: Any) -> jax.Array:
         """Pictures or clips as scaled latents at a stage's size."""
         pixels = run(_resize, jnp.asarray(pixels, jnp.float32), size=cfg.stage.size)
-        return run(_encode, self.params["vae"], pixels, cfg=self.vae, dtype=self.dtype)
+        static = {"cfg": self.vae, "dtype": self.dtype, "tile": cfg.stage.tile}
+        return run(_encode, self.params["vae"], pixels, **static)
 
     def vfi(self, frames: Any, times: int, *, progress: Progress = silent) -> jax.Array:
         """Frames [B, T, H, W, 3] -> [B, (T - 1) * times + 1, H, W, 3]."""

@@ -259,9 +259,8 @@ class StageConfig:
     `size` is (height, width) in pixels and `frames` the frames made (1 for T2I).
     `steps`, `sampler`: the default sampling program.
     `clip_skip`: last layers of the text encoder left out, in diffusers' counting.
-    Clips longer than `window` frames (None: what the motion modules know) go in windows that
-    overlap by `overlap` (None: a quarter) and lie by `context`, blended by `blend`; see
-    `diffusion.windows`.
+    Clips longer than `window` frames (None: what the motion modules know) go in windows
+    (`diffusion.windows`) that overlap by `overlap` (None: a quarter). `tile`: see `stages.latents`.
     `unet`: the backbone; a UNet's config, or a backbone of one's own (`models.backbone`).
     `rule`: of guidance, a word of `diffusion.names.RULES` or `module:name`; None: `USUAL_RULE`.
     `conditions`: what it is told, in order: "text", "image", "control", or conditions of one's own
@@ -281,6 +280,7 @@ class StageConfig:
     rule: str | None = _later(None)
     conditions: tuple[Any, ...] | None = _later(None)
     context: str = _later("static")
+    tile: int = _later(0)
 
     def __post_init__(self) -> None:
         if min(*self.size, self.frames, self.steps) < 1:

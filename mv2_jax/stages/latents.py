@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 from mv2_jax import shards
 from mv2_jax.config import VAEConfig
 from mv2_jax.models.vae import AutoencoderKL, scale_latents, unscale_latents
+from mv2_jax.stages import tiles
 
 # Pixels that go through the autoencoder at once: memory is bound by this, not by a clip's length.
 PIXELS_AT_ONCE = 2**19
@@ -34,30 +36,48 @@ def _few_at_a_time(function: Any, params: Any, x: jax.Array, pixels: int) -> jax
     return shards.over_frames(share, params, x)
 
 
-def encode(params: Any, cfg: VAEConfig, pixels: jax.Array, dtype: Any = jnp.float32) -> jax.Array:
+def encode(
+    params: Any, cfg: VAEConfig, pixels: jax.Array, dtype: Any = jnp.float32, tile: int = 0
+) -> jax.Array:
     """Pixels [B, (T,) H, W, 3] in [-1, 1] -> scaled latents [B, (T,) h, w, C] in fp32.
 
     The latent is the posterior's mean: a reference picture has one latent, not a random one.
+    `tile`: pixels along a tile (`stages.tiles`), a multiple of four latent cells; 0: no tiles.
     """
     vae = AutoencoderKL(cfg, dtype)
 
-    def one(params: Any, x: jax.Array) -> jax.Array:
+    def whole(params: Any, x: jax.Array) -> jax.Array:
         return scale_latents(vae.apply({"params": params}, x, method="encode")[0], cfg)
 
-    return _few_at_a_time(one, params, pixels, pixels.shape[-3] * pixels.shape[-2])
+    def one(params: Any, x: jax.Array) -> jax.Array:
+        run = partial(whole, params)
+        return tiles.tiled(run, x, tile, tile // cfg.factor) if tile else run(x)
+
+    return _few_at_a_time(one, params, pixels, _pixels(pixels.shape[-3:-1], 1, tile))
 
 
-def decode(params: Any, cfg: VAEConfig, latents: jax.Array, dtype: Any = jnp.float32) -> jax.Array:
-    """Scaled latents [B, (T,) h, w, C] -> pixels [B, (T,) H, W, 3] in [-1, 1], fp32."""
+def decode(
+    params: Any, cfg: VAEConfig, latents: jax.Array, dtype: Any = jnp.float32, tile: int = 0
+) -> jax.Array:
+    """Scaled latents [B, (T,) h, w, C] -> pixels [B, (T,) H, W, 3] in [-1, 1], fp32; `tile` as in
+    `encode`."""
     vae = AutoencoderKL(cfg, dtype)
 
+    def whole(params: Any, z: jax.Array) -> jax.Array:
+        return vae.apply({"params": params}, unscale_latents(z, cfg), method="decode")
+
     def one(params: Any, z: jax.Array) -> jax.Array:
-        pixels = vae.apply({"params": params}, unscale_latents(z, cfg), method="decode")
+        run = partial(whole, params)
+        pixels = tiles.tiled(run, z, tile // cfg.factor, tile) if tile else run(z)
         return jnp.clip(pixels, -1.0, 1.0)
 
-    return _few_at_a_time(
-        one, params, latents, latents.shape[-3] * latents.shape[-2] * cfg.factor**2
-    )
+    return _few_at_a_time(one, params, latents, _pixels(latents.shape[-3:-1], cfg.factor, tile))
+
+
+def _pixels(plane: tuple[int, ...], factor: int, tile: int) -> int:
+    """Pixels that are in memory at once for a frame."""
+    height, width = (min(side * factor, tile or side * factor) for side in plane)
+    return height * width
 
 
 def resize(pixels: jax.Array, size: tuple[int, int]) -> jax.Array:
