@@ -2,6 +2,7 @@
 windows, FreeInit, samplers with noise."""
 
 import importlib
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -111,7 +112,7 @@ class Windowed:
             added[:, :, at] += self.weights * out
             counts[:, :, at] += self.weights
         self.step += 1
-        return (added / counts,)
+        return SimpleNamespace(sample=added / counts)
 
 
 # Where AnimateDiff-Evolved (d8d163c) begins windows of 8 in 24 frames, overlapping by 2, by step.
