@@ -54,6 +54,7 @@ class Wanted:
     of `PICTURE_STEPS`, or "none", for T2I. `sampled` and `t2i_sampled` say of the UNet's and of
     T2I's own checkpoint what they do not say, or say wrongly. `vfi`: an interpolator's file.
     `ignore`: patterns ("first_stage_model.loss.*") of tensors that are left out of every source.
+    `kinds`: of networks from outside the package, `module:NAME`, for `mv2 verify` to know.
     """
 
     unet: str
@@ -80,6 +81,7 @@ class Wanted:
     t2i_sampled: schedules.Override = schedules.Override()
     vfi: str | None = None
     ignore: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -293,6 +295,7 @@ def _asked(wanted: Wanted) -> dict[str, Any]:
         "t2i_few_steps": wanted.t2i_few_steps,
         "t2i": wanted.t2i is not None,
         "ignore": list(wanted.ignore),
+        "kinds": list(wanted.kinds),
         "sampled": {k: v for k, v in dataclasses.asdict(wanted.sampled).items() if v},
         "t2i_sampled": {k: v for k, v in dataclasses.asdict(wanted.t2i_sampled).items() if v},
     }

@@ -44,6 +44,14 @@ def main(arguments: Sequence[str]) -> int:
         OSError: the folder cannot be written.
     """
     args = _parser().parse_args(list(arguments))
+    with needs("torch", "transformers"):
+        from mv2_jax.convert import kinds
+
+        with kinds.beside(args.kind):
+            return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
     if args.file or not args.unet:
         return _alone(args)
     if not args.out:
@@ -68,6 +76,7 @@ def main(arguments: Sequence[str]) -> int:
                 few_steps=args.few_steps,
                 t2i_few_steps=args.t2i_few_steps,
                 ignore=tuple(args.ignore),
+                kinds=tuple(args.kind),
                 sampled=schedules.Override(args.schedule, args.prediction),
                 t2i_sampled=schedules.Override(args.t2i_schedule, args.t2i_prediction),
             )
@@ -251,6 +260,8 @@ def _parser() -> Parser:
     add("--motion-lora", help="merge a Motion-LoRA, likewise", **repeat)
     add("--ignore", action="append", default=[], metavar="PATTERN", help="leave tensors of such "
         "names ('first_stage_model.loss.*') out of every source; may be repeated")  # fmt: skip
+    add("--kind", action="append", default=[], metavar="module:NAME", help="a kind of network from "
+        "elsewhere that sources may hold; may be repeated")  # fmt: skip
     add("--any-time", action="store_true", help="of an EMA-VFI file: one of its _t variants")
     add("--interpolator", metavar="module:NAME", help="of FILE alone: one from elsewhere")
     add("-o", "--out", metavar="DIR", help="the cascade folder to make")

@@ -59,9 +59,20 @@ def main(arguments: Sequence[str]) -> int:
         bundle.config(name)  # says what is there, for a name that is not
     bundle.verify(names)
     with cli.needs("torch", "diffusers", "transformers"):
-        from mv2_jax.convert import compare, compare_stages
+        from mv2_jax.convert import compare, kinds
     _unchanged(origins)
-    built = compare.rebuild(bundle, origins, asked.get("ignore", ()))
+    with kinds.beside(asked.get("kinds", ())):
+        built = compare.rebuild(bundle, origins, asked.get("ignore", ()))
+        stages = () if args.component else tuple(bundle.stages)
+        return _compared(bundle, built, names, stages, origins, asked)
+
+
+def _compared(
+    bundle: Any, built: Any, names: Sequence[str], stages: Sequence[str], origins: Any, asked: Any
+) -> int:
+    """Compares components and stages, a line each; the exit code."""
+    from mv2_jax.convert import compare, compare_stages
+
     meshes.say(hint=False)
     print(f"{'component':<18} {'largest':>9} {'mean':>9}  verdict (bound {BOUND:g})")
     worst = 0
@@ -73,7 +84,7 @@ def main(arguments: Sequence[str]) -> int:
             print(f"{name:<18} {'':>9} {'':>9}  is no network of PyTorch's libraries")
             continue
         worst |= _say(compare.component(bundle, built, name, asked.get("norm_scope")))
-    for name in () if args.component else bundle.stages:
+    for name in stages:
         worst |= _say(compare_stages.stage(bundle, built, asked, name))
     return worst
 

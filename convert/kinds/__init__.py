@@ -5,7 +5,8 @@ A source is searched for them in this order, and LoRAs, which are no networks, f
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from mv2_jax import lookup
@@ -36,6 +37,25 @@ def every() -> Iterator[tuple[str, Kind]]:
     """(name, kind) of all."""
     for name in KINDS:
         yield name, get(name)
+
+
+@contextmanager
+def beside(names: Iterable[str]) -> Iterator[None]:
+    """While this lasts, kinds from outside the package, `module:NAME`, are searched for as well,
+    first of all.
+
+    Raises:
+        InputError: there is no such kind.
+    """
+    own = {name: name for name in names if get(name)}
+    before = dict(KINDS)
+    try:
+        KINDS.clear()
+        KINDS.update({**own, **before})
+        yield
+    finally:
+        KINDS.clear()
+        KINDS.update(before)
 
 
 def of(config: Any) -> Kind | None:

@@ -1,6 +1,7 @@
 """A kind of network from outside: one file and one row, for every command."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -96,3 +97,26 @@ def test_what_does_not_fit_is_refused_by_its_own_words(acme, small, sources, tmp
     assert "times the latents' plane, but the VAE's are" in refused(
         capsys, *words, "-o", tmp_path / "x"
     )
+
+
+@pytest.mark.slow
+def test_a_flag_takes_one_from_outside(small, sources, tmp_path, monkeypatch, capsys):
+    """Nothing inside the package is touched: `examples/own_kind.py`."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "examples")
+    known, path = dict(kinds.KINDS), tmp_path / "acme.safetensors"
+    state = small.controlnet().state_dict()
+    save_file({f"acme/{name}": value.numpy().copy() for name, value in state.items()}, path)
+    assert cli.main(["convert", str(path)]) == 2
+    assert "nothing known in it" in capsys.readouterr().err
+    assert cli.main(["convert", str(path), "--kind", "own_kind:KIND"]) == 0
+    assert "Acme's ControlNet" in capsys.readouterr().out
+    base, out = ("--unet", sources / "pipeline", "--controlnet"), tmp_path / "out"
+    said = refused(capsys, *base, path, "-o", out, "--kind", "own_kind:KINDS")
+    assert "own_kind has no 'KINDS'; did you mean 'KIND'" in said
+    assert convert(*base, path, "-o", out, "--kind", "own_kind:KIND") == 0
+    assert convert(*base, sources / "controlnet", "-o", tmp_path / "plain") == 0
+    made, plain = (flatten(bundle.read(o).load("control")) for o in (out, tmp_path / "plain"))
+    assert all(np.array_equal(made[name], leaf) for name, leaf in plain.items())
+    # The folder's notes say where the kind lies.
+    assert cli.main(["verify", str(out), "--component", "control"]) == 0
+    assert "same" in capsys.readouterr().out and kinds.KINDS == known
