@@ -27,6 +27,11 @@ APART = {
     "plan": ("mv2_jax.infer.plan", "would a stage fit on hardware not here?"),
     "rehearse": ("mv2_jax.infer.rehearse", "run a full-size cascade with random weights"),
     "explain": ("mv2_jax.infer.explain", "how the cascade came to its video, on one HTML page"),
+    "data": ("mv2_jax.train.media.show", "what a source of clips and pictures holds"),
+    "precompute": (
+        "mv2_jax.train.media.precompute_command",
+        "latents and states of a source, made once for training",
+    ),
     "study": ("mv2_jax.infer.study", "what each mechanism is worth, on paired prompts"),
     "convert": ("mv2_jax.convert.cli", "assemble a cascade from public PyTorch checkpoints"),
     "verify": ("mv2_jax.convert.verify", "does a converted cascade compute what PyTorch does?"),
@@ -117,9 +122,16 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     # Nor does it see that prompts after a flag belong to those before it.
     if hasattr(args, "prompt") and not any(word.startswith("-") for word in rest):
         args.prompt, rest = [*args.prompt, *rest], []
+    # Nor that several settings may stand behind one --set.
+    if getattr(args, "set", None) and all(_setting(word) for word in rest):
+        args.set, rest = [*args.set, *rest], []
     if rest:
         subparsers.get(arguments[0], parser).error(f"unrecognized arguments: {' '.join(rest)}")
     return args
+
+
+def _setting(word: str) -> bool:
+    return "=" in word and not word.startswith("-")
 
 
 def _top(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
@@ -242,7 +254,7 @@ def _train_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentPars
     )
     add = parser.add_argument
     add("recipe", metavar="RECIPE", help="toybox/..., or a Python file with get_config()")
-    add("--set", action="append", default=[], metavar="A.B=V", help="change a leaf of the config")
+    add("--set", action="append", default=[], metavar="A.B=V", help="change leaves of the config")
     add("--phase", metavar="NAME", help="only this phase")
     add("--out", metavar="DIR", help="the folder of all runs (runs)")
     add("--fresh", action="store_true", help="forget what earlier runs left")

@@ -22,7 +22,7 @@ def text_encoder(seed=4):
     return tiny.random(shapes, seed)
 
 
-def cascade(folder):
+def cascade(folder, text=4):
     """A cascade folder with CLIP's tokenizer."""
     four = tiny.make()
     configs = {
@@ -33,7 +33,7 @@ def cascade(folder):
         "motion_v2v": tiny.MOTION,
         "text_encoder": CLIP,
     }
-    trees = {**four.params, "text_encoder": text_encoder()}
+    trees = {**four.params, "text_encoder": text_encoder(text)}
     parts = {
         name: bundle.Part(trees[name], config, "Apache-2.0", "random numbers")
         for name, config in configs.items()

@@ -22,12 +22,13 @@ def check(command: str, modules: Mapping[str, str] = MODULES, extra: str = "trai
     Raises:
         InputError: names them, and what to install.
     """
-    missing = [package for package, module in modules.items() if not _there(module)]
+    missing = [package for package, module in modules.items() if not there(module)]
     if missing:
         raise InputError(f"{command} needs {', '.join(missing)}: pip install 'mv2-jax[{extra}]'")
 
 
-def _there(module: str) -> bool:
+def there(module: str) -> bool:
+    """Whether a module can be imported."""
     try:
         return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:  # its parent is not there either

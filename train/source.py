@@ -33,6 +33,7 @@ SOURCES = {
     "toybox": "mv2_jax.train.toybox.source:Toybox",
     "videos": "mv2_jax.train.videos:Videos",
     **RECORDS,
+    "precomputed": "mv2_jax.train.media.precomputed:Precomputed",
 }
 
 
@@ -146,7 +147,9 @@ def of(cfg: Any, default: str = "toybox") -> Source:
     if cfg.data.get("mix"):
         name = next(iter(RECORDS))  # each of the mix names its own
     found = find(name, SOURCES, "data source", fits=callable, wants="a Source")
-    if getattr(found, "records", False):  # of a kind of storage: what reads it is the same for all
+    if (
+        getattr(found, "records", None) is True
+    ):  # of a kind of storage: what reads it is the same for all
         needs.check("training on files", needs.DATA, "data")
         found = find(OWN, {}, "data source")
     made = found(cfg.data, cfg.seed)

@@ -84,7 +84,7 @@ class VideoTask:
             raise InputError(f"model.{stage}.size: {self.size} are no multiples of {factor}")
         self.shape = losses.of(cfg.loss.shape)
         if self.source.streams:
-            self.turns()
+            self.source.fits(begin, self.turns(), self.rows, cfg.train)
         # Jitted once here: a function made anew at every call would compile at every call.
         self.encode = jax.jit(lambda params, x: codec.encode(params, self.vae.config, x))
         self.decode = jax.jit(lambda params, z: codec.decode(params, self.vae.config, z))

@@ -9,6 +9,7 @@ import own_data
 import pytest
 
 from mv2_jax import bundle, params
+from mv2_jax import cli as command
 from mv2_jax.train import cli
 
 QUICK = ("steps=3", "batch=2", "log_every=1", "sample.steps=1", "optim.warmup=1", "remat=False")
@@ -23,6 +24,18 @@ ASKED = {
 def given(tmp_path_factory):
     folder = tmp_path_factory.mktemp("own")
     return own_data.cascade(folder / "cascade"), own_data.clips(folder / "clips")
+
+
+def test_several_settings_stand_behind_one_flag(monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "mv2_jax.train.cli.main", lambda recipe, settings, **rest: seen.append(settings)
+    )
+    command.main(["train", "own/i2v", "--set", "cascade=a", "data.root=b", "--phase", "i2v"])
+    command.main(["train", "own/i2v", "--set", "cascade=a", "--set", "data.root=b", "steps=3"])
+    assert seen == [["cascade=a", "data.root=b"], ["cascade=a", "data.root=b", "steps=3"]]
+    for wrong in (["--set", "cascade=a", "stray"], ["stray=1"]):
+        assert command.main(["train", "own/i2v", *wrong]) == 2
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,17 @@ def listed(root: str) -> dict[str, int]:
     return {path: found[path] for path in sorted(found.keys() - hidden)}
 
 
+def top(root: str) -> list[str]:
+    """Names of what lies in a folder, not below it. Raises InputError where there is none."""
+    try:
+        if not remote(root):
+            return sorted(os.listdir(root))
+        system, base = _system(root)
+        return sorted(path.rstrip("/").rpartition("/")[2] for path in system.ls(base, detail=False))
+    except (OSError, ValueError) as error:
+        raise InputError(f"data.root: cannot list {root}: {error}") from None
+
+
 def joined(root: str, path: str) -> str:
     return f"{root.rstrip('/')}/{path}" if path else root
 

@@ -39,7 +39,15 @@ Content = str | bytes | Frames
 """A file's path, its bytes, or frames that need no decoding."""
 
 
-RECORDS = {"folder": "mv2_jax.train.media.folder:Folder"}
+RECORDS = {
+    "auto": "mv2_jax.train.media.auto:auto",
+    "folder": "mv2_jax.train.media.folder:Folder",
+    "tars": "mv2_jax.train.media.tars:Tars",
+    "array_record": "mv2_jax.train.media.array_records:ArrayRecords",
+    "tfds": "mv2_jax.train.media.tfds:DataSet",
+    "datasets": "mv2_jax.train.media.hub:HubSet",
+    "synthetic": "mv2_jax.train.media.synthetic:Synthetic",
+}
 """Kinds of storage, by the words that `data.source` knows them by."""
 
 

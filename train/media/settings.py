@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mv2_jax.errors import InputError
 from mv2_jax.lookup import nearest
+from mv2_jax.train import overrides
+from mv2_jax.train.phase import phase, recipe
 
 DEFAULTS: dict[str, Any] = {
-    "source": "folder",  # of train.source.SOURCES, or module:name of a Records
+    "source": "auto",  # of train.source.SOURCES, or module:name of a Records
     "root": "",  # a folder, or an address (gs://, s3://, ...)
     # Several sources: ({"source": ..., "root": ..., "weight": 1.0}, ...), settings above and below
     # changed for each. Weights are shares of what is seen; without any, all samples count alike.
@@ -56,6 +58,17 @@ def data(**changes: Any) -> dict[str, Any]:
         if name not in DEFAULTS:
             raise InputError(f"data: there is no setting {name!r}{nearest(name, DEFAULTS)}")
     return {**DEFAULTS, **changes}
+
+
+def from_texts(texts: Iterable[str]) -> dict[str, Any]:
+    """The settings that "fps=8" and such change, typed by their defaults; for commands.
+
+    Raises:
+        InputError: an unknown name, or a value of another type.
+    """
+    cfg = recipe(own=phase("t2i", data=data()))
+    overrides.apply(cfg, [f"data.{text}" for text in texts])
+    return cfg.phases.own.data.to_dict()
 
 
 def check(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,17 +20,84 @@ from mv2_jax.train.media.records import RECORDS, Records
 from mv2_jax.train.media.samples import Part, Sample, Size, nearest_size, sample, sizes_of
 from mv2_jax.train.media.turns import Turn
 from mv2_jax.train.source import Arrays, Source
+from mv2_jax.train.task import Component
 
 
-class Media(Source):
+class Streamed(Source):
+    """A source whose samples are read as steps need them, in threads; nothing of them is kept.
+
+    A subclass says which samples can be seen as a kind of step, and reads one.
+    """
+
+    streams = True
+
+    @abstractmethod
+    def buckets(self, turn: Turn, factor: int) -> dict[Any, dict[int, list[int]]]:
+        """What can be seen as this kind: {(frames, size): {source: numbers}}."""
+
+    @abstractmethod
+    def weights(self) -> dict[int, float] | None:
+        """How much each source gives; None: by their numbers of samples."""
+
+    @abstractmethod
+    def load(self, plan: Plan, kind: int, key: Any, pick: Pick) -> Sample:
+        """A sample, in the bucket `key` of the kind of steps that has this number."""
+
+    def fits(
+        self, begin: Mapping[str, Component], turns: Sequence[Turn], rows: int, train: Sequence[str]
+    ) -> None:
+        """Raises InputError where samples are not what a phase could use: files always are."""
+
+    def stream(
+        self,
+        turns: Sequence[Turn],
+        rows: Callable[[int], np.ndarray],
+        factor: int,
+        seed: int,
+        start: int,
+    ) -> Iterator[tuple[int, list[Sample]]]:
+        """Samples of one step after another, without end: (the step, the rows of this process).
+
+        Args:
+            turns: kinds of steps; step n is of the kind that has n % (all turns) among its own.
+            rows: which rows of a batch of so many are this process's.
+            factor: pixels along a latent cell.
+            seed, start: of the phase, and its first step.
+
+        Raises:
+            InputError: a kind of step has no samples.
+        """
+        cycle = sorted((turn, kind) for kind, one in enumerate(turns) for turn in one.turns)
+        plans = [self._plan(one, factor, seed + kind) for kind, one in enumerate(turns)]
+        kinds = [kind for _, kind in cycle]
+        order = Rows(kinds, [rows(one.batch) for one in turns])
+
+        def load(place: int) -> Sample:
+            step, kind, row = order.at(place)
+            key, picks = plans[kind].step(order.own_step(step))
+            return self.load(plans[kind], kind, key, picks[row])
+
+        ahead = self.data["ahead"] * max(len(rows(one.batch)) for one in turns)
+        yield from in_threads(load, order, start, self.data["threads"], ahead)
+
+    def _plan(self, turn: Turn, factor: int, seed: int) -> Plan:
+        buckets = self.buckets(turn, factor)
+        if not buckets:
+            pace = f"{turn.frames} frames at data.fps {self.data['fps']:g}"
+            raise InputError(
+                f"data: none of {self.length} samples is long enough for {pace}; ask for fewer "
+                "frames (data.frames) or a quicker pace (data.fps)"
+            )
+        return Plan(buckets, self.weights(), turn.batch, seed)
+
+
+class Media(Streamed):
     """A mixture of people's own files. See `train.media.settings` for what `data` holds.
 
     Raises:
         InputError: a source that is not there or holds nothing that can be used, or settings that
             cannot be.
     """
-
-    streams = True
 
     def __init__(self, data: Mapping[str, Any], seed: int) -> None:
         super().__init__(own_settings.check(data), seed)
@@ -114,65 +182,41 @@ class Media(Source):
                 found.setdefault(key, {}).setdefault(which, []).append(number)
         return found
 
-    def stream(
-        self,
-        turns: Sequence[Turn],
-        rows: Callable[[int], np.ndarray],
-        factor: int,
-        seed: int,
-        start: int,
-    ) -> Iterator[tuple[int, list[Sample]]]:
-        """Samples of one step after another, without end: (the step, the rows of this process).
-
-        Args:
-            turns: kinds of steps; step n is of the kind that has n % (all turns) among its own.
-            rows: which rows of a batch of so many are this process's.
-            factor: pixels along a latent cell.
-            seed, start: of the phase, and its first step.
-
-        Raises:
-            InputError: a kind of step has no samples.
-        """
-        cycle = sorted((turn, kind) for kind, one in enumerate(turns) for turn in one.turns)
-        plans = [self._plan(one, factor, seed + kind) for kind, one in enumerate(turns)]
-        kinds = [kind for _, kind in cycle]
-        order = Rows(kinds, [rows(one.batch) for one in turns])
-
-        def load(place: int) -> Sample:
-            step, kind, row = order.at(place)
-            key, picks = plans[kind].step(order.own_step(step))
-            return self._load(plans[kind], key, picks[row])
-
-        ahead = self.data["ahead"] * max(len(rows(one.batch)) for one in turns)
-        yield from in_threads(load, order, start, self.data["threads"], ahead)
-
-    def _plan(self, turn: Turn, factor: int, seed: int) -> Plan:
-        buckets = self.buckets(turn, factor)
-        if not buckets:
-            pace = f"{turn.frames} frames at data.fps {self.data['fps']:g}"
-            raise InputError(
-                f"data: none of {self.length} files is long enough for {pace}; ask for fewer "
-                "frames (data.frames) or a quicker pace (data.fps)"
-            )
-        weights = {n: p.weight for n, p in enumerate(self.parts) if p.weight is not None}
-        return Plan(buckets, weights or None, turn.batch, seed)
-
-    def _load(self, plan: Plan, key: Any, pick: Pick) -> Sample:
+    def load(self, plan: Plan, kind: int, key: Any, pick: Pick) -> Sample:
         """A sample; where its file cannot be decoded, that of the next one in its bucket."""
         part, (frames, size) = self.parts[pick.source], key
         for each in (pick, *plan.others(key, pick)) if part.failed else (pick,):
             if each.number in part.failed:
                 continue
             try:
-                return sample(part, each.number, frames, size, self._random(each))
+                return self.one(each, key)
             except (InputError, OSError) as error:
                 self._report(each.source, each.number, error)
-                return self._load(plan, key, pick)
+                return self.load(plan, kind, key, pick)
         raise InputError(
             f"data.root: none of the files of {part.settings['root']} for {frames} frames of "
             f"{size[1]}x{size[0]} can be decoded: "
             + summary({part.records.name(n): w for n, w in part.failed.items()}, len(part.records))
         )
+
+    def one(self, pick: Pick, key: Any) -> Sample:
+        """A sample itself. Raises InputError or OSError where it cannot be decoded."""
+        frames, size = key
+        return sample(self.parts[pick.source], pick.number, frames, size, self._random(pick))
+
+    def weights(self) -> dict[int, float] | None:
+        given = {n: p.weight for n, p in enumerate(self.parts) if p.weight is not None}
+        return given or None
+
+    @property
+    def broken(self) -> dict[str, str]:
+        """What cannot be used, and why."""
+        found: dict[str, str] = {}
+        for part in self.parts:
+            found |= {part.records.name(n): why for n, why in part.index.broken.items()}
+            found |= dict.fromkeys(getattr(part.records, "missing", ()), "there is no such file")
+            found |= {part.records.name(n): why for n, why in part.failed.items()}
+        return found
 
     def _random(self, pick: Pick) -> np.random.Generator:
         visit = pick.visit % self.data["passes"] if self.data["passes"] else pick.visit

@@ -87,6 +87,8 @@ class PictureTask:
                 raise InputError(f"data.sizes: {said} is not a multiple of {factor}")
         self.rows = tokens.rows_of(cfg.data, self.words)
         self.shape = losses.of(cfg.loss.shape)
+        if self.source.streams:
+            self.source.fits(begin, self.turns(), self.rows, self.trained)
         self.null = jnp.asarray(self.words.encode([""])[0])
         self.decode = jax.jit(lambda params, z: codec.decode(params, self.vae.config, z))
 
@@ -115,12 +117,15 @@ class PictureTask:
         """All of the network's trees, those in training and those that are not."""
         return {**{name: frozen[name] for name in self.kept}, **params}
 
+    def turns(self) -> list[Turn]:
+        """Of a source that streams: pictures of each size."""
+        return [Turn((1,), size, self.cfg.batch, (n,)) for n, size in enumerate(self.sizes)]
+
     def batches(self, seed: int, start: int) -> Iterator[Batch]:
         """Pictures of each size in turn."""
         cfg, source, net = self.cfg, self.source, self.net
         if source.streams:
-            turns = [Turn((1,), size, cfg.batch, (n,)) for n, size in enumerate(self.sizes)]
-            yield from streamed.batches(source, turns, net, self.words, cfg, seed, start)
+            yield from streamed.batches(source, self.turns(), net, self.words, cfg, seed, start)
             return
         root = self.folder.parent / "latents"
         sets = [stills(source, self.vae, size, cfg, root) for size in cfg.data.sizes]

@@ -78,7 +78,8 @@ class ImageTokens:
     def encode(self, params: Params, cfg: Config, inputs: Inputs) -> tuple[Any, Any]:
         """Told "image" [B, H, W, 3] in [-1, 1], of any size; optionally "looks" [B, n, H, W, 3],
         more pictures whose tokens stand behind the first's, of any size too; and `weights`."""
-        tokens, none = self.tokens(params, cfg, inputs["image"])
+        made = inputs.get("image_features")
+        tokens, none = self.tokens(params, cfg, inputs["image"], made)
         looks = inputs.get("looks")
         if looks is not None:
             batch, count = looks.shape[:2]
@@ -106,19 +107,29 @@ class ImageTokens:
             image=conditioning["tokens"], image_scale=weights.at(conditioning, t)
         )
 
-    def tokens(self, params: Params, cfg: Config, image: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Pictures [B, H, W, 3] -> their tokens [B, Li, C], and those of no picture [1, Li, C]."""
+    def tokens(
+        self, params: Params, cfg: Config, image: jax.Array, made: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """Pictures [B, H, W, 3] -> their tokens [B, Li, C], and those of no picture [1, Li, C].
+
+        `made`: what the vision encoder said of them before (`image_projection.features`).
+        """
         vision = clip_vision.VisionEncoder(self.vision, cfg.dtype)
         project = image_projection.ImageProjection(self.projection, cfg.dtype)
         kind = self.projection.kind
 
-        def run(params: Params, image: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def run(params: Params, image: jax.Array, *made: jax.Array) -> tuple[jax.Array, jax.Array]:
             def encode(pixels: jax.Array) -> clip_vision.VisionOutput:
                 return vision.apply({"params": params["image_encoder"]}, pixels)
 
-            pixels = clip_vision.preprocess(image, self.vision.image_size)
-            features = image_projection.features(kind, encode(pixels))
+            few = image[:1] if made else image
+            pixels = clip_vision.preprocess(few, self.vision.image_size)
             none = image_projection.null_features(kind, encode, pixels)
+            features = (
+                made[0].astype(none.dtype)
+                if made
+                else image_projection.features(kind, encode(pixels))
+            )
             both = jnp.concatenate([features, none])
             tokens = project.apply({"params": params["projection"]}, both)
             return tokens[:-1], tokens[-1:]
@@ -127,4 +138,5 @@ class ImageTokens:
             "image_encoder": params["image_encoder"],
             "projection": params["image_attn"]["projection"],
         }
-        return shards.over_samples(run, networks, image, results=("rows", "same"))
+        rows = (image,) if made is None else (image, made)
+        return shards.over_samples(run, networks, *rows, results=("rows", "same"))

@@ -140,13 +140,23 @@ class Text:
     def encode(self, params: Params, cfg: Config, inputs: Inputs) -> tuple[Prompt, Prompt]:
         """Told "ids" [B, L], and "negative" [B, L] (or [1, L], for all of them), both `Marked` or
         neither, or both `Changing`. In training SDXL is told the sizes of the batch's pictures: its
-        own "size_ids" [B, 6], or the whole plane of its "latent"."""
+        own "size_ids" [B, 6], or the whole plane of its "latent"; and where its "text_states"
+        [B, L, C] were made before (and SDXL's "text_pooled" [B, P]), they stand for the ids."""
         ids, negative = inputs["ids"], inputs["negative"]
         if isinstance(ids, Changing):
             return self._changing(params, cfg, ids, negative, inputs)
-        both = self.prompt(params, cfg, together(negative, ids), inputs)
+        states = inputs.get("text_states")
+        said = negative if states is not None else together(negative, ids)
+        both = self.prompt(params, cfg, said, inputs)
         rows = first_rows(negative).shape[0]
         prompt = jax.tree.map(lambda x: x[rows:], both)
+        if states is not None:
+            pooled = inputs.get("text_pooled")
+            prompt = Prompt(
+                states.astype(both.text.dtype),
+                None if pooled is None else pooled.astype(both.pooled.dtype),
+                size_ids(states.shape[0], cfg.stage.size) if self.second else None,
+            )
         nothing = jax.tree.map(lambda x, of: jnp.broadcast_to(x[:rows], of.shape), both, prompt)
         if self.second is not None and "latent" in inputs:
             count, (height, width) = inputs["latent"].shape[0], inputs["latent"].shape[-3:-1]

@@ -1,0 +1,80 @@
+"""The command line of `mv2 precompute`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+
+from mv2_jax.arguments import Parser
+from mv2_jax.errors import InputError
+from mv2_jax.train import cascades, needs, processes, recipe
+from mv2_jax.train import phase as phases
+from mv2_jax.train.media import precompute
+from mv2_jax.train.media.index import summary
+from mv2_jax.train.media.settings import from_texts
+from mv2_jax.train.tasks.t2i import PictureTask
+from mv2_jax.train.video import VideoTask
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the command; returns the exit code."""
+    args = _parser().parse_args(list(arguments))
+    needs.check("mv2 precompute", {**needs.MODULES, **needs.DATA}, "train,data")
+    for name in ("passes", "shard", "batch"):
+        if getattr(args, name) < 1:
+            raise InputError(f"--{name} is {getattr(args, name)}: it must be 1 or more")
+    part = _part(args.part)
+    cfg = recipe.load(f"own/{args.stage}")[1].phases[args.stage]
+    with cfg.unlocked():
+        cfg.cascade, cfg.data = args.cascade, from_texts(args.set or ())
+        cfg.size, cfg.frames = tuple(args.size), args.frames
+    cfg.data.update(root=args.source, passes=args.passes)
+    phases.check(cfg)
+    cascades.complete(cfg)
+    held = recipe.components_in(Path(args.cascade))
+    begin = cascades.parts(held, pictures=args.stage == "t2i")
+    folder = Path(args.out)
+    if args.stage == "t2i":
+        task = PictureTask(cfg, begin, folder)
+    else:
+        task = VideoTask(args.stage, cfg, begin, folder)
+    made, broken = precompute.run(task, folder, args.passes, args.shard, args.batch, part)
+    if broken:
+        print(summary(broken, made + len(broken)), flush=True)
+    print(f"{made} samples made: {folder}", flush=True)
+    return 0
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="mv2 precompute",
+        description="Latents, image features and text states of a source's samples, once: training "
+        "then reads them with data.source=precomputed. Run it again to go on, or on several "
+        "machines with --part.",
+    )
+    add = parser.add_argument
+    add("source", metavar="SOURCE", help="a folder, tars, ArrayRecord files, a TFDS data set ...")
+    add("-o", "--out", required=True, metavar="DIR", help="where the shards go")
+    add("--cascade", required=True, metavar="FOLDER", help="whose networks make them")
+    add("--stage", choices=("t2i", "i2v", "v2v"), default="i2v", help="for which stage (i2v)")
+    add("--size", type=int, nargs="+", default=[], metavar="PIXELS", help="as size in the recipe")
+    add("--frames", type=int, default=0, metavar="N", help="as frames in the recipe")
+    add("--set", nargs="+", action="extend", metavar="NAME=VALUE", help="as data.NAME in a recipe")
+    add("--passes", type=int, default=1, metavar="N", help="draws of each sample, part and cut (1)")
+    add("--shard", type=int, default=256, metavar="N", help="samples a shard (256)")
+    add("--batch", type=int, default=4, metavar="N", help="samples at a time (4)")
+    add("--part", default="", metavar="I/N", help="make the Ith of N shares of the shards")
+    return parser
+
+
+def _part(text: str) -> tuple[int, int]:
+    """ "2/4" -> (1, 4); by default this process's share of those that JAX was told of."""
+    if not text:
+        processes.initialise()
+        return jax.process_index(), jax.process_count()
+    first, _, last = text.partition("/")
+    if not (first.isdigit() and last.isdigit() and 1 <= int(first) <= int(last)):
+        raise InputError(f"--part {text}: write it as I/N, from 1/N to N/N")
+    return int(first) - 1, int(last)
