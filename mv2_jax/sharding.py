@@ -269,8 +269,8 @@ def _read(x: Any) -> Any:
 def shard_batch(batch: Any, mesh: Mesh) -> Any:
     """A tree of arrays with samples first, laid out with the samples split over data and fsdp.
 
-    Every process makes the whole batch and keeps its own devices' rows (see `put`): tasks make
-    batches whole, so what feeds a mesh over many hosts must be cheap, or read from shards.
+    Every process makes the whole batch and keeps its own devices' rows (see `put`): where that is
+    dear, each makes its own rows alone, for `shard_rows`.
     """
 
     def place(x: Any) -> jax.Array:

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 # Settings that change how a phase is run, not what comes of it; what it begins from is told by its
 # digests.
 RUNNING = ("name", "chain", "begin", "cascade", "log_every", "sample_minutes",
-           "checkpoint_minutes", "mesh", "remat")  # fmt: skip
+           "checkpoint_minutes", "mesh", "remat", "data.threads", "data.ahead")  # fmt: skip
 # What a person may change half-way besides: the loop itself asks for another optim.lr.
 ON_THE_WAY = (*RUNNING, "steps", "max_minutes", "precision", "optim")
 
@@ -98,7 +98,7 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any], free: Collection[
     0.1"; empty where none does.
 
     A setting that only one of the two has is no difference while it is off (0, empty). Those in
-    `free` may differ.
+    `free` may differ ("data.threads" is `threads` below `data`).
     """
     for name in dict.fromkeys((*new, *old)):
         was, now = old.get(name), new.get(name)
@@ -106,7 +106,8 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any], free: Collection[
             continue
         nested = [value for value in (was, now) if isinstance(value, Mapping)]
         if len(nested) == 2 or (nested and None in (was, now)):
-            found = difference(was or {}, now or {})
+            below = [path.removeprefix(f"{name}.") for path in free if path.startswith(f"{name}.")]
+            found = difference(was or {}, now or {}, below)
             if found:
                 return f"{name}.{found}"
         else:

@@ -15,10 +15,10 @@ import numpy as np
 
 from mv2_jax.errors import InputError
 from mv2_jax.infer import frames as video_frames
+from mv2_jax.train.media.records import VIDEOS as SUFFIXES
 from mv2_jax.train.source import Source
 from mv2_jax.train.triplets import CUTS, IMAGES, Arrays
 
-SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".y4m", ".gif")
 TRIES = 20  # draws for one sample before its video folder is called unfit
 # Mean change, in levels, of a pair: less is a still picture, more is a cut (or hopeless).
 STILL, CUT = 0.5, 48.0

@@ -272,3 +272,9 @@ def test_phases_of_a_chain_draw_each_its_own_and_arms_alike(chain, tmp_path):
             task = recipe.make_task(phase, {}, tmp_path / name)
             firsts.append(np.asarray(next(task.batches(phases.seed_of(phase), 0))["x"]))
     assert not np.array_equal(firsts[0], firsts[1]) and np.array_equal(firsts[2], firsts[3])
+
+
+def test_threads_are_no_difference():
+    old, new = ({"data": {"threads": n, "fps": 8.0}, "seed": 0} for n in (4, 8))
+    assert not phases.difference(old, new, phases.RUNNING)
+    assert phases.difference({"data": {"fps": 4.0}}, new, phases.RUNNING) == "data.fps 4.0, not 8.0"

@@ -125,7 +125,10 @@ def cover(
     return np.asarray(made), (top, left)
 
 
-def _file(content: str | bytes) -> Any:
+def _file(content: Any) -> Any:
+    """What Pillow and PyAV open: a path, or a file at its beginning."""
+    if hasattr(content, "seek"):
+        content.seek(0)
     return io.BytesIO(content) if isinstance(content, bytes) else content
 
 

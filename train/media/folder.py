@@ -23,7 +23,6 @@ from mv2_jax.train.media import paths
 from mv2_jax.train.media.records import (
     CAPTION_KEYS,
     FILE_KEYS,
-    PICTURES,
     SUFFIXES,
     Content,
     Records,
@@ -91,6 +90,10 @@ class Folder(Records):
     def content(self, number: int) -> Content:
         path = paths.joined(self.root, self.entries[number].path)
         return paths.read(path) if paths.remote(path) else path
+
+    def peek(self, number: int) -> Content:
+        path = paths.joined(self.root, self.entries[number].path)
+        return paths.opened(path) if paths.remote(path) else path
 
     def span(self, number: int) -> tuple[float, float | None]:
         return self.entries[number].span
@@ -221,7 +224,3 @@ def _seconds(value: Any) -> float:
         return total
     except ValueError:
         raise InputError(f"{value!r} is no time stamp, such as 0:01:23.456") from None
-
-
-def is_picture(path: str) -> bool:
-    return path.lower().endswith(PICTURES)

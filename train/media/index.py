@@ -50,7 +50,7 @@ def scan(records: Records, threads: int, captioned: bool) -> Index:
 
     def one(number: int) -> Info | str:
         try:
-            info = _spanned(probe(records.content(number)), records.span(number))
+            info = _spanned(probe(records.peek(number)), records.span(number))
             if captioned and not records.captions(number):
                 return "it has no caption"
             return info

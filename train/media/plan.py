@@ -10,7 +10,7 @@ data: what a run resumes with does not depend on what was read, by whom, or by h
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -93,11 +93,6 @@ class Plan:
         first = batch * self.batch
         return self.keys[which], [self.pick(which, first + row) for row in range(self.batch)]
 
-    def bucket(self, step: int) -> Any:
-        """A step's bucket alone."""
-        number = self._round(step)
-        return self.keys[self._order(number)[step - self._before(number)][0]]
-
     def pick(self, which: int, position: int) -> Pick:
         """The sample at a position of a bucket's endless row."""
         order, before, counts = self.tables[which]
@@ -122,12 +117,12 @@ class Plan:
             held.numbers
         )
 
-    def others(self, key: Any, pick: Pick) -> list[Pick]:
+    def others(self, key: Any, pick: Pick) -> Iterator[Pick]:
         """What stands in for a sample that cannot be read: the others of its source and bucket."""
         (held,) = (m for m in self.members[self.keys.index(key)] if m.source == pick.source)
         at = int(np.flatnonzero(held.numbers == pick.number)[0])
-        rest = np.roll(held.numbers, -at - 1)[:-1]
-        return [Pick(pick.source, int(number), pick.visit) for number in rest]
+        for number in np.roll(held.numbers, -at - 1)[:-1]:
+            yield Pick(pick.source, int(number), pick.visit)
 
     def _before(self, number: int) -> int:
         """How many steps lie before a round."""

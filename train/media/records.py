@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 
@@ -35,8 +35,8 @@ class Frames:
     fps: float = 0.0
 
 
-Content = str | bytes | Frames
-"""A file's path, its bytes, or frames that need no decoding."""
+Content = str | bytes | BinaryIO | Frames
+"""A file's path, its bytes, the open file, or frames that need no decoding."""
 
 
 RECORDS = {
@@ -84,6 +84,10 @@ class Records(ABC):
     @abstractmethod
     def content(self, number: int) -> Content:
         """The file. Raises InputError or OSError where it cannot be had."""
+
+    def peek(self, number: int) -> Content:
+        """`content` for a look at the beginning: of a file that lies elsewhere, it open."""
+        return self.content(number)
 
     def span(self, number: int) -> tuple[float, float | None]:
         """The part of a file that is meant: from and to, in seconds; None: to its end."""

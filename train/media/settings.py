@@ -89,6 +89,8 @@ def check(given: Mapping[str, Any]) -> dict[str, Any]:
         if whole[name] > most:
             raise InputError(f"data.{name} is {whole[name]}: it is a share, from 0 to {most}")
     for part in whole["mix"]:
+        if not hasattr(part, "keys"):
+            raise InputError('data.mix: name each source as {"root": ..., "weight": ...}')
         unknown = [name for name in part if name not in (*DEFAULTS, "weight")]
         if unknown:
             hint = nearest(unknown[0], (*DEFAULTS, "weight"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -183,16 +184,17 @@ class Media(Streamed):
         return found
 
     def load(self, plan: Plan, kind: int, key: Any, pick: Pick) -> Sample:
-        """A sample; where its file cannot be decoded, that of the next one in its bucket."""
+        """A sample; where its file cannot be decoded, that of the next one in its bucket.
+
+        What was broken before is tried again: another part of it may not be, and a resumed run
+        does not know of it.
+        """
         part, (frames, size) = self.parts[pick.source], key
-        for each in (pick, *plan.others(key, pick)) if part.failed else (pick,):
-            if each.number in part.failed:
-                continue
+        for each in itertools.chain([pick], plan.others(key, pick)):
             try:
                 return self.one(each, key)
             except (InputError, OSError) as error:
                 self._report(each.source, each.number, error)
-                return self.load(plan, kind, key, pick)
         raise InputError(
             f"data.root: none of the files of {part.settings['root']} for {frames} frames of "
             f"{size[1]}x{size[0]} can be decoded: "

@@ -7,6 +7,7 @@ import own_data
 import pytest
 
 from mv2_jax.errors import InputError
+from mv2_jax.train.media.decode import probe
 from mv2_jax.train.media.folder import Folder
 from mv2_jax.train.media.settings import check, data
 
@@ -100,6 +101,10 @@ def test_an_address_is_read_through_fsspec(tmp_path):
         system.pipe_file(f"/own/{path.name}", path.read_bytes())
     made = Folder(check(data(root="memory://own")))
     assert sorted(made.name(n) for n in range(2)) == ["picture0.png", "video0.mp4"]
+    with made.peek(0) as file:
+        assert probe(file) == probe(made.content(0)) == probe(str(tmp_path / made.name(0)))
+    with made.peek(1) as file:
+        assert probe(file) == probe(str(tmp_path / made.name(1)))
     assert made.content(0) == (tmp_path / made.name(0)).read_bytes()
     assert listed("memory://own") == listed(tmp_path)
 
@@ -131,5 +136,7 @@ def test_settings_that_cannot_be_are_told():
         check(data(flip=1.5))
     with pytest.raises(InputError, match="must be 1 or more"):
         check(data(threads=0))
+    with pytest.raises(InputError, match=r"data.mix: name each source as"):
+        check(data(mix=(3,)))
     with pytest.raises(InputError, match=r"data.mix: .*did you mean 'weight'"):
         check(data(mix=({"root": "x", "wieght": 1},)))

@@ -83,6 +83,7 @@ def other_at(kept, step):
     return next(itertools.islice(kept.batches(5, 0), step, None))
 
 
+@pytest.mark.slow
 def test_it_goes_on_and_is_shared_among_processes(given, tmp_path, capsys):
     whole, shared = tmp_path / "whole", tmp_path / "shared"
     made(given, whole)
@@ -106,6 +107,7 @@ def test_it_goes_on_and_is_shared_among_processes(given, tmp_path, capsys):
     assert "0 samples made" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_refused(given, tmp_path):
     made(given, tmp_path / "kept")
     kept = {"source": "precomputed", "root": str(tmp_path / "kept")}

@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import own_data
 import pytest
+from clips import encode, pan
 
 from mv2_jax.errors import InputError
 from mv2_jax.train.media import samples
@@ -139,6 +140,32 @@ def test_broken_files_are_skipped_counted_and_named(tmp_path, capsys):
     first, again = (steps(media(folder, threads=t), 6, turns=[TURNS[0]]) for t in (4, 1))
     assert first == again and not any(c.endswith("1") for _, rows in first for c, *_ in rows)
     assert capsys.readouterr().out.count("video1.mp4 is left out") == 2  # once a run
+
+
+def test_a_file_that_is_broken_in_part_changes_nothing_when_a_run_is_resumed(tmp_path):
+    folder = own_data.clips(tmp_path / "clips", 2, 0)
+    path = folder / "video1.mp4"
+    path.unlink()
+    # Every frame a keyframe, and those in the middle gone.
+    encode(path, pan(40, 48, 64), fps=8, g="1")
+    source, whole = media(folder), bytearray(path.read_bytes())
+    first, last = (len(whole) * share // 100 for share in (45, 70))
+    whole[first:last] = bytes(last - first)
+    path.write_bytes(bytes(whole))
+    turns = [Turn((4,), (32, 32), 2)]
+    whole_run = steps(source, 12, turns=turns)
+    said = [caption for _, rows in whole_run for caption, *_ in rows]
+    ones = sum(caption.endswith("1") for caption in said)
+    assert 0 < ones < len(said) // 2 and source.parts[0].failed
+    for start in (5, 9):
+        assert steps(fresh(source), 12 - start, start, turns=turns) == whole_run[start:]
+
+
+def fresh(source):
+    """As a new process would have it, which has met no broken file."""
+    for part in source.parts:
+        part.failed.clear()
+    return source
 
 
 def test_nothing_left_stops_at_once_with_one_line(tmp_path):
