@@ -27,11 +27,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from case import Case, filled
-from unets import inputs_of, narrow, unet_target
 
 from mv2_jax.config import MotionConfig, UNetConfig
 from mv2_jax.convert import sources
+from mv2_jax.convert.beside.case import Case, filled
+from mv2_jax.convert.beside.unets import inputs_of, narrow, unet_target
 from mv2_jax.convert.tables import motion, unet
 from mv2_jax.errors import InputError
 from mv2_jax.models.unet import UNet

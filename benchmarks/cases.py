@@ -1,6 +1,6 @@
 """The networks that benchmarks/parity.py compares, at their public sizes, by name.
 
-Each entry of `CASES` takes `small` and gives a `case.Case`; one of `ORIGINALS` takes a checkout of
+Each entry of `CASES` takes `small` and gives a `Case`; one of `ORIGINALS` takes a checkout of
 AnimateDiff besides.
 """
 
@@ -11,22 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from animatediff import VERSIONS, original
-from case import Case
-from encoders import autoencoder, encoder
 from image_adapter import adapter
-from unets import picture, tile, video
 
 from mv2_jax.config import TextConfig, UNetConfig, VisionConfig
+from mv2_jax.convert.beside.case import Case
+from mv2_jax.convert.beside.cases import SDXL
+from mv2_jax.convert.beside.encoders import autoencoder, encoder
+from mv2_jax.convert.beside.unets import picture, tile, video
 
-SDXL = UNetConfig(
-    channels=(320, 640, 1280),
-    transformers=(0, 2, 10),
-    mid_transformers=10,
-    heads=(5, 10, 20),
-    context_width=2048,
-    linear_projection=True,
-    pooled_width=1280,
-)
 BIG_G = TextConfig(
     width=1280, layers=32, heads=20, mlp_width=5120, activation="gelu", projection=1280
 )

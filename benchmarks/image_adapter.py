@@ -8,11 +8,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from case import Case, filled, last, noise, shapes
-from unets import inputs_of, narrow, unet_shape, unet_target, ups
 
 from mv2_jax.config import ImageProjectionConfig, UNetConfig
 from mv2_jax.convert import sources
+from mv2_jax.convert.beside.case import Case, filled, last, noise, shapes
+from mv2_jax.convert.beside.unets import inputs_of, narrow, unet_shape, unet_target, ups
 from mv2_jax.convert.sources import Renamed
 from mv2_jax.convert.tables import ip_adapter, ip_attention, unet
 from mv2_jax.models.image_projection import ImageProjection

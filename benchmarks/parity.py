@@ -41,8 +41,10 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 import animatediff
 import cases
-from case import Case
 
+from mv2_jax import compiler
+from mv2_jax.convert.beside import difference, randomise
+from mv2_jax.convert.beside.case import Case
 from mv2_jax.errors import InputError
 
 BOUND, BOUND_BF16 = 1e-4, 1.2
@@ -131,18 +133,6 @@ def compare(
     return (name, *figures, *cost, "" if good else "FAILED"), good
 
 
-def difference(ours: list[np.ndarray], theirs: list[np.ndarray]) -> tuple[float, float]:
-    """The largest and the mean difference, each output's relative to its largest magnitude."""
-    worst, mean = [], []
-    for a, b in zip(ours, theirs, strict=True):
-        if a.shape != b.shape:
-            raise ValueError(f"outputs of {a.shape} and {b.shape}")
-        off, size = np.abs(a.astype(np.float64) - b), np.abs(b).max()
-        worst.append(float(off.max() / size))
-        mean.append(float(off.mean() / size))
-    return max(worst), max(mean)
-
-
 def load(folder: Path, side: str, kind: str) -> list[np.ndarray]:
     """The outputs that a side left behind."""
     with np.load(folder / f"{side}-{kind}.npz") as file:
@@ -180,24 +170,6 @@ def torch_side(case: Case, folder: Path, half: bool, told: dict[str, float]):
         yield kind, [output.float().numpy() for output in outputs]
 
 
-def randomise(module):
-    """Random values for every parameter, those that begin at zero too.
-
-    Matrices keep activations near unit scale, norms are near one. One tensor at a time, each from
-    a generator of its own, so that the values do not depend on the order.
-    """
-    import torch
-
-    with torch.no_grad():
-        for number, (name, tensor) in enumerate(module.named_parameters()):
-            noise = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(number))
-            if tensor.ndim > 1:
-                tensor.copy_(noise / tensor[0].numel() ** 0.5)
-            else:
-                tensor.copy_(0.1 * noise + ("norm" in name and name.endswith("weight")))
-    return module.eval()
-
-
 def jax_side(case: Case, folder: Path, half: bool, told: dict[str, float]):
     """Converts the saved network, yields its outputs: ("fp32" or "bf16", arrays)."""
     import jax
@@ -213,7 +185,7 @@ def jax_side(case: Case, folder: Path, half: bool, told: dict[str, float]):
         def apply(params, given, dtype=dtype):
             return case.ours(dtype, params, given)
 
-        run = jax.jit(apply).lower(params, given).compile()
+        run = jax.jit(apply).lower(params, given).compile(compiler_options=compiler.options(params))
         begin = time.perf_counter()
         outputs = jax.block_until_ready(run(params, given))
         told.setdefault("seconds", time.perf_counter() - begin)

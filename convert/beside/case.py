@@ -25,6 +25,7 @@ class Case:
     inputs: arrays by name, the same at each call.
     theirs, ours: the outputs, from (module, inputs) and (dtype, params, inputs), in our layout.
     convert: our parameters from the folder.
+    bound: what fp32 outputs may differ by, relative to the largest magnitude.
     """
 
     torch: Callable[[], Any]
@@ -33,6 +34,7 @@ class Case:
     ours: Callable[[Any, Any, dict[str, Any]], list[jax.Array]]
     convert: Callable[[Path], Any]
     save: Callable[[Any, Path], None] = lambda module, folder: module.save_pretrained(folder)
+    bound: float = 1e-4
 
 
 def noise(*shape: int, seed: int = 0) -> np.ndarray:

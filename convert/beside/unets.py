@@ -12,10 +12,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from case import Case, filled, last, noise, shapes
 
 from mv2_jax.config import ControlNetConfig, MotionConfig, UNetConfig
 from mv2_jax.convert import sources
+from mv2_jax.convert.beside.case import Case, filled, last, noise, shapes
 from mv2_jax.convert.tables import controlnet, motion, unet
 from mv2_jax.models.controlnet import ControlNet
 from mv2_jax.models.unet import UNet
@@ -26,7 +26,9 @@ TOKENS = 77
 
 
 def narrow(cfg: UNetConfig) -> UNetConfig:
-    """The same network with a tenth of the channels."""
+    """The same network with a tenth of the channels; one that is narrow stays as it is."""
+    if cfg.channels[0] < 320:
+        return cfg
     return dataclasses.replace(
         cfg,
         channels=tuple(width // 10 for width in cfg.channels),
@@ -41,6 +43,8 @@ def unet_shape(cfg: UNetConfig) -> dict[str, Any]:
     """What diffusers' UNets and ControlNets all take of a config."""
     levels = ["CrossAttnDownBlock2D" if depth else "DownBlock2D" for depth in cfg.transformers]
     shape: dict[str, Any] = dict(
+        in_channels=cfg.in_channels,
+        out_channels=cfg.out_channels,
         block_out_channels=cfg.channels,
         down_block_types=levels,
         layers_per_block=cfg.layers_per_block,
@@ -66,7 +70,7 @@ def ups(levels: list[str]) -> list[str]:
 def inputs_of(cfg: UNetConfig, frames: int, side: int) -> dict[str, np.ndarray]:
     """Noisy latents, a timestep, text, and SDXL's rest."""
     given = {
-        "x": noise(1, frames, side, side, 4),
+        "x": noise(1, frames, side, side, cfg.in_channels),
         "t": np.array([681], np.int32),
         "text": noise(1, TOKENS, cfg.context_width, seed=1),
     }
@@ -115,14 +119,20 @@ def picture(cfg: UNetConfig, side: int, small: bool) -> Case:
     return Case(make, given, theirs, ours, fill)
 
 
-def video(mid_block: bool, scope: str, small: bool) -> Case:
-    """SD1.5 with motion modules on eight frames, in diffusers.
+def video(
+    mid_block: bool,
+    scope: str,
+    small: bool,
+    spatial: UNetConfig | None = None,
+    side: int = 64,
+) -> Case:
+    """SD1.5 (or another UNet) with motion modules on eight frames, in diffusers.
 
     `scope` is of the modules' norms: "clip" is diffusers as it is, "frame" diffusers changed so
     that they see single frames, as in AnimateDiff's own code (which `animatediff.original` runs).
     """
     motion_cfg = MotionConfig(mid_block=mid_block, norm_scope=scope)
-    cfg, side = UNetConfig(motion=motion_cfg), 64
+    cfg = dataclasses.replace(spatial or UNetConfig(), motion=motion_cfg)
     cfg, side = (narrow(cfg), 9) if small else (cfg, side)
     given = functools.partial(inputs_of, cfg, 8, side)
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from case import Case, filled, last, noise, shapes
 
 from mv2_jax.config import TextConfig, VAEConfig, VisionConfig
 from mv2_jax.convert import sources
+from mv2_jax.convert.beside.case import Case, filled, last, noise, shapes
 from mv2_jax.convert.sources import Renamed
 from mv2_jax.convert.tables import clip, vae
 from mv2_jax.models.clip_text import TextEncoder
@@ -73,10 +73,10 @@ def encoder(cfg: TextConfig | VisionConfig, small: bool) -> Case:
     return Case(make, given, theirs, ours, fill)
 
 
-def autoencoder(small: bool) -> Case:
-    """SD's VAE on a picture of 600 x 600: the latents' mean, and pixels from latents."""
+def autoencoder(small: bool, side: int = 600) -> Case:
+    """SD's VAE on a square picture: the latents' mean, and pixels from latents."""
     cfg = VAEConfig(channels=(32, 32, 64, 64)) if small else VAEConfig()
-    side = 72 if small else 600
+    side = 72 if small else side
     z = side // 8
 
     def given() -> dict[str, np.ndarray]:
