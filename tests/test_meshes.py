@@ -9,10 +9,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import mesh_case
 import meshes
 import pytest
+from quick import quick
+
+from mv2_jax import sharding
 
 BOUND = 1e-4
+COUNT = len(meshes.KINDS)
+STEP = 0.01  # of a network's parameters, the length that differences are taken over
 
 
 def check(number):
@@ -46,14 +54,36 @@ def test_twelve_devices_answer_as_one_does():
     """Their own process: this one has eight."""
     here = Path(__file__).parent
     places = os.pathsep.join([str(here), str(here.parent), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, str(here / "meshes.py"), "12", "0", "9"]
+    command = [sys.executable, str(here / "meshes.py"), "12", *map(str, range(COUNT))]
     environment = {**os.environ, "PYTHONPATH": places}
     environment.pop("XLA_FLAGS", None)
     made = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert made.returncode == 0, made.stderr
     assert "full rematerialization" not in made.stderr, made.stderr
     found = [float(line.rpartition(" ")[2]) for line in made.stdout.splitlines()]
-    assert len(found) == 9 and max(found) < BOUND, made.stdout
+    assert len(found) == COUNT and max(found) < BOUND, made.stdout
+
+
+@pytest.mark.slow
+def test_gradients_on_a_mesh_are_the_slopes_of_the_loss():
+    """Along each network's gradient, by differences of the loss on one device."""
+    case = mesh_case.Case("i2v-loss", (1, 2, 2, 2), 2, 3, (3, 5), 1, deep=False)
+    run, params, args = meshes.MADE[case.kind](case)
+    mesh = sharding.make_mesh(*case.sizes)
+    with jax.set_mesh(mesh):
+        _, gradient = jax.device_get(quick(run)(sharding.shard_params(params, mesh), *args))
+    loss = quick(lambda params, *args: run(params, *args)[0])
+    for name, tree in gradient.items():
+        size = float(jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree))))
+
+        def moved(by, name=name, tree=tree, size=size):
+            own = jax.tree.map(lambda p, g: p + by / size * g, params[name], tree)
+            return float(loss({**params, name: own}, *args))
+
+        far, near = ((moved(by) - moved(-by)) / (2 * by) for by in (STEP, STEP / 2))
+        slope = near + (near - far) / 3  # Richardson's
+        print(f"{name}: {slope / size - 1:.1e}")
+        assert abs(slope / size - 1) < 2e-3, name
 
 
 def test_the_default_cases_meet_every_kind_and_axis():
