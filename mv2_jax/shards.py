@@ -12,6 +12,7 @@ What lies where, within such a program:
 - a clip's frames: split over context, and over what of data and fsdp the samples left. Where they
   do not divide, clips are filled up to a multiple at their end (`Layout.frames` of them are true);
 - tokens of a plane: split over the axes that are left then, within the spatial attention alone;
+- rows of a plane, in the autoencoder: split over those axes, all the way (`over_frames`);
 - parameters: as `sharding.RULES` says. A layer gathers its own where it uses it (`parameter`), so
   that weights travel unit by unit and activations never travel for their sake;
 - what no axis divides is whole on each of its devices: repeated work, the same result.
@@ -42,12 +43,16 @@ class Layout(NamedTuple):
 
     frames: how many a clip has in all, where they are split over the axes `over`; else 0.
     tokens: the axes that a plane's tokens are split over in spatial attention.
+    cells: how many rows a plane has in all on its coarsest level, where planes are split over the
+        axes `rows` from top to bottom; else 0. Finer levels have a whole number of rows for each.
     rules: rows of networks from outside the package, asked before `sharding.RULES`.
     """
 
     frames: int = 0
     over: Axes = ()
     tokens: Axes = ()
+    cells: int = 0
+    rows: Axes = ()
     rules: sharding.Rules = ()
 
 
@@ -92,14 +97,20 @@ def lay_out(samples: int, frames: int, mesh: AbstractMesh) -> tuple[sharding.Axe
     taken = (split,) if isinstance(split, str) else split or ()
     free = [name for name in ("context", "fsdp", "data") if mesh.shape.get(name, 1) > 1]
     free = [name for name in free if name not in taken]
-    over: Axes = ()
-    parts = 1
-    for name in free:
-        more = parts * mesh.shape[name]
-        if -(-frames // more) < -(-frames // parts):
-            over, parts = (*over, name), more
+    over = _dividing(frames, free, mesh)
     tokens = tuple(name for name in free if name not in over)
     return split, Layout(frames if over else 0, over, tokens)
+
+
+def _dividing(size: int, axes: Sequence[str], mesh: AbstractMesh) -> Axes:
+    """Those of the axes that leave each device fewer of `size` things."""
+    taken: Axes = ()
+    parts = 1
+    for name in axes:
+        more = parts * mesh.shape[name]
+        if -(-size // more) < -(-size // parts):
+            taken, parts = (*taken, name), more
+    return taken
 
 
 def per_device(
@@ -178,20 +189,36 @@ def over_samples(
 
 
 def over_frames(
-    function: Callable[[Any, jax.Array], jax.Array], params: Any, x: jax.Array
+    function: Callable[[Any, jax.Array], jax.Array], params: Any, x: jax.Array, cells: int = 0
 ) -> jax.Array:
-    """`function(params, x)` for x [B, T, ...] whose frames know nothing of each other -> the same.
+    """`function(params, x)` for x [B, T, H, W, C] whose frames know nothing of each other -> the
+    same, with other planes.
 
+    Where samples and frames leave axes of the mesh, these split the planes' rows, so that devices
+    share the work and the memory of one frame. Planes are whole before and after.
     Where frames do not divide, all devices get all of the result, and else their part of it.
+
+    Args:
+        cells: how many rows the planes have where they are coarsest; H and the result's rows are
+            multiples of it. 0: `function` does not know of split planes (`with_halo`).
     """
     mesh = sharding.current_mesh()
     if mesh is None:
         return function(params, x)
     samples, split = lay_out(*x.shape[:2], mesh)
+    # In the mesh's order: `lax.ppermute` numbers devices so, whatever order it is given.
+    rows = tuple(name for name in sharding.AXES if name in _dividing(cells, split.tokens, mesh))
+    split = split._replace(tokens=(), cells=cells if rows else 0, rows=rows)
     even = x.shape[1] % math.prod(mesh.shape[name] for name in split.over) == 0
 
     def local(params: Any, x: jax.Array) -> jax.Array:
-        return function(params, x) if even else joined(function(params, own(x)))
+        x = x if even else own(x)
+        if rows:
+            made = function(params, share(x, rows, 2, unit=x.shape[2] // cells))
+            x = join(made, rows, 2, rows_in_all(made.shape[2]))
+        else:
+            x = function(params, x)
+        return x if even else joined(x)
 
     spec = P(samples, (split.over or None) if even else None)
     return per_device(local, (params, x), lambda m: ((params_specs(params, m), spec), spec), split)
@@ -227,12 +254,15 @@ def over_gaps(
     )
 
 
-def share(x: jax.Array, axes: Axes, dim: int) -> jax.Array:
-    """This device's part of an array that is whole, along `dim`, filled up with zeros."""
+def share(x: jax.Array, axes: Axes, dim: int, unit: int = 1) -> jax.Array:
+    """This device's part of an array that is whole, along `dim`, filled up with zeros.
+
+    `unit`: parts are multiples of it, as the whole is.
+    """
     parts = count(axes)
     if parts == 1:
         return x
-    size = -(-x.shape[dim] // parts)
+    size = -(-x.shape[dim] // unit // parts) * unit
     pad = [(0, 0)] * x.ndim
     pad[dim] = (0, size * parts - x.shape[dim])
     return lax.dynamic_slice_in_dim(jnp.pad(x, pad), lax.axis_index(axes) * size, size, dim)
@@ -267,8 +297,62 @@ def frames_here(frames: int) -> int:
     return -(-frames // count(layout().over)) if frames > 1 else frames
 
 
+def _cells_here() -> int:
+    """Of a split plane's cells, those on a device, with those that fill it up."""
+    split = layout()
+    return -(-split.cells // count(split.rows))
+
+
+def rows_in_all(here: int) -> int:
+    """How many rows a plane has in all, of which `here` are on this device."""
+    return layout().cells * here // _cells_here() if layout().rows else here
+
+
+def _true(here: int) -> jax.Array:
+    """[here]: which of a device's rows, or of the tokens in them, are the plane's."""
+    cells = _cells_here()
+    left = layout().cells - lax.axis_index(layout().rows) * cells
+    return jnp.arange(here) < left * (here // cells)
+
+
+def with_halo(x: jax.Array, before: int, after: int) -> jax.Array:
+    """This device's rows of split planes [B, h, W, C], between the last `before` of the device
+    above and the first `after` of the one below. Zeros stand where the plane has ended.
+    """
+    axes, here = layout().rows, x.shape[1]
+    last = count(axes) - 1
+    x = jnp.where(_true(here)[None, :, None, None], x, 0)
+    rows = [x]
+    if before:
+        down = [(i, i + 1) for i in range(last)]
+        rows.insert(0, lax.ppermute(x[:, here - before :], axes, down))
+    if after:
+        up = [(i + 1, i) for i in range(last)]
+        rows.append(lax.ppermute(x[:, :after], axes, up))
+    return jnp.concatenate(rows, 1)
+
+
+def by_rows(product: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """A convolution of split planes: what would be padding comes from the devices around."""
+
+    def run(
+        x: jax.Array, kernel: jax.Array, strides: Any, padding: Any, **kwargs: Any
+    ) -> jax.Array:
+        (before, after), across = padding
+        if before or after:
+            x = with_halo(x, before, after)
+        return product(x, kernel, strides, ((0, 0), across), **kwargs)
+
+    return run
+
+
 def mean_of_clip(x: jax.Array, frames: int) -> jax.Array:
-    """The mean [B, C] of x [B, t * L, C] over L and all `frames` of a clip, of which t are here."""
+    """The mean [B, C] of x [B, t * L, C] over L and all `frames` of a clip, of which t are here;
+    where planes are split, of one frame, over all of its rows."""
+    if layout().rows:
+        here = x.shape[1]
+        true = _true(here)[None, :, None]
+        return lax.psum(jnp.where(true, x, 0).sum(1), layout().rows) / rows_in_all(here)
     here = frames_here(frames)
     if here == frames:
         return x.mean(1)
@@ -299,6 +383,35 @@ def to_frames(x: jax.Array, positions: int) -> jax.Array:
     x = jnp.pad(x, ((0, 0), (0, pad), (0, 0), (0, 0)))
     x = lax.all_to_all(x, split.over, split_axis=1, concat_axis=2, tiled=True)
     return x[:, :, :positions]
+
+
+def takes_heads(heads: int, devices: int) -> bool:
+    """How spatial attention meets the tokens that lie on other devices.
+
+    True: each device takes all tokens of its part of the heads, and gives the result back
+    (DeepSpeed-Ulysses, arXiv 2309.14509). That moves four tensors of its own tokens; to gather the
+    keys and values, or to pass them round in a ring, moves two of all tokens. So it is what is done
+    where heads divide, and tokens lie on more than two devices.
+
+    Args:
+        heads: those that this device has.
+        devices: over how many tokens are split.
+    """
+    return devices > 2 and heads % devices == 0
+
+
+def to_heads(x: jax.Array, tokens: int) -> jax.Array:
+    """x [B, l, N, D], all heads of this device's tokens of a plane -> [B, L, n, D], all `tokens` of
+    its part of the heads."""
+    x = lax.all_to_all(x, layout().tokens, split_axis=2, concat_axis=1, tiled=True)
+    return x[:, :tokens]
+
+
+def to_tokens(x: jax.Array) -> jax.Array:
+    """The inverse of `to_heads`."""
+    axes = layout().tokens
+    x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % count(axes)), (0, 0), (0, 0)))
+    return lax.all_to_all(x, axes, split_axis=1, concat_axis=2, tiled=True)
 
 
 def parts(*sizes: int) -> int:

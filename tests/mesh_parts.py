@@ -156,7 +156,7 @@ def of_vae_loss(case: Case) -> Made:
         loss={**weights, "critic_from": 0},
         critic={"width": 8, "layers": 1},
     )
-    count = case.batch * min(case.frames, 4)
+    count = case.batch * min(case.frames, 2)
     pixels = np.random.default_rng(2).uniform(-1, 1, (count, *case.pixels, 3)).astype(np.float32)
     batch = {"image": pixels, "critic": np.ones(count, np.float32)}
     return of_task(vae_task.make(cfg, {}, None), batch)
@@ -173,7 +173,7 @@ def of_gan_loss(case: Case) -> Made:
     )
     features = of_shapes(AutoencoderKL(FEATURES).init, jnp.zeros((1, 32, 32, 3)))["params"]
     task = vfi_task.make(cfg, {"vae": Component(features, FEATURES)}, Path())
-    count = case.batch * min(case.frames, 4)
+    count = case.batch * min(case.frames, 2)
     clips = np.round((moving((count, 4, 32, 32, 3)) + 1) * 127.5).astype(np.uint8)
     batch = dict(zip(("first", "second", "target", "guess"), clips.swapaxes(0, 1)))
     batch["time"] = np.linspace(0.2, 0.8, count, dtype=np.float32)

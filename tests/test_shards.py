@@ -1,14 +1,20 @@
 """The exchanges of a program per device, each beside plain array code on one device."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from jax.sharding import PartitionSpec as P
 from quick import quick
 
 from mv2_jax import sharding, shards
+from mv2_jax.models.vae import AutoencoderKL
+from mv2_jax.nn.attention import Attention
 from mv2_jax.nn.layers import FeedForward, GroupNorm, dense
+from mv2_jax.stages import latents
 
 # data, fsdp, context, tensor
 MESHES = [(1, 2, 4, 1), (2, 2, 2, 1), (1, 1, 8, 1), (8, 1, 1, 1)]
@@ -44,10 +50,47 @@ def normalised(x):
     return norm.apply(own, x.reshape(b * t, positions, c)).reshape(x.shape)
 
 
+def among_tokens(heads):
+    """Spatial attention."""
+
+    def run(x):
+        b, t, positions, c = x.shape
+        x = jnp.concatenate([jnp.sin((1 + k) * x) for k in range(6)], -1).reshape(b * t, -1, 6 * c)
+        own = {
+            name: {"kernel": jnp.asarray(np.random.default_rng(k).standard_normal((24, 24)) / 5)}
+            for k, name in enumerate(("to_q", "to_k", "to_v", "to_out_0"))
+        }
+        own["to_out_0"]["bias"] = jnp.zeros(24)
+        axes = shards.layout().tokens
+        y = shards.share(x, axes, 1)
+        y = Attention(heads).apply({"params": own}, y, length=positions)
+        return shards.join(y, axes, 1, positions).reshape(b, t, positions, 6, c).mean(3)
+
+    return run
+
+
 @pytest.mark.parametrize("function", [over_time, normalised])
 @pytest.mark.parametrize("sizes", MESHES)
 @pytest.mark.parametrize("batch, frames", [(1, 1), (2, 3), (3, 7), (1, 8)])
 def test_clips_over_devices_are_what_they_are_on_one(function, sizes, batch, frames):
+    beside_one_device(function, sizes, batch, frames)
+
+
+@pytest.mark.parametrize(
+    "heads, sizes, batch, frames",
+    [
+        (8, (1, 2, 4, 1), 1, 1),  # five tokens over eight devices, which take a head each
+        (3, (1, 1, 8, 1), 2, 1),  # keys and values travel
+        pytest.param(4, (2, 4, 1, 1), 2, 1, marks=pytest.mark.slow),
+        pytest.param(4, (1, 2, 4, 1), 1, 3, marks=pytest.mark.slow),
+        pytest.param(8, (8, 1, 1, 1), 3, 1, marks=pytest.mark.slow),
+    ],
+)
+def test_tokens_over_devices_are_what_they_are_on_one(heads, sizes, batch, frames):
+    beside_one_device(among_tokens(heads), sizes, batch, frames)
+
+
+def beside_one_device(function, sizes, batch, frames):
     x, g = clips(batch, frames), clips(batch, frames, seed=1)
     want, back = jax.vjp(function, x)
     mesh = sharding.make_mesh(*sizes)
@@ -112,3 +155,51 @@ def test_a_parameter_of_no_known_part_is_refused():
 
     with jax.set_mesh(mesh), pytest.raises(ValueError, match="no axis of the mesh"):
         shards.over_samples(run, tree, jnp.ones((4, 7)), gathered=False)
+
+
+# Two levels of odd planes, an attention, and all that an autoencoder's config can ask for.
+VAE = dataclasses.replace(
+    tiny.VAE, channels=(4, 8), mid_attention=True, patch_size=2, latent_patch=2, shortcuts=True
+)
+PUBLIC = dataclasses.replace(tiny.VAE, channels=(4, 8, 8), mid_attention=True, patch_size=1)
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "sizes, cfg, batch, frames, plane, slopes",
+    [
+        ((1, 2, 4, 1), VAE, 1, 1, (5, 4), False),
+        pytest.param((1, 2, 4, 1), VAE, 1, 1, (5, 4), True, marks=SLOW),
+        pytest.param(
+            (1, 1, 8, 1), PUBLIC, 1, 1, (3, 5), True, marks=SLOW
+        ),  # five devices have no row
+        pytest.param(
+            (2, 2, 2, 1), PUBLIC, 1, 3, (9, 3), True, marks=SLOW
+        ),  # frames over a part of them
+        pytest.param((1, 2, 2, 2), VAE, 3, 1, (7, 3), True, marks=SLOW),  # inner widths over tensor
+    ],
+)
+def test_rows_of_planes_over_devices_are_what_they_are_on_one(
+    sizes, cfg, batch, frames, plane, slopes
+):
+    """The autoencoder both ways, and the gradients through both."""
+    shape = (batch, frames, *(cfg.factor * n for n in plane), 3)
+    pixels = np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
+    tree = jax.eval_shape(AutoencoderKL(cfg).init, jax.random.key(0), pixels[0, :1])["params"]
+    tree = tiny.random(tree, 0)
+
+    def score(tree, pixels):
+        z = latents.encode(tree, cfg, pixels)
+        made = latents.decode(tree, cfg, z)
+        return jnp.sum(jnp.sin(3 * z)) + jnp.sum(jnp.sin(made)), (z, made)
+
+    both = jax.value_and_grad(score, (0, 1), has_aux=True) if slopes else score
+    want = jax.device_get(quick(both)(tree, pixels))
+    mesh = sharding.make_mesh(*sizes)
+    split = shards.lay_out(batch, frames, mesh.abstract_mesh)[1]
+    assert split.tokens  # which the rows are over
+    with jax.set_mesh(mesh):
+        got = jax.device_get(quick(both)(sharding.shard_params(tree, mesh), pixels))
+    least = 1e-3 * max(np.abs(leaf).max() for leaf in jax.tree.leaves(want[1]))
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        assert np.abs(a - b).max() < 1e-4 * max(np.abs(b).max(), least)

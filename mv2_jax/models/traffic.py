@@ -1,7 +1,11 @@
-"""What devices send each other in one call of a UNet, derived from its sizes and the mesh.
+"""What devices send each other in one call of a network, derived from its sizes and the mesh.
 
 This is arithmetic over the config, not a reading of the program: a test compiles the program and
 compares. Bytes are those of each exchange's result on one device, by XLA's names of the kinds.
+
+Backwards each exchange is undone: what was gathered is summed and split again, sums are summed, and
+what went to positions comes back. Each parameter's gradient is then summed over the devices that
+hold the same part of it. Nothing is recomputed in this count (`remat` False).
 
 Letters: N rows times samples of a device, t its frames (f devices share a clip), l its tokens of a
 plane (k devices share one), C channels.
@@ -9,22 +13,35 @@ plane (k devices share one), C channels.
 
 from __future__ import annotations
 
-import itertools
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from jax.sharding import AbstractMesh, Mesh
 
 from mv2_jax import params as trees
 from mv2_jax import sharding, shards
-from mv2_jax.config import UNetConfig
+from mv2_jax.config import ControlNetConfig, UNetConfig
 
-Sent = tuple[str, int]
-GATHER, SUM, TO_ALL = "all-gather", "all-reduce", "all-to-all"
+GATHER, SUM, TO_ALL, SCATTER = "all-gather", "all-reduce", "all-to-all", "reduce-scatter"
+
+
+class Sent(NamedTuple):
+    """An exchange forwards: the bytes of its result, and of a gathered one its parts."""
+
+    kind: str
+    size: int
+    parts: int = 1
+
+    @property
+    def undone(self) -> Sent:
+        """What it is backwards."""
+        if self.kind == GATHER:
+            return Sent(SCATTER, self.size // self.parts)
+        return self
 
 
 @dataclass(frozen=True)
@@ -50,36 +67,83 @@ def of_unet(
     shape: tuple[int, ...],
     mesh: Mesh | AbstractMesh,
     itemsize: int = 4,
+    *,
+    training: bool = False,
 ) -> dict[str, int]:
-    """{kind: bytes} of one call, forwards.
+    """{kind: bytes} of one call, forwards, or in training forwards and backwards.
 
     Args:
         tree: its parameters, arrays or abstract, in their stored type.
         shape: [R, B, T, H, W, C] of the latents, fp32.
         itemsize: bytes of a number of the activations.
+        training: its parameters' gradients are taken; its inputs have none.
     """
-    rows, samples, frames, height, width, _ = shape
+    call, plane = _call(cfg, shape, mesh, itemsize), shape[3:5]
+    sent = [*_weights(call, tree, mesh), *_norms(call, tree), *_activations(call, plane)]
+    if call.over > 1:  # the result, whole on every device of a clip
+        size = 4 * call.clips * call.here * call.over * math.prod(plane) * cfg.out_channels
+        sent.append(Sent(GATHER, size, call.over))
+    return _sums(sent, tree, mesh, training)
+
+
+def of_control(
+    cfg: ControlNetConfig,
+    tree: Mapping[str, Any],
+    shape: tuple[int, ...],
+    mesh: Mesh | AbstractMesh,
+    itemsize: int = 4,
+    *,
+    training: bool = False,
+) -> dict[str, int]:
+    """{kind: bytes} of a ControlNet's call beside a UNet's, which its residuals go to on the same
+    device. Arguments as in `of_unet`, `shape` the latents' too."""
+    call = _call(cfg.unet, shape, mesh, itemsize)
+    activations = _activations(call, shape[3:5], decoder=False)
+    return _sums([*_weights(call, tree, mesh), *activations], tree, mesh, training)
+
+
+def _call(
+    cfg: UNetConfig, shape: tuple[int, ...], mesh: Mesh | AbstractMesh, itemsize: int
+) -> _Call:
+    rows, samples, frames = shape[:3]
     split, layout = shards.lay_out(samples, frames, mesh)
     names = (split,) if isinstance(split, str) else split or ()
-    ways = math.prod(mesh.shape[name] for name in names)
-    over = math.prod(mesh.shape[name] for name in layout.over)
-    call = _Call(
+    over = _devices(mesh, layout.over)
+    return _Call(
         cfg,
         mesh.shape.get("tensor", 1),
         over,
-        math.prod(mesh.shape[name] for name in layout.tokens),
-        rows * samples // ways,
+        _devices(mesh, layout.tokens),
+        rows * samples // _devices(mesh, names),
         frames,
         -(-frames // over),
         itemsize,
     )
-    sent: Counter[str] = Counter()
-    parts = _weights(call, tree, mesh), _norms(call, tree), _activations(call, height, width)
-    for kind, count in itertools.chain(*parts):
-        sent[kind] += count
-    if over > 1:  # the result, whole on every device of a clip
-        sent[GATHER] += 4 * call.clips * call.here * over * height * width * cfg.out_channels
-    return {kind: count for kind, count in sent.items() if count}
+
+
+def _devices(mesh: Mesh | AbstractMesh, axes: Iterable[str]) -> int:
+    return math.prod(mesh.shape[name] for name in axes)
+
+
+def _sums(
+    sent: list[Sent], tree: Mapping[str, Any], mesh: Mesh | AbstractMesh, training: bool
+) -> dict[str, int]:
+    """By kind; in training with the way back."""
+    if training:
+        sent = [*sent, *(each.undone for each in sent), *_gradients(tree, mesh)]
+    sums: Counter[str] = Counter()
+    for each in sent:
+        sums[each.kind] += each.size
+    return {kind: size for kind, size in sums.items() if size}
+
+
+def _gradients(tree: Mapping[str, Any], mesh: Mesh | AbstractMesh) -> Iterator[Sent]:
+    """Each parameter's, over the axes that it is whole on."""
+    for path, leaf in trees.flatten(tree).items():
+        axes = [axis for axis in sharding.spec_for(path, leaf.shape, mesh) if axis]
+        parts = _devices(mesh, axes)
+        if parts < mesh.size:
+            yield Sent(SUM, leaf.size * leaf.dtype.itemsize // parts)
 
 
 def _weights(call: _Call, tree: Mapping[str, Any], mesh: Mesh | AbstractMesh) -> Iterator[Sent]:
@@ -87,12 +151,12 @@ def _weights(call: _Call, tree: Mapping[str, Any], mesh: Mesh | AbstractMesh) ->
     for path, leaf in trees.flatten(tree).items():
         axes = tuple(sharding.spec_for(path, leaf.shape, mesh))
         size = leaf.size * leaf.dtype.itemsize
-        size //= math.prod(mesh.shape[axis] for axis in axes if axis)
+        size //= _devices(mesh, filter(None, axes))
         own = _makes_part(call, path)
         for axis in axes:
             if axis and not (axis == "tensor" and own):
                 size *= mesh.shape[axis]
-                yield GATHER, size
+                yield Sent(GATHER, size, mesh.shape[axis])
 
 
 def _makes_part(call: _Call, path: str) -> bool:
@@ -122,7 +186,7 @@ def _norms(call: _Call, tree: Mapping[str, Any]) -> Iterator[Sent]:
         if (of_module or of_resnet) and scope == "clip":
             inner = of_resnet and "/norm2/" in path
             parts = call.split(leaf.size, call.cfg.norm_groups) if inner else 1
-            yield SUM, 2 * 4 * call.clips * leaf.size // parts
+            yield Sent(SUM, 2 * 4 * call.clips * leaf.size // parts)
 
 
 def _level(cfg: UNetConfig, path: str) -> tuple[int, int]:
@@ -135,14 +199,16 @@ def _level(cfg: UNetConfig, path: str) -> tuple[int, int]:
     return cfg.channels[index], cfg.heads[index]
 
 
-def _activations(call: _Call, height: int, width: int) -> Iterator[Sent]:
+def _activations(call: _Call, plane: tuple[int, int], decoder: bool = True) -> Iterator[Sent]:
+    """Of a UNet, or without the `decoder` of its first half alone."""
     cfg = call.cfg
-    planes = [(height, width)]
+    planes = [plane]
     for _ in cfg.channels[1:]:
         planes.append(tuple(-(-side // 2) for side in planes[-1]))
     last = len(cfg.channels) - 1
+    units = cfg.layers_per_block + decoder * (cfg.layers_per_block + 1)  # one more up than down
     for i, plane in enumerate(planes):
-        for _ in range(2 * cfg.layers_per_block + 1):  # down, and one more up
+        for _ in range(units):
             yield from _resnet(call, i, plane)
             yield from _transformer(call, i, plane, cfg.transformers[i])
             yield from _motion(call, i, plane)
@@ -156,22 +222,24 @@ def _activations(call: _Call, height: int, width: int) -> Iterator[Sent]:
 def _resnet(call: _Call, level: int, plane: tuple[int, int]) -> Iterator[Sent]:
     width = call.cfg.channels[level]
     if call.split(width, call.cfg.norm_groups) > 1:
-        yield SUM, call.clips * call.here * math.prod(plane) * width * call.itemsize
+        yield Sent(SUM, call.clips * call.here * math.prod(plane) * width * call.itemsize)
 
 
 def _transformer(call: _Call, level: int, plane: tuple[int, int], layers: int) -> Iterator[Sent]:
-    width, heads = call.cfg.channels[level], call.split(call.cfg.heads[level])
+    width, parts = call.cfg.channels[level], call.split(call.cfg.heads[level])
     own = -(-math.prod(plane) // call.tokens)  # l
     state = call.clips * call.here * own * width * call.itemsize
     for _ in range(layers):
-        if call.tokens > 1:  # keys and values
-            yield GATHER, 2 * state * call.tokens // heads
-        if heads > 1:  # self and cross
-            yield SUM, 2 * state
+        if shards.takes_heads(call.cfg.heads[level] // parts, call.tokens):
+            yield Sent(TO_ALL, 4 * state // parts)  # queries, keys, values and the result
+        elif call.tokens > 1:  # keys and values
+            yield Sent(GATHER, 2 * state * call.tokens // parts, call.tokens)
+        if parts > 1:  # self and cross
+            yield Sent(SUM, 2 * state)
         if call.split(4 * width) > 1:
-            yield SUM, state
+            yield Sent(SUM, state)
     if layers and call.tokens > 1:
-        yield GATHER, state * call.tokens
+        yield Sent(GATHER, state * call.tokens, call.tokens)
 
 
 def _motion(call: _Call, level: int, plane: tuple[int, int]) -> Iterator[Sent]:
@@ -181,9 +249,9 @@ def _motion(call: _Call, level: int, plane: tuple[int, int]) -> Iterator[Sent]:
     positions = -(-math.prod(plane) // call.over)
     if call.over > 1:  # to positions and back
         clip = call.here * positions * call.over
-        yield TO_ALL, 2 * call.clips * clip * width * call.itemsize
+        yield Sent(TO_ALL, 2 * call.clips * clip * width * call.itemsize)
     state = call.clips * positions * call.frames * width * call.itemsize
     if call.split(motion.heads) > 1:
-        yield SUM, motion.layers * motion.attentions * state
+        yield Sent(SUM, motion.layers * motion.attentions * state)
     if call.split(motion.mlp_ratio * width) > 1:
-        yield SUM, motion.layers * state
+        yield Sent(SUM, motion.layers * state)

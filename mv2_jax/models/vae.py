@@ -22,7 +22,10 @@ ENCODING = ("encoder", "quant_conv")  # of its parameters, those that make laten
 
 
 class PlaneAttention(nn.Module):
-    """One-head self-attention over the plane: [B, H, W, C] -> the same, residual."""
+    """One-head self-attention over the plane: [B, H, W, C] -> the same, residual.
+
+    Where planes are split, a device's rows look at the keys of all.
+    """
 
     groups: int
     dtype: Dtype
@@ -31,15 +34,14 @@ class PlaneAttention(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         b, h, w, c = x.shape
         y = GroupNorm(self.groups, EPS, name="group_norm")(x).reshape(b, h * w, c)
-        tokens = shards.layout().tokens
-        y = shards.share(y, tokens, 1)
         q, k, v = (
             dense(c, name=name, dtype=self.dtype)(y)[:, :, None]
             for name in ("to_q", "to_k", "to_v")
         )
-        k, v = (shards.join(each, tokens, 1, h * w) for each in (k, v))
+        rows, length = shards.layout().rows, shards.rows_in_all(h) * w
+        k, v = (shards.join(each, rows, 1, length) for each in (k, v))
         y = dense(c, name="to_out_0", dtype=self.dtype)(attend(q, k, v)[:, :, 0])
-        return x + shards.join(y, tokens, 1, h * w).reshape(b, h, w, c)
+        return x + y.reshape(b, h, w, c)
 
 
 class MidBlock(nn.Module):

@@ -171,9 +171,10 @@ class Attention(nn.Module):
         query, key, value = project("to_q", x), project("to_k", source), project("to_v", source)
         if key_scale is not None:
             key = key * key_scale[:, :, None, None].astype(key.dtype)
-        if length is not None:
-            key, value = (shards.join(y, shards.layout().tokens, 1, length) for y in (key, value))
-        out = attend(query, key, value)
+        if length is None:
+            out = attend(query, key, value)
+        else:
+            out = _over_tokens(query, key, value, length)
         if self.image_tokens:
             if image_context is None:
                 raise ValueError(
@@ -188,3 +189,12 @@ class Attention(nn.Module):
             out = out + scale.reshape(scale.shape + (1,) * (out.ndim - scale.ndim)) * extra
         out = out.reshape(*out.shape[:-2], width // parts)
         return dense(width, name="to_out_0", dtype=self.dtype, summed=parts > 1)(out)
+
+
+def _over_tokens(query: Array, key: Array, value: Array, length: int) -> Array:
+    """Attention [B, l, N, D] among a plane's `length` tokens, l of which are on this device."""
+    tokens = shards.layout().tokens
+    if shards.takes_heads(query.shape[2], shards.count(tokens)):
+        return shards.to_tokens(attend(*(shards.to_heads(y, length) for y in (query, key, value))))
+    key, value = (shards.join(y, tokens, 1, length) for y in (key, value))
+    return attend(query, key, value)

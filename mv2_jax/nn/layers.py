@@ -129,6 +129,8 @@ def _rounds_twice(dtype: Dtype) -> bool:
 def _product(plain: Callable[..., jax.Array], wide: bool, summed: bool) -> dict[str, Any]:
     """Flax's argument for a layer's product, where it is not the plain one."""
     made = _wide(plain) if wide else plain
+    if plain is jax.lax.conv_general_dilated and shards.layout().rows:
+        made = shards.by_rows(made)
     if summed:
         made = shards.summed(made)
     return {} if made is plain else {plain.__name__: made}

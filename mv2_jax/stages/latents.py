@@ -17,23 +17,25 @@ from mv2_jax.stages import tiles
 PIXELS_AT_ONCE = 2**19
 
 
-def _few_at_a_time(function: Any, params: Any, x: jax.Array, pixels: int) -> jax.Array:
+def _few_at_a_time(function: Any, params: Any, x: jax.Array, pixels: int, cells: int) -> jax.Array:
     """`function(params, frames)` over x [B, ..., H, W, C] as frames [n, H, W, C], n bound by
-    `pixels` a frame; on a mesh each device takes its share of them."""
+    `pixels` a frame; on a mesh each device takes its share of them, or of their rows (`cells` as
+    in `shards.over_frames`)."""
 
     def share(params: Any, x: jax.Array) -> jax.Array:
         lead = x.shape[:-3]
         flat = x.reshape(-1, *x.shape[-3:])
+        here = pixels // shards.count(shards.layout().rows)
         out = jax.lax.map(
             lambda one: function(params, one[None])[0],
             flat,
-            batch_size=min(flat.shape[0], max(1, PIXELS_AT_ONCE // pixels)),
+            batch_size=min(flat.shape[0], max(1, PIXELS_AT_ONCE // here)),
         )
         return out.reshape(*lead, *out.shape[1:])
 
     if x.ndim == 4:  # pictures are clips of one frame
-        return shards.over_frames(share, params, x[:, None])[:, 0]
-    return shards.over_frames(share, params, x)
+        return shards.over_frames(share, params, x[:, None], cells)[:, 0]
+    return shards.over_frames(share, params, x, cells)
 
 
 def encode(
@@ -53,7 +55,9 @@ def encode(
         run = partial(whole, params)
         return tiles.tiled(run, x, tile, tile // cfg.factor) if tile else run(x)
 
-    return _few_at_a_time(one, params, pixels, _pixels(pixels.shape[-3:-1], 1, tile))
+    height = pixels.shape[-3]
+    cells = 0 if tile or height % cfg.factor else height // cfg.factor
+    return _few_at_a_time(one, params, pixels, _pixels(pixels.shape[-3:-1], 1, tile), cells)
 
 
 def decode(
@@ -71,7 +75,9 @@ def decode(
         pixels = tiles.tiled(run, z, tile // cfg.factor, tile) if tile else run(z)
         return jnp.clip(pixels, -1.0, 1.0)
 
-    return _few_at_a_time(one, params, latents, _pixels(latents.shape[-3:-1], cfg.factor, tile))
+    plane = latents.shape[-3:-1]
+    cells = 0 if tile else plane[0]  # tiles are cut from whole planes
+    return _few_at_a_time(one, params, latents, _pixels(plane, cfg.factor, tile), cells)
 
 
 def _pixels(plane: tuple[int, ...], factor: int, tile: int) -> int:
