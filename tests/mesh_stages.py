@@ -7,6 +7,7 @@ import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tiny
 from mesh_case import Case, Made, inflated, normal, of_shapes, spatial
@@ -21,6 +22,7 @@ from mv2_jax.models.unet import UNet
 from mv2_jax.nn.transformer import Context
 from mv2_jax.stages import i2v, t2i, v2v
 from mv2_jax.stages import stage as stages
+from mv2_jax.train.preference import dpo_loss
 
 SECOND = TextConfig(  # SDXL's
     tiny.TEXT.vocab_size,
@@ -140,6 +142,29 @@ def of_loss(name: str, case: Case) -> Made:
         return jax.value_and_grad(lambda p: stages.loss(p, cfg, batch, keys.seed(3))[0])(params)
 
     return run, params, (latent, asked)
+
+
+def of_dpo_loss(case: Case) -> Made:
+    """Diffusion-DPO's on pictures, and the gradient of every parameter."""
+    cfg, params, asked = stage(case, "t2i")
+    better, worse = (normal(seed, case.batch, *cfg.latent_shape) for seed in (6, 7))
+
+    def run(params: Any, better: Any, worse: Any, asked: Any) -> Any:
+        each = keys.per_sample(keys.seed(3), case.batch)
+
+        def model(tree: Any) -> Any:
+            conditioning = stages.drop(tree, cfg, asked, each, {})
+            conditioning = jax.tree.map(lambda x: jnp.repeat(x, 2, axis=0), conditioning)
+            return functools.partial(stages.predict_one, tree, cfg, conditioning=conditioning)
+
+        def loss(params: Any) -> Any:
+            before = jax.tree.map(lambda leaf: 0.9 * leaf, params)
+            models = model(params), model(before)
+            return dpo_loss(*models, better, worse, each, cfg.stage.schedule, 5.0)[0]
+
+        return jax.value_and_grad(loss)(params)
+
+    return run, params, (better, worse, asked)
 
 
 def of_chain(name: str, case: Case) -> Made:

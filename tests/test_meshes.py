@@ -1,7 +1,8 @@
 """On any mesh every network answers as on one device: cases drawn over meshes, sizes and kinds.
 
 Kinds, meshes and sizes are in `meshes`. The bound is 1e-4 of a result's largest value. Measured:
-networks 1e-6 at most, the VAE 5e-6, RIFE 6e-6, gradients of single parameters 2.2e-5.
+networks 1e-6 at most, the VAE 5e-6, RIFE 6e-6, gradients of single parameters 3.2e-5.
+XLA has to find a way for every array: "involuntary full rematerialization" fails.
 """
 
 import os
@@ -23,9 +24,10 @@ COUNT = len(meshes.KINDS)
 STEP = 0.01  # of a network's parameters, the length that differences are taken over
 
 
-def check(number):
+def check(number, capfd):
     each = meshes.case(number)
     assert meshes.difference(each) < BOUND, str(each)
+    assert "full rematerialization" not in capfd.readouterr().err
 
 
 def named(numbers):
@@ -33,20 +35,20 @@ def named(numbers):
 
 
 @pytest.mark.parametrize("number", named(range(24)))
-def test_a_mesh_answers_as_one_device_does(number):
-    check(number)
+def test_a_mesh_answers_as_one_device_does(number, capfd):
+    check(number, capfd)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", named(range(24, 48)))
-def test_more_meshes_answer_as_one_device_does(number):
-    check(number)
+def test_more_meshes_answer_as_one_device_does(number, capfd):
+    check(number, capfd)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("number", named(range(48, 288)))
-def test_many_meshes_answer_as_one_device_does(number):
-    check(number)
+def test_many_meshes_answer_as_one_device_does(number, capfd):
+    check(number, capfd)
 
 
 @pytest.mark.long
@@ -62,6 +64,15 @@ def test_twelve_devices_answer_as_one_does():
     assert "full rematerialization" not in made.stderr, made.stderr
     found = [float(line.rpartition(" ")[2]) for line in made.stdout.splitlines()]
     assert len(found) == COUNT and max(found) < BOUND, made.stdout
+
+
+@pytest.mark.slow
+def test_pairs_of_a_batch_stay_where_its_samples_are(capfd):
+    """A loss that doubles its batch, on samples over an axis that leaves others free."""
+    case = mesh_case.Case("dpo-loss", (2, 2, 2, 1), 2, 1, (3, 5), 2, deep=False)
+    # Optimising one device's program moves gradients by 9e-5.
+    assert meshes.difference(case) < 3e-4
+    assert "full rematerialization" not in capfd.readouterr().err
 
 
 @pytest.mark.slow

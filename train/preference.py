@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from mv2_jax import sharding
 from mv2_jax.diffusion import keys as named
 from mv2_jax.diffusion import losses
 from mv2_jax.diffusion import process as processes
@@ -35,9 +36,9 @@ def dpo_loss(
     """The loss of a batch of pairs.
 
     Args:
-        model, reference: `f(x, t)`, noisy latents [2 B, ..., C] (the better ones, then the worse)
-            and timesteps [2 B] in, an output of the process's prediction out. No gradient flows
-            through the reference.
+        model, reference: `f(x, t)`, noisy latents [2 B, ..., C] (of each pair the better one, then
+            the worse) and timesteps [2 B] in, an output of the process's prediction out. No
+            gradient flows through the reference.
         better, worse: clean, scaled latents [B, ..., C].
         keys: typed keys [B], one a pair.
         schedule: the process, or what stands for one.
@@ -52,12 +53,12 @@ def dpo_loss(
     """
     if better.shape != worse.shape:
         raise ValueError(f"pairs of {better.shape} and {worse.shape} are no pairs")
-    x0 = jnp.concatenate([better, worse]).astype(jnp.float32)
+    x0 = paired(better, worse).astype(jnp.float32)
     process = processes.of(schedule)
-    u = jnp.tile(losses.positions(keys, cfg, process), 2)
+    u = jnp.repeat(losses.positions(keys, cfg, process), 2)
     point = process.at(u)
     eps = named.normal(named.fold(keys, "noise"), better.shape[1:])
-    eps = jnp.concatenate([eps, eps])
+    eps = paired(eps, eps)
     weight = losses.weight(point.alpha, point.sigma, process.prediction, cfg)
 
     def errors(network: Model) -> jax.Array:
@@ -65,9 +66,9 @@ def dpo_loss(
         return losses.per_sample((output - wanted) ** 2)
 
     own, before = errors(model), jax.lax.stop_gradient(errors(reference))
-    gain_better, gain_worse = jnp.split(weight * (own - before), 2)
+    gain_better, gain_worse = (weight * (own - before)).reshape(-1, 2).T
     logits = -0.5 * beta * (gain_better - gain_worse)
-    mse_better, mse_worse = jnp.split(own, 2)
+    mse_better, mse_worse = own.reshape(-1, 2).T
     metrics = {
         "accuracy": (logits > 0).astype(jnp.float32).mean(),
         "margin": logits.mean(),
@@ -75,3 +76,10 @@ def dpo_loss(
         "mse_worse": mse_worse.mean(),
     }
     return -jax.nn.log_sigmoid(logits).mean(), metrics
+
+
+def paired(better: jax.Array, worse: jax.Array) -> jax.Array:
+    """[B, ...] twice -> [2 B, ...], the two of a pair one after the other: where samples lie on
+    several devices, none has to move."""
+    both = sharding.constrain(jnp.stack([better, worse], axis=1), sharding.SAMPLES)
+    return both.reshape(-1, *better.shape[1:])

@@ -116,7 +116,7 @@ class Preferences(ABC):
             """`f(x, t)` over `rows` times the batch's samples, under the batch's conditions."""
             # Guidance needs what the network answers without them, which must not drift.
             conditioning = stages.drop(tree, self.net, inputs, keys, {**drop})
-            conditioning = jax.tree.map(lambda x: jnp.concatenate([x] * rows), conditioning)
+            conditioning = jax.tree.map(lambda x: jnp.repeat(x, rows, axis=0), conditioning)
             return partial(stages.predict_one, tree, self.net, conditioning=conditioning)
 
         if self.cfg.loss.kind == "winners":
