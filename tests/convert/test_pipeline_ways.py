@@ -175,7 +175,8 @@ def test_free_init(public, cascades, monkeypatch):
             made = np.array(keys.normal(fresh, cfg.latent_shape))[sample][None]
             return torch.from_numpy(made).permute(0, 4, 1, 2, 3)
 
-        monkeypatch.setattr(diffusers.pipelines.free_init_utils, "randn_tensor", noise)
+        utils = importlib.import_module("diffusers.pipelines.free_init_utils")
+        monkeypatch.setattr(utils, "randn_tensor", noise)
 
         def ready(pipeline):
             pipeline.enable_free_init(3, method="butterworth", order=4)
