@@ -18,14 +18,14 @@ from typing import Any
 from mv2_jax import bundle, files
 from mv2_jax.bundle import CONTROLS
 from mv2_jax.config import StageConfig, UNetConfig
-from mv2_jax.convert import kinds, loras, pieces, schedules, sources, staging
+from mv2_jax.convert import embeddings, kinds, loras, pieces, schedules, sources, staging
 from mv2_jax.convert.checkpoint import Checkpoint, open_checkpoint
 from mv2_jax.convert.kinds import image_adapter, interpolator
 from mv2_jax.convert.kinds import vae as vaes
 from mv2_jax.convert.pieces import Piece
 from mv2_jax.errors import InputError
 from mv2_jax.numbers import DIFFUSION
-from mv2_jax.text import CLIPTokenizer
+from mv2_jax.text import CLIPTokenizer, Embedding
 
 SOURCES = "sources.json"
 # Where an IP-Adapter's publisher keeps the vision encoder that it reads, beside the adapter.
@@ -44,10 +44,11 @@ _FLAGS = {
 class Wanted:
     """What a user asks for: sources as paths or hub ids, and how to store and run them.
 
-    `lora` and `motion_lora` are (source, weight, stages), no stages for all. `variant` ("fp16") is
-    preferred wherever a folder has it. Without `image_encoder`, a folder of that name beside the
-    adapter is taken where it fits. `controlnet` is one, or several that add up. `norm_scope`
-    overrides what is known of the motion modules.
+    `lora` and `motion_lora` are (source, weight, stages), no stages for all; `embedding`
+    (source, name or None for its own, stages). `variant` ("fp16") is preferred where a folder has
+    it. Without `image_encoder`, a folder of that name beside the adapter is taken where it fits.
+    `controlnet` is one, or several that add up. `norm_scope` overrides what is known of the motion
+    modules.
     `preset` (a key of `configs.presets.PRESETS`) gives the sizes and frames that
     `sizes`, (height, width) in pixels by stage, and `frames` do not. `few_steps`: a key of
     `configs.few_steps.FEW_STEPS`, for motion modules distilled to few steps; `t2i_few_steps`: one
@@ -70,6 +71,7 @@ class Wanted:
     t2i_text_encoder: str | None = None
     lora: tuple[tuple[str, float, tuple[str, ...]], ...] = ()
     motion_lora: tuple[tuple[str, float, tuple[str, ...]], ...] = ()
+    embedding: tuple[tuple[str, str | None, tuple[str, ...]], ...] = ()
     variant: str | None = None
     norm_scope: str | None = None
     preset: str | None = None
@@ -89,7 +91,7 @@ class Built:
     """A cascade whose parts are known to fit, and none of whose numbers has been read yet.
 
     `still` is how T2I is sampled, and who says so. `asked` is what the user said that no source
-    does, for `mv2 verify`.
+    does, for `mv2 verify`. `tokenizer` knows the embeddings.
     """
 
     pieces: dict[str, Piece]
@@ -97,6 +99,7 @@ class Built:
     defaults: dict[str, dict[str, float]]
     still: schedules.Program
     asked: dict[str, Any]
+    tokenizer: CLIPTokenizer
 
     @property
     def missing(self) -> list[str]:
@@ -168,6 +171,12 @@ def assemble(wanted: Wanted) -> Built:
             raise InputError(f"--{kind.replace('_', '-')}: one is given twice; add up its weights")
         for asked, weight, to in given:
             built = loras.merge_into(built, opened(asked).one(kind), weight, to)
+    words: list[Embedding] = []
+    for asked, called, to in wanted.embedding:
+        built, new = _with_embeddings(built, opened(asked), called, to)
+        for each in new:
+            embeddings.unlike(words, each)
+            words.append(each)
     for piece in built.values():
         _ = piece.stored  # whatever does not fit is found before anything is written
     few = {stage: staging.few_steps_of(wanted, built, stage) for stage in ("i2v", "v2v")}
@@ -179,7 +188,9 @@ def assemble(wanted: Wanted) -> Built:
         still = schedules.still(picture, built["t2i_unet"].config, wanted.t2i_sampled, own)
     moving = schedules.video(program.schedule, unet) if wanted.motion or wanted.motion_v2v else None
     stages = staging.stages(built, wanted, few, still, moving)
-    return Built(built, stages, staging.defaults(few, still), still, _asked(wanted))
+    numbers = staging.defaults(few, still)
+    tokenizer = embeddings.tokenizer(built.get("text_encoder"), words)
+    return Built(built, stages, numbers, still, _asked(wanted), tokenizer)
 
 
 def write(
@@ -201,12 +212,11 @@ def write(
     origins = {name: _origin(piece, sums) for name, piece in built.pieces.items()}
     if built.asked:
         origins["asked"] = built.asked
-    text = built.pieces.get("text_encoder")
     return bundle.write(
         folder,
         {name: parts[id(piece)] for name, piece in built.pieces.items()},
         built.stages,
-        CLIPTokenizer(**({"max_length": text.config.max_length} if text else {})).to_json(),
+        built.tokenizer.to_json(),
         name=name,
         defaults=built.defaults,
         texts={SOURCES: json.dumps(origins, indent=1) + "\n"},
@@ -219,6 +229,20 @@ def fits(name: str, built: Mapping[str, Piece]) -> None:
     check = kinds.get(built[name].found.part.kind).fits
     if check is not None:
         check(name, built[name], built)
+
+
+def _with_embeddings(
+    built: dict[str, Piece], source: Checkpoint, called: str | None, stages: tuple[str, ...]
+) -> tuple[dict[str, Piece], list[Embedding]]:
+    """The pieces with all embeddings of a source, which are not to have one name."""
+    held = source.all("embedding") or [source.one("embedding")]
+    if called and len(held) > 1:
+        raise InputError(f"{source.asked} holds {len(held)} embeddings: {called} names one")
+    made = []
+    for found in held:
+        built, new = embeddings.put_into(built, found, called, stages)
+        made.append(new)
+    return built, made
 
 
 def _shared(wanted: Wanted) -> None:
@@ -314,4 +338,5 @@ def _origin(piece: Piece, sums: Callable[[Path], str]) -> dict[str, Any]:
         "variant": found.variant,
         "sha256": {path.name: sums(path) for path in sources.paths(found.path, found.variant)},
         "loras": [[path, weight] for path, weight in piece.loras],
+        **({"embeddings": [[rows.path, rows.name] for rows in piece.rows]} if piece.rows else {}),
     }

@@ -68,6 +68,7 @@ def _run(args: argparse.Namespace) -> int:
                 },
                 lora=tuple(args.lora),
                 motion_lora=tuple(args.motion_lora),
+                embedding=tuple(args.embedding),
                 variant=args.variant,
                 norm_scope=args.norm_scope,
                 preset=args.preset,
@@ -90,6 +91,9 @@ def _run(args: argparse.Namespace) -> int:
     size = sum(made.folder.joinpath(f).stat().st_size for f in _files(made))
     print(f"{out}: {len(made.components)} components, {size / 1e9:.2f} GB")
     _say_sampling(built)
+    for each in built.tokenizer.embeddings:
+        where = f" goes into {', '.join(each.stages)} alone" if each.stages else ""
+        print(f"embedding: {each.name}{where}, in place of {each.vectors} tokens")
     for hint in _hints(built):
         print(hint)
     if built.missing:
@@ -132,10 +136,24 @@ def needs(*modules: str) -> Iterator[None]:
 def placed(text: str) -> tuple[str, float, tuple[str, ...]]:
     """("file", 0.8, ("i2v", "v2v")) of "file:0.8@i2v,v2v"; without them the weight is 1, and the
     stages are none, which means all."""
+    whole, stages = _staged(text)
+    return *weighted(whole), stages
+
+
+def _staged(text: str) -> tuple[str, tuple[str, ...]]:
+    """("file", ("i2v", "v2v")) of "file@i2v,v2v"."""
     whole, at, stages = text.rpartition("@")
     if at and re.fullmatch(r"\w+(,\w+)*", stages):
-        return *weighted(whole), tuple(dict.fromkeys(stages.split(",")))
-    return *weighted(text), ()
+        return whole, tuple(dict.fromkeys(stages.split(",")))
+    return text, ()
+
+
+def called(text: str) -> tuple[str, str | None, tuple[str, ...]]:
+    """("file.pt", "name", ("t2i",)) of "file.pt:name@t2i", or None and () for what is not said."""
+    file, stages = _staged(text)
+    path, colon, name = file.rpartition(":")
+    # Not the colon of a drive.
+    return (path, name, stages) if colon and len(path) > 1 else (file, None, stages)
 
 
 def weighted(text: str) -> tuple[str, float]:
@@ -258,6 +276,9 @@ def _parser() -> Parser:
     add("--lora", **repeat, help="merge a LoRA, W times (1), into all stages or those named (@t2i; "
         "@i2v,v2v, which share their spatial weights); may be given several times")  # fmt: skip
     add("--motion-lora", help="merge a Motion-LoRA, likewise", **repeat)
+    add("--embedding", action="append", default=[], metavar="SOURCE[:NAME][@STAGES]", type=called,
+        help="a textual inversion embedding, which prompts call NAME (the file's); may be given "
+        "several times")  # fmt: skip
     add("--ignore", action="append", default=[], metavar="PATTERN", help="leave tensors of such "
         "names ('first_stage_model.loss.*') out of every source; may be repeated")  # fmt: skip
     add("--kind", action="append", default=[], metavar="module:NAME", help="a kind of network from "

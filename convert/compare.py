@@ -18,7 +18,7 @@ import numpy as np
 from mv2_jax import lookup
 from mv2_jax import params as trees
 from mv2_jax.bundle import Bundle
-from mv2_jax.convert import kinds, pieces
+from mv2_jax.convert import kinds, pieces, reference
 from mv2_jax.convert.checkpoint import Found, open_checkpoint
 from mv2_jax.convert.compare_networks import Job, Numbers, census
 from mv2_jax.convert.pieces import Piece
@@ -76,7 +76,11 @@ def rebuild(
         else:
             piece = pieces.plain(found)
         given = tuple((path, weight) for path, weight in origins[name]["loras"])
-        built[name] = dataclasses.replace(piece, loras=given)
+        rows = tuple(
+            pieces.Rows(called, path, reference.vectors(path, called, piece.config.width))
+            for path, called in origins[name].get("embeddings", ())
+        )
+        built[name] = dataclasses.replace(piece, loras=given, rows=rows)
     return built
 
 

@@ -167,8 +167,9 @@ def text(job: Job) -> Outcome:
     cfg = job.config
     net, numbers = _reference(job)
     ids = np.random.default_rng(0).integers(0, cfg.vocab_size - 2, (2, cfg.max_length))
-    ids[:, -1] = cfg.vocab_size - 1  # ends as CLIP's vocabulary has it
-    ids[1, 5:] = cfg.vocab_size - 1
+    end = job.piece.config.vocab_size - 1  # as CLIP's vocabulary has it; embeddings come behind
+    ids[ids == end] = 0
+    ids[:, -1] = ids[1, 5:] = end
 
     def states(net: Any) -> list[Any]:
         out = net(torch.from_numpy(ids), output_hidden_states=True)

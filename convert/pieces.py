@@ -10,7 +10,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,13 +23,24 @@ from mv2_jax.convert.tables import ip_attention
 from mv2_jax.errors import InputError
 from mv2_jax.tensorfile import Spec
 
+# Where a text encoder keeps its table of tokens.
+TOKENS = "embeddings/token_embedding/embedding"
+
+
+class Rows(NamedTuple):
+    """An embedding's vectors [n, C], the name that prompts call it by, and its file."""
+
+    name: str
+    path: str
+    vectors: np.ndarray
+
 
 @dataclass(frozen=True, eq=False)
 class Piece:
     """One component: the tensors of `found`, by `table`, into a tree of `target`'s shapes.
 
     `changes` are what LoRAs add to its leaves; `loras` are their paths and weights, `notes` what of
-    them was left out.
+    them was left out. `rows` go below a text encoder's table of tokens.
     """
 
     found: Found
@@ -39,6 +50,7 @@ class Piece:
     changes: merge.Changes = dataclasses.field(default_factory=dict)
     loras: tuple[tuple[str, float], ...] = ()
     notes: tuple[str, ...] = ()
+    rows: tuple[Rows, ...] = ()
 
     @functools.cached_property
     def stored(self) -> dict[str, Spec]:
@@ -50,9 +62,13 @@ class Piece:
         tensors = self.found.part.tensors
         try:
             specs = {name: spec(tensors, name) for name in tensors}
-            return engine.stored(specs, self.table, self.target)
+            stored = engine.stored(specs, self.table, self.target)
         except ValueError as error:
             raise InputError(f"{self.found.asked}: {self.found.part.title}: {error}") from None
+        if self.rows:
+            shape = (self.config.vocab_size, *stored[TOKENS].shape[1:])
+            stored[TOKENS] = stored[TOKENS]._replace(shape=shape)
+        return stored
 
     def pending(self, dtype: Any = None) -> params.Pending:
         """The tree, in `dtype` or (None) in the source's own types.
@@ -71,6 +87,9 @@ class Piece:
         pairs = engine.stream(self.found.part.tensors, self.table, self.target)
         try:
             for name, array in merge.changed(pairs, self.changes):
+                if name == TOKENS and self.rows:
+                    more = [np.asarray(rows.vectors, np.float32) for rows in self.rows]
+                    array = np.concatenate([np.asarray(array, np.float32), *more])
                 with np.errstate(over="ignore"):  # the check below names the leaf
                     cast = array.astype(specs[name].dtype, copy=False)
                 overflows = cast.dtype == np.float16 != array.dtype and np.isinf(cast).any()
@@ -93,6 +112,15 @@ class Piece:
             both.setdefault(leaf, []).extend(more)
         loras, said = (*self.loras, (path, weight)), (*self.notes, *notes)
         return dataclasses.replace(self, changes=both, loras=loras, notes=said)
+
+    def with_rows(self, rows: Rows) -> Piece:
+        """This text encoder with one embedding more."""
+        # 2 stands for the largest id, which is an embedding's now.
+        end = self.found.part.config.vocab_size - 1 if self.config.eos_token_id == 2 else None
+        size = self.config.vocab_size + len(rows.vectors)
+        ended = {} if end is None else {"eos_token_id": end}
+        config = dataclasses.replace(self.config, vocab_size=size, **ended)
+        return dataclasses.replace(self, config=config, rows=(*self.rows, rows))
 
 
 def _kept(stored: np.dtype, wanted: Any) -> np.dtype:

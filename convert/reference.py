@@ -14,6 +14,7 @@ from typing import Any
 
 import diffusers
 import numpy as np
+import safetensors.torch
 import torch
 import transformers
 from diffusers.loaders import single_file_utils as single
@@ -170,8 +171,39 @@ def module(piece: Piece, dtype: torch.dtype, unet: UNetConfig) -> torch.nn.Modul
         reference_lora.merge(
             whole, path, weight, kinds.get(piece.found.part.kind).torch.prefixes(piece.config)
         )
+    if piece.rows:
+        _enlarge(made, whole, piece)
     made.load_state_dict({name: value.to(dtype).float() for name, value in whole.items()})
     return made.eval()
+
+
+def _enlarge(made: torch.nn.Module, whole: State, piece: Piece) -> None:
+    """Puts embeddings below a text encoder's table, as diffusers' `load_textual_inversion` does."""
+    name = next(name for name in whole if name.endswith("token_embedding.weight"))
+    end = len(whole[name]) - 1
+    whole[name] = torch.cat([whole[name], *(tensor(rows.vectors) for rows in piece.rows)])
+    made.set_input_embeddings(torch.nn.Embedding(*whole[name].shape))
+    for inner in made.modules():
+        # 2 stands for the largest id, which is an embedding's now.
+        if getattr(inner, "eos_token_id", None) == 2:
+            inner.eos_token_id = end
+
+
+def vectors(path: str, name: str, width: int) -> np.ndarray:
+    """An embedding's rows [n, width], read anew: of several in a file the one of this name."""
+    if path.endswith((".safetensors", ".sft")):
+        held: Any = safetensors.torch.load_file(path)
+    else:
+        held = torch.load(path, map_location="cpu", weights_only=True)
+    held = held.get("string_to_param", held)
+    found = [
+        value
+        for key, value in held.items()
+        if hasattr(value, "shape") and value.shape[-1] == width and (len(held) < 2 or key == name)
+    ] or [value for value in held.values() if getattr(value, "shape", (0,))[-1] == width]
+    if not found:
+        raise InputError(f"{path} no longer holds {name}")
+    return found[0].detach().float().reshape(-1, width).numpy()
 
 
 def _empty(piece: Piece, unet: UNetConfig) -> torch.nn.Module:

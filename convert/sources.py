@@ -28,7 +28,7 @@ PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 _WRAPPERS = ("state_dict", "model_state_dict")
 _PREFIX = "module."
 # What libraries call a network's weights in a folder. A file of another name may be anything's.
-STEMS = ("model", "pytorch_model", "diffusion_pytorch_model", "adapter_model")
+STEMS = ("model", "pytorch_model", "diffusion_pytorch_model", "adapter_model", "learned_embeds")
 
 
 def load(path: str | os.PathLike[str], *, variant: str | None = None) -> Mapping[str, Any]:

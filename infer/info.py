@@ -7,7 +7,7 @@ import platform
 from collections.abc import Iterator
 
 from mv2_jax import bundle as bundles
-from mv2_jax import config, numbers, params
+from mv2_jax import config, numbers, params, text
 from mv2_jax.errors import InputError
 from mv2_jax.infer import cache
 from mv2_jax.infer.release import version
@@ -39,6 +39,9 @@ def command(weights: str | None = None) -> None:
         )
     total = sum(component.size for component in bundle.components.values())
     print(f"  {'in all':<{wide}} {'':>10}  {_size(total):>9}")
+    for each in getattr(text.from_json(bundle.tokenizer), "embeddings", ()):
+        where = f", in {', '.join(each.stages)} alone" if each.stages else ""
+        print(f"embedding: {each.name} ({each.vectors} tokens{where})")
     print("stages:")
     for name in bundle.stages:
         print(*_stage(bundle, name), sep="\n")

@@ -25,7 +25,7 @@ def warnings(request: Request, bundle: Bundle, tokenizer: Any = None) -> Iterato
     unknown = {}
     frames = request.choices.get("i2v", {}).get("frames", bundle.stages["i2v"].frames)
     said = dict.fromkeys((*request.prompts, request.negative, *request.negatives.values()))
-    for prompt in said:
+    for prompt in (text.named(tokenizer, each) for each in said):
         yield from _strange(prompt, tokenizer, frames)
         for each in text.timing.timed(prompt, 100, frames).texts:
             unknown.update(tokenizer.unknown(text.emphasis.plain(each)))
@@ -55,7 +55,7 @@ def warnings(request: Request, bundle: Bundle, tokenizer: Any = None) -> Iterato
 _INSTEAD = {
     "<": "LoRAs are merged at conversion: mv2 convert --lora FILE:WEIGHT",
     "AND": "prompts are not composed; it is read as a comma",
-    "e": "embeddings of textual inversion are not read",
+    "e": "these weights have no such embedding; mv2 convert --embedding FILE:NAME puts one in",
 }
 
 

@@ -58,14 +58,16 @@ class Ready:
     def form(self, prompt: str) -> tuple[Any, ...]:
         """Rows of tokens, whether parts are marked, and how the prompt changes, by stage: a batch
         of one form runs one program."""
-        from mv2_jax.text import emphasis, timing
+        from mv2_jax.text import emphasis, named, of_stage, timing
 
         made = []
         for stage in DIFFUSION:
             extent = int(self.used[stage]["steps"]), self.sized.stages[stage].frames
-            both = [timing.timed(x, *extent) for x in (prompt, self.request.away(stage))]
+            words = of_stage(self.tokenizer, stage)
+            said = prompt, self.request.away(stage)
+            both = [timing.timed(named(words, x), *extent) for x in said]
             texts = [text for each in both for text in each.texts]
-            marked = emphasis.rows(self.tokenizer, texts)
+            marked = emphasis.rows(words, texts)
             changes = [each.shares.shape for each in both]
             made.append((marked.ids.shape[1], bool((marked.weights != 1).any()), *changes))
         return tuple(made)

@@ -166,7 +166,7 @@ class Cascade:
         idle.refuse(cfg, self.numbers[name], own, more or ())
         steps = int(own.steps or cfg.stage.steps)
         extent = controls.extent(cfg, own, steps, keyframes)
-        inputs = dict(zip(("ids", "negative"), self.ids(prompts, negative, *extent)))
+        inputs = dict(zip(("ids", "negative"), self.ids(prompts, negative, *extent, stage=name)))
         if "text_encoder_2" in cfg.trees:
             inputs |= controls.of_text(cfg, own)
         inputs |= {input: jnp.asarray(value) for input, value in (more or {}).items()}
@@ -233,9 +233,12 @@ class Cascade:
     def _picture_vae(self) -> tuple[Any, VAEConfig]:
         return self.params[self.component("t2i", "vae")], self.picture_vae or self.vae
 
-    def ids(self, prompts: Sequence[str], negative: str = "", *extent: Any) -> tuple[Ids, Ids]:
-        """Token ids of the prompts, and of what to steer away from: see `stages.prompts.ids`."""
-        return words.ids(self.tokenizer, prompts, negative, *extent)
+    def ids(
+        self, prompts: Sequence[str], negative: str = "", *extent: Any, stage: str = "i2v"
+    ) -> tuple[Ids, Ids]:
+        """Token ids of the prompts, and of what to steer away from, as a stage's text encoders know
+        them: see `stages.prompts.ids`."""
+        return words.ids(tokenizers.of_stage(self.tokenizer, stage), prompts, negative, *extent)
 
     def stage(self, name: str) -> Config:
         """A diffusion stage's config. Raises ValueError; the nearest is named."""

@@ -23,6 +23,7 @@ KINDS = {
     "motion": f"{_HERE}.motion:KIND",
     "image_adapter": f"{_HERE}.image_adapter:KIND",
     "interpolator": f"{_HERE}.interpolator:KIND",
+    "embedding": f"{_HERE}.embedding:KIND",
     "lora": f"{_HERE}.lora:LORA",
     "motion_lora": f"{_HERE}.lora:MOTION_LORA",
 }

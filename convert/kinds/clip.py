@@ -74,8 +74,10 @@ def _text_expected(job: Job) -> dict[str, Any]:
     said = job.piece.found.settings.get("text_config", job.piece.found.settings)
     # transformers takes 2 for the last id in the order of the vocabulary, which CLIP's is. An
     # output barely shows the other.
+    last = job.piece.config.vocab_size - 1
+    end = said.get("eos_token_id", last)
     return {
-        "eos_token_id": said.get("eos_token_id", job.config.vocab_size - 1),
+        "eos_token_id": last if job.piece.rows and end == 2 else end,
         "layer_norm_eps": said.get("layer_norm_eps", 1e-5),
     }
 

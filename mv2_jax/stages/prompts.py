@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 
+from mv2_jax import text
 from mv2_jax.stages.conditions.text import Changing, Ids
 from mv2_jax.text import Tokenizer, emphasis, timing
 from mv2_jax.text.emphasis import Marked
@@ -23,11 +24,11 @@ def ids(
     `Marked`, both of them, where a part is marked to count more or less, or a prompt is longer than
     a row; `Changing` where one changes over so many frames, or over the steps of these timesteps.
     """
-    both = [*prompts, *[negative] * len(prompts)]
-    timed = [timing.timed(text, len(times), frames) for text in both]
+    both = [text.named(tokenizer, each) for each in (*prompts, *[negative] * len(prompts))]
+    timed = [timing.timed(each, len(times), frames) for each in both]
     count = max(len(each.texts) for each in timed)
     filled = [each.texts + each.texts[:1] * (count - len(each.texts)) for each in timed]
-    rows = emphasis.rows(tokenizer, [text for texts in filled for text in texts])
+    rows = emphasis.rows(tokenizer, [each for texts in filled for each in texts])
     tokens, weights, empty = (jnp.asarray(part) for part in rows)
     plain = tokens.shape[1] == 1 and (rows.weights == 1).all()
 

@@ -19,10 +19,20 @@ import numpy as np
 from mv2_jax.errors import InputError
 from mv2_jax.lookup import one_of
 from mv2_jax.text import emphasis, timing
-from mv2_jax.text.bpe import CLIPTokenizer
+from mv2_jax.text.bpe import CLIPTokenizer, Embedding
 from mv2_jax.text.words import WordTokenizer
 
-__all__ = ["CLIPTokenizer", "Tokenizer", "WordTokenizer", "emphasis", "from_json", "timing"]
+__all__ = [
+    "CLIPTokenizer",
+    "Embedding",
+    "Tokenizer",
+    "WordTokenizer",
+    "emphasis",
+    "from_json",
+    "named",
+    "of_stage",
+    "timing",
+]
 
 
 class Tokenizer(Protocol):
@@ -49,6 +59,18 @@ class Tokenizer(Protocol):
 
 
 _KINDS = {"CLIPTokenizer": CLIPTokenizer, "WordTokenizer": WordTokenizer}
+
+
+def of_stage(tokenizer: Tokenizer, stage: str) -> Tokenizer:
+    """The tokenizer as a stage's text encoders know it: without embeddings of other stages."""
+    own = getattr(tokenizer, "of_stage", None)
+    return own(stage) if own else tokenizer
+
+
+def named(tokenizer: Tokenizer, text: str) -> str:
+    """A prompt without `embedding:` before the names of embeddings that the tokenizer knows."""
+    own = getattr(tokenizer, "named", None)
+    return own(text) if own else text
 
 
 def from_json(data: dict[str, Any]) -> Tokenizer:

@@ -13,7 +13,8 @@ import gzip
 import importlib.resources
 import itertools
 import unicodedata
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import regex
@@ -25,6 +26,7 @@ END = "<|endoftext|>"
 WORD_END = "</w>"
 _MERGES = 49152 - 256 - 2  # the file lists more pairs than CLIP's vocabulary took
 _PADDINGS = ("eos", "zero")
+VOCABULARY = 49408
 
 _SPECIAL = regex.compile(r"(<\|startoftext\|>|<\|endoftext\|>)")
 # "<|ENDOFTEXT|>" becomes a literal that is no token: cut off from its neighbours, then in three.
@@ -90,35 +92,95 @@ def _word_ids(word: str) -> tuple[int, ...]:
     return tuple(vocabulary()[symbol] for symbol in symbols)
 
 
+def _any_of(names: Iterable[str]) -> regex.Pattern | None:
+    """What finds any of these names where it is no part of a longer word; the longest first."""
+    found = sorted(names, key=len, reverse=True)
+    if not found:
+        return None
+    # A name may begin or end with what is no letter, such as <cat-toy>.
+    before, after = r"(?<![\w])", r"(?![\w])"
+    words = [
+        (before if name[0].isalnum() or name[0] == "_" else "")
+        + regex.escape(name)
+        + (after if name[-1].isalnum() or name[-1] == "_" else "")
+        for name in found
+    ]
+    return regex.compile(rf"(?:(?<![\w])embedding:)?({'|'.join(words)})", regex.IGNORECASE)
+
+
 def _normalise(text: str) -> str:
     text = regex.sub(r"\s+", " ", unicodedata.normalize("NFC", text))
     # Letter by letter: Python's own lower() looks at a Greek sigma's neighbours, theirs does not.
     return "".join(letter.lower() for letter in text)
 
 
+class Embedding(NamedTuple):
+    """A word of one's own (textual inversion, arXiv 2208.01618): rows of the table of tokens.
+
+    name: how prompts call it. vectors: how many tokens it stands for, after CLIP's own and those of
+    the embeddings before it. stages: whose text encoders have it; none means all.
+    """
+
+    name: str
+    vectors: int
+    stages: tuple[str, ...] = ()
+
+
 class CLIPTokenizer:
     """CLIP's tokenizer: 77 ids a prompt, start and end tokens among them.
+
+    An embedding's name stands for its own tokens wherever it is a word, in whatever case, and with
+    `embedding:` before it, as ComfyUI has it.
 
     Args:
         max_length: ids in a row; longer prompts lose their tail, the end token stays.
         padding: "eos" repeats the end token (CLIP ViT-L, so SD1.5 and SDXL's first encoder);
             "zero" pads with id 0 (OpenCLIP ViT-H and bigG, so SD2 and SDXL's second encoder).
+        embeddings: what the text encoders know beside CLIP's vocabulary.
     """
 
-    vocab_size = 49408
+    vocab_size = VOCABULARY  # of one without embeddings
     bos_token_id = 49406
     eos_token_id = 49407
     in_rows = True
 
-    def __init__(self, max_length: int = 77, padding: str = "eos"):
+    def __init__(
+        self, max_length: int = 77, padding: str = "eos", embeddings: Sequence[Embedding] = ()
+    ):
         one_of(padding, _PADDINGS, "padding")
         if max_length < 2:
             raise ValueError(f"max_length {max_length} leaves no room for start and end tokens")
         self.max_length = max_length
         self.padding = padding
+        self.embeddings = tuple(embeddings)
+        self._added: dict[str, range] = {}
+        self.vocab_size = VOCABULARY
+        for name, vectors, _ in self.embeddings:
+            ids = range(self.vocab_size, self.vocab_size + vectors)
+            self._added[name.casefold()] = ids
+            self.vocab_size = ids.stop
+        self._names = _any_of(name for name, _, _ in self.embeddings)
+
+    def of_stage(self, stage: str) -> CLIPTokenizer:
+        """The tokenizer with those embeddings alone that a stage's text encoders have."""
+        own = [each for each in self.embeddings if not each.stages or stage in each.stages]
+        return CLIPTokenizer(self.max_length, self.padding, own)
+
+    def named(self, text: str) -> str:
+        """The text without `embedding:` before the names of its embeddings."""
+        return self._names.sub(r"\1", text) if self._names else text
 
     def tokenize(self, text: str) -> list[int]:
         """Ids of `text` alone: no start, no end, no limit."""
+        if not self._names:
+            return self._own(text)
+        ids: list[int] = []
+        for index, part in enumerate(self._names.split(text)):
+            ids.extend(self._added[part.casefold()] if index % 2 else self._own(part))
+        return ids
+
+    def _own(self, text: str) -> list[int]:
+        """Ids of `text` in CLIP's vocabulary."""
         ids: list[int] = []
         for part in _SPECIAL.split(text):
             if part in (START, END):
@@ -148,9 +210,19 @@ class CLIPTokenizer:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values that `from_json` takes."""
-        return {"class": "CLIPTokenizer", "max_length": self.max_length, "padding": self.padding}
+        data = {"class": "CLIPTokenizer", "max_length": self.max_length, "padding": self.padding}
+        if self.embeddings:
+            data["embeddings"] = [
+                {"name": name, "vectors": vectors, "stages": list(stages)}
+                for name, vectors, stages in self.embeddings
+            ]
+        return data
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> CLIPTokenizer:
         """Inverse of `to_json`."""
-        return cls(max_length=data["max_length"], padding=data["padding"])
+        held = [
+            Embedding(str(each["name"]), int(each["vectors"]), tuple(each["stages"]))
+            for each in data.get("embeddings", ())
+        ]
+        return cls(data["max_length"], data["padding"], held)
