@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import gc
 import hashlib
 import re
 from collections.abc import Callable, Mapping
@@ -351,11 +350,9 @@ def _numbers(state: Mapping[str, torch.Tensor], job: Job) -> Numbers:
 
 
 def _theirs(net: torch.nn.Module, run: Callable[[Any], Any]) -> Any:
-    """What PyTorch says, as NumPy; the network is gone afterwards."""
+    """What PyTorch says, as NumPy."""
     with torch.no_grad():
         out = run(net)
-    del net
-    gc.collect()
     return jax.tree.map(lambda value: value.numpy(), out)
 
 

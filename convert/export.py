@@ -20,7 +20,6 @@ from mv2_jax.convert import kinds
 from mv2_jax.convert.engine import ConversionError, Table, exported
 from mv2_jax.convert.kind import Layout
 from mv2_jax.errors import InputError
-from mv2_jax.lookup import nearest
 from mv2_jax.params import flatten
 from mv2_jax.stages import vfi_table
 from mv2_jax.tensorfile import Spec
@@ -39,13 +38,40 @@ def main(arguments: Sequence[str]) -> int:
     args = _parser().parse_args(list(arguments))
     bundle = bundles.read(args.folder)
     out = Path(args.out)
-    write(bundle, args.component, out)
-    config = bundle.config(args.component)
-    print(f"{out}: {args.component} of {bundle.name}, as {_what(bundle, args.component)}")
+    if args.component:
+        _one(bundle, args.component, out)
+        return 0
+    if out.exists():
+        raise InputError(f"{out} already exists; choose another name or remove it")
+    why = refused(bundle)
+    for name in bundle.components:
+        if name not in why:
+            single = kinds.of(bundle.config(name)).layout(bundle, bundle.config(name)).settings
+            _one(bundle, name, out / (name if single else f"{name}.safetensors"))
+    for reason in why.values():
+        print(f"left out: {reason}")
+    return 0
+
+
+def refused(bundle: bundles.Bundle) -> dict[str, str]:
+    """{component: why not} of those that PyTorch's libraries have no class for."""
+    why = {}
+    for name in bundle.components:
+        try:
+            _layout(bundle, name)
+        except InputError as error:
+            why[name] = str(error)
+    return why
+
+
+def _one(bundle: bundles.Bundle, name: str, out: Path) -> None:
+    """Writes a component and says so."""
+    write(bundle, name, out)
+    config = bundle.config(name)
+    print(f"{out}: {name} of {bundle.name}, as {_what(bundle, name)}")
     moving = config.unet.motion if isinstance(config, SparseControlConfig) else config
     if getattr(moving, "norm_scope", "clip") == "frame":
         print("note: these weights want norms over each frame; diffusers takes whole clips")
-    return 0
 
 
 def write(bundle: bundles.Bundle, name: str, out: Path) -> None:
@@ -96,9 +122,10 @@ def _layout(bundle: bundles.Bundle, name: str) -> Layout:
     config = bundle.config(name)
     kind = kinds.of(config)
     if kind is None or kind.layout is None:
+        what = type(config).__name__.removesuffix("Config")
         raise InputError(
-            f"PyTorch's libraries have no network for {name}; exported are "
-            f"{', '.join(_NAMES)}{nearest(name, _NAMES)}"
+            f"{name}: diffusers and transformers have no class for it ({what}); exported are "
+            f"{', '.join(held for held in bundle.components if held in _NAMES)}"
         )
     try:
         return kind.layout(bundle, config)
@@ -116,11 +143,13 @@ def _what(bundle: bundles.Bundle, name: str) -> str:
 def _parser() -> Parser:
     parser = Parser(
         prog="mv2 export",
-        description="Writes a component of a cascade as diffusers or transformers save it, to be "
+        description="Writes components of a cascade as diffusers or transformers save it, to be "
         "loaded with from_pretrained (an IP-Adapter: with load_ip_adapter).",
     )
     parser.add_argument("folder", metavar="DIR", help="a cascade folder")
-    parser.add_argument("component", metavar="COMPONENT", help=f"{', '.join(_NAMES)}")
+    parser.add_argument("component", nargs="?", metavar="COMPONENT", help="one of them (all that "
+                        "those libraries have a class for; what they have none for is named)"
+                        )  # fmt: skip
     parser.add_argument("-o", "--out", metavar="OUT", required=True, help="the folder to make "
-                        "(of an IP-Adapter, the .safetensors file)")  # fmt: skip
+                        "(of an IP-Adapter alone, the .safetensors file)")  # fmt: skip
     return parser

@@ -10,6 +10,7 @@ from typing import Any
 
 from mv2_jax.config import (
     ControlNetConfig,
+    ImageProjectionConfig,
     MotionConfig,
     SparseControlConfig,
     TextConfig,
@@ -101,6 +102,14 @@ def motion(cfg: MotionConfig, unet: UNetConfig) -> Published:
         "use_motion_mid_block": cfg.mid_block,
         "conv_in_channels": None,
     }
+
+
+def adapter(cfg: ImageProjectionConfig) -> None:
+    """Refuses an IP-Adapter that diffusers' loader cannot make: it reads no depth and no width of
+    heads from a file, but takes those that were published."""
+    if cfg.kind == "resampler":
+        for name in ("depth", "head_width", "mlp_ratio"):
+            _only(cfg, name, getattr(ImageProjectionConfig, name))
 
 
 def vae(cfg: VAEConfig) -> Published:

@@ -1,9 +1,10 @@
 """`mv2 verify`: does a cascade compute what PyTorch computes from the sources it was made of?
 
 Every component's source is loaded into the network that diffusers or transformers has for it, and
-both sides get the same random inputs in fp32, from the weights as they are stored here. One side is
-in memory at a time. Their numbers are compared too, tensor by tensor, and the stages' schedules
-with diffusers' schedulers.
+both sides get the same random inputs in fp32, from the weights as they are stored here. Components
+are compared one after the other; while one is, PyTorch's network and ours are in memory together,
+in fp32, and the tables that random inputs do not reach. Their numbers are compared too, tensor by
+tensor, and the stages' schedules with diffusers' schedulers.
 """
 
 from __future__ import annotations

@@ -36,12 +36,16 @@ class Tally:
         """{name: {"video": mean with interval, "truth": the same}}; None where nothing is known."""
         values = self.values
         return {
-            name: {what: _mean(values[what][name]) for what in values} for name in measures.NAMES
+            name: {what: _mean(name, values[what][name]) for what in values}
+            for name in measures.NAMES
         }
 
 
-def _mean(values: np.ndarray) -> intervals.Mean | None:
-    return intervals.mean(values) if np.isfinite(values).any() else None
+def _mean(name: str, values: np.ndarray) -> intervals.Mean | None:
+    """With the interval cut to what the measure can be: none is negative."""
+    if not np.isfinite(values).any():
+        return None
+    return intervals.mean(values).within(0.0, 1.0 if name in measures.SHARES else np.inf)
 
 
 def spread(

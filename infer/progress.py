@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import TextIO
@@ -17,6 +18,41 @@ _LAST = "vfi"
 _COMPILING = "compiling "
 _ONCE = ", compiling (once)"
 _WIDTH = max(map(len, NAMES.values())) + len(_ONCE)
+
+
+class Forecast:
+    """Says how long many batches will take: before the first, as far as it is known, and after the
+    second, which compiles nothing, as it was measured.
+
+    Args:
+        say: prints a line.
+        seconds: of one sample, where somebody measured it, on two CPU cores.
+    """
+
+    def __init__(
+        self,
+        say: Callable[[str], None],
+        samples: int,
+        batches: int,
+        seconds: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._say, self._batches, self._clock = say, batches, clock
+        self._done, self._made, self._began = 0, 0, clock()
+        known = f", about {_minutes(samples * seconds)} on two CPU cores" if seconds else ""
+        say(f"{samples} videos in {batches} batches{known}")
+
+    def done(self, made: bool = True) -> None:
+        """A batch is done: made now, or there from before."""
+        self._done, self._made, now = self._done + 1, self._made + made, self._clock()
+        left = self._batches - self._done
+        if made and self._made == 2 and left:
+            self._say(f"about {_minutes(left * (now - self._began))} to go")
+        self._began = now
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
 class Bars:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from mv2_jax.bundle import Bundle
 
 FRAMES = 6  # of a video on the strip
+_SECONDS = 4.8  # of one video with the shipped weights on two CPU cores: 384 s of 80
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -120,7 +121,7 @@ def run(
         {variant's name: {measure: [count]}}; nan where a measure has nothing to say.
     """
     from mv2_jax.infer import evaluate, generate, mechanisms, study_arms, study_report
-    from mv2_jax.infer.progress import Bars
+    from mv2_jax.infer.progress import Bars, Forecast
 
     jury = _jury(judge)
     words, _, prompts = evaluate.withheld(count, seed)
@@ -138,6 +139,9 @@ def run(
     parts: list[dict[str, dict[str, list[float]]]] = []
     (out / "parts").mkdir(parents=True, exist_ok=True)
     with Bars() as bars:
+        known = _SECONDS if bundle.folder == bundles.SHIPPED else None
+        samples, turns = count * len(variants), -(-count // batch)
+        forecast = Forecast(bars.say, samples, turns, known)
         for first in range(0, count, batch):
             chosen = [min(i, count - 1) for i in range(first, first + batch)]
             seeds, texts = [seed + i for i in chosen], [str(prompts[i]) for i in chosen]
@@ -150,6 +154,7 @@ def run(
                 bench = mechanisms.Bench(cascade, texts, seeds, numbers, "", bars, arms, idle)
                 bars.prefix = f"{min(first + batch, count)}/{count} "
                 _one(bench, missing, words[chosen], min(batch, count - first), jury, paths)
+            forecast.done(bool(missing))
             parts.append({name: json.loads(path.read_text()) for name, path in paths.items()})
             if first == 0:
                 rows = np.stack([np.load(path.with_suffix(".npy")) for path in paths.values()])

@@ -20,22 +20,47 @@ from mv2_jax.lookup import one_of
 from mv2_jax.numbers import DIFFUSION
 from mv2_jax.signals import stopped, stopped_in_order
 
-# Commands with a parser of their own: the module whose main(arguments) runs each, and its help.
+# Commands with a parser of their own: the module whose main(arguments) runs each.
 APART = {
-    "bench": ("mv2_jax.infer.bench", "how good and fast a part is, on a clip of yours"),
-    "interpolate": ("mv2_jax.infer.interpolate", "make any video smoother"),
-    "plan": ("mv2_jax.infer.plan", "would a stage fit on hardware not here?"),
-    "rehearse": ("mv2_jax.infer.rehearse", "run a full-size cascade with random weights"),
-    "explain": ("mv2_jax.infer.explain", "how the cascade came to its video, on one HTML page"),
-    "data": ("mv2_jax.train.media.show", "what a source of clips and pictures holds"),
-    "precompute": (
-        "mv2_jax.train.media.precompute_command",
-        "latents and states of a source, made once for training",
-    ),
-    "study": ("mv2_jax.infer.study", "what each mechanism is worth, on paired prompts"),
-    "convert": ("mv2_jax.convert.cli", "assemble a cascade from public PyTorch checkpoints"),
-    "verify": ("mv2_jax.convert.verify", "does a converted cascade compute what PyTorch does?"),
-    "export": ("mv2_jax.convert.export", "a component back in the layout of PyTorch's libraries"),
+    "interpolate": "mv2_jax.infer.interpolate",
+    "data": "mv2_jax.train.media.show",
+    "precompute": "mv2_jax.train.media.precompute_command",
+    "convert": "mv2_jax.convert.cli",
+    "verify": "mv2_jax.convert.verify",
+    "export": "mv2_jax.convert.export",
+    "explain": "mv2_jax.infer.explain",
+    "study": "mv2_jax.infer.study",
+    "bench": "mv2_jax.infer.bench",
+    "plan": "mv2_jax.infer.plan",
+    "rehearse": "mv2_jax.infer.rehearse",
+}
+# All commands as `mv2 --help` shows them.
+GROUPS = {
+    "make videos": {
+        "generate": "make a video from a prompt",
+        "interpolate": "make any video smoother",
+    },
+    "weights": {
+        "info": "versions, devices, caches and weights",
+        "convert": "assemble a cascade from public PyTorch checkpoints",
+        "verify": "does a converted cascade compute what PyTorch does?",
+        "export": "components back in the layout of PyTorch's libraries",
+    },
+    "train": {
+        "train": "train a recipe, such as toybox/vae",
+        "data": "what a source of clips and pictures holds",
+        "precompute": "latents and states of a source, made once for training",
+    },
+    "measure and look inside": {
+        "explain": "how the cascade came to its video, on one HTML page",
+        "eval": "how often videos show what was asked for, by the judge",
+        "study": "what each mechanism is worth, on paired prompts",
+        "bench": "how good and fast a part is, on a clip of yours",
+    },
+    "hardware": {
+        "plan": "would a stage fit on hardware not here?",
+        "rehearse": "run a full-size cascade with random weights",
+    },
 }
 
 
@@ -65,7 +90,7 @@ def _command(arguments: list[str]) -> Callable[[], int | None]:
     """What these arguments ask for, to be run."""
     _refuse_empty(arguments)
     if arguments and arguments[0] in APART:
-        return partial(importlib.import_module(APART[arguments[0]][0]).main, arguments[1:])
+        return partial(importlib.import_module(APART[arguments[0]]).main, arguments[1:])
     args = _parse(arguments)
     return partial(args.run, args)
 
@@ -104,15 +129,21 @@ def _fail(error: object, code: int) -> int:
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
-    parser = Parser(prog="mv2", description="Text to video, in JAX.")
+    parser = Parser(
+        prog="mv2",
+        usage="mv2 [-h] [--version] COMMAND ...",
+        description="Text to video, in JAX. mv2 COMMAND --help says more of each command.",
+        epilog=_listed(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--version", action="store_true", help="print the version and exit")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    commands = parser.add_subparsers(metavar="COMMAND", help=argparse.SUPPRESS)
     subparsers = {
         "generate": _generate_parser(commands, {"-h", "--help"} & {*arguments}),
         "train": _train_parser(commands),
         "info": _info_parser(commands),
         "eval": _eval_parser(commands),
-        **{name: commands.add_parser(name, help=what) for name, (_, what) in APART.items()},
+        **{name: commands.add_parser(name) for name in APART},
     }
     parser.set_defaults(run=lambda args: _top(parser, args))
     if arguments and not arguments[0].startswith("-"):
@@ -132,6 +163,15 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 def _setting(word: str) -> bool:
     return "=" in word and not word.startswith("-")
+
+
+def _listed() -> str:
+    """The commands in their groups, a line each."""
+    wide = max(len(name) for group in GROUPS.values() for name in group)
+    return "\n\n".join(
+        "\n".join([f"{title}:", *(f"  {name:<{wide}}  {what}" for name, what in group.items())])
+        for title, group in GROUPS.items()
+    )
 
 
 def _top(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
@@ -154,7 +194,6 @@ def _generate_parser(
 
     parser = commands.add_parser(
         "generate",
-        help="make a video from a prompt",
         description="Makes an MP4 from each prompt, and beside it a contact sheet (PNG) and a "
         "sidecar (JSON) from which `mv2 generate --from` makes the same video again.",
     )
@@ -249,7 +288,6 @@ def _generate_parser(
 def _train_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     parser = commands.add_parser(
         "train",
-        help="train a recipe, such as toybox/vae",
         description="Trains a recipe, phase after phase. Run it again to go on where it stopped.",
     )
     add = parser.add_argument
@@ -263,7 +301,7 @@ def _train_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentPars
 
 
 def _info_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
-    parser = commands.add_parser("info", help="versions, devices, caches and weights")
+    parser = commands.add_parser("info")
     parser.add_argument("--weights", metavar="DIR", help="a cascade folder (the one that ships)")
     parser.set_defaults(run=_info)
     return parser
@@ -272,9 +310,7 @@ def _info_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParse
 def _eval_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     from mv2_jax.infer import meshes
 
-    parser = commands.add_parser(
-        "eval", help="how often videos show what was asked for, by the judge"
-    )
+    parser = commands.add_parser("eval")
     add = parser.add_argument
     add("world", choices=["toybox"], help="the judge's world")
     add(

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from mv2_jax.config import ImageProjectionConfig, VisionConfig
-from mv2_jax.convert import structure
+from mv2_jax.convert import published, structure
 from mv2_jax.convert.engine import under
 from mv2_jax.convert.kind import Kind, Layout, Part, Torch, below, same, shapes
 from mv2_jax.convert.sources import View
@@ -38,6 +38,7 @@ def find(source: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[Par
 
 def layout(bundle: Bundle, cfg: ImageProjectionConfig) -> Layout:
     """The one file that `load_ip_adapter` takes."""
+    published.adapter(cfg)
     kinds = {"linear": ip_adapter.original_linear, "resampler": ip_adapter.original_resampler}
     spatial = dataclasses.replace(bundle.config("spatial"), image_tokens=True)
     table = [

@@ -112,8 +112,8 @@ def denoiser(predict: Callable[[jax.Array, Point], jax.Array], kind: prediction.
 def start_index(steps: int, strength: float | jax.Array) -> jax.Array:
     """The step `[]` int32 at which a chain of this strength begins (traced).
 
-    Strength 1 runs all `steps` from pure noise, 0 none of them; between, the last
-    floor(steps * strength), as diffusers' image-to-image.
+    Strength 1 runs all `steps`, from samples noised to the first one's level, 0 none of them;
+    between, the last floor(steps * strength), as diffusers' image-to-image.
     """
     # A little is added, so that 0.29 of 100 steps is 29 in any precision.
     run = jnp.floor(jnp.asarray(strength, jnp.float32) * steps + 1e-3).astype(jnp.int32)

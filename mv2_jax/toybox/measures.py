@@ -31,6 +31,7 @@ SAYS = {
     "jerk": "changes of the thing's pace from frame to frame, in % of the frame's height",
     "sharpness": "fine detail, in grey levels of 255",
 }
+SHARES = ("thing", "shape")  # that lie between 0 and 1; the others have no upper bound
 _RINGS = 24  # distances at which outlines are compared
 _REACH = 2.4  # up to so many times the radius of a disc of the same area
 _SEED = 20403

@@ -102,6 +102,25 @@ def test_what_pytorch_has_no_network_for_is_refused(whole, tmp_path, capsys):
     assert "vae: PyTorch's libraries have no network with patch_size 8" in refused(
         bundle.SHIPPED, "vae"
     )
+    assert "image_attn: PyTorch's libraries have no network with depth 1" in refused(
+        bundle.SHIPPED, "image_attn"
+    )
     (tmp_path / "there").mkdir()
     assert cli.main(["export", str(whole.folder), "vae", "-o", str(tmp_path / "there")]) == 2
     assert "already exists" in capsys.readouterr().err
+
+
+def test_everything_at_once_and_what_is_left_out(whole, tmp_path, capsys):
+    out = tmp_path / "all"
+    assert cli.main(["export", str(whole.folder), "-o", str(out)]) == 0
+    assert "left out" not in capsys.readouterr().out
+    assert {path.stem for path in out.iterdir()} == set(whole.components)
+    assert (out / "image_attn.safetensors").is_file() and (out / "vae" / "config.json").is_file()
+    assert cli.main(["export", str(bundle.SHIPPED), "-o", str(tmp_path / "toybox")]) == 0
+    said = capsys.readouterr().out.splitlines()
+    held = bundle.read(bundle.SHIPPED)
+    written = {path.name for path in (tmp_path / "toybox").iterdir()}
+    reasons = {line.split(":")[1].strip() for line in said if line.startswith("left out: ")}
+    assert written | reasons == set(held.components) and not written & reasons
+    assert {"spatial", "text_encoder", "image_encoder"} <= written
+    assert {"vae", "control", "image_attn", "motion_i2v"} <= reasons

@@ -117,6 +117,18 @@ def lines(stream):
     return [line.split("\r")[-1] for line in stream.getvalue().split("\n")[:-1]]
 
 
+def test_a_forecast_is_of_what_is_left_to_make():
+    said, now = [], iter([0, 100, 101, 141, 999])  # the first batch compiles
+    forecast = progress.Forecast(said.append, 40, 10, 10.4, clock=lambda: next(now))
+    assert said == ["40 videos in 10 batches, about 7 min on two CPU cores"]
+    forecast.done()
+    forecast.done(made=False)
+    assert len(said) == 1
+    forecast.done()
+    forecast.done()
+    assert said[1:] == ["about 5 min to go"]  # 7 of 40 s
+
+
 def test_a_stage_has_one_bar_which_names_its_compilations():
     stream = Terminal()
     with progress.Bars(stream) as bars:

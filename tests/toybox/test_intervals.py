@@ -78,3 +78,9 @@ def test_what_cannot_be_compared_is_refused():
         intervals.mcnemar([True], [True, False])
     with pytest.raises(ValueError, match="no pairs"):
         intervals.paired_rates([True], [True, False])
+
+
+def test_an_interval_of_shares_ends_where_shares_do():
+    shares = intervals.mean([1.0, 1.0, 0.9, 1.0])
+    assert shares.high > 1 and str(shares.within(0, 1)).endswith("to 1)")
+    assert shares.within(0, 2) == shares

@@ -5,9 +5,10 @@ SDXL's (arXiv 2307.01952): cross-attention reads the states of both before their
 the second's pooled text and the picture's sizes join the time embedding.
 
 A weight w takes a token's state from the empty prompt's state at that place, w times as far as the
-token itself is (ComfyUI's and compel's rule). The web UI's own, to scale the states and then bring
-their mean back, divides by a mean that may be next to nothing. A prompt's rows are encoded each by
-itself and laid end to end, as all of these tools do.
+token itself is: ComfyUI's rule, and compel's for weights of 1 and more. Below 1 compel mixes in the
+prompt without that part: at 0.6 states are 2.3% apart. The web UI's own, to scale the states and
+then bring their mean back, divides by a mean that may be next to nothing. A prompt's rows are
+encoded each by itself and laid end to end, as all of these tools do.
 
 A prompt that changes from step to step or from frame to frame (`text.timing`) is several texts,
 each encoded once; a frame reads their states mixed, as diffusers mixes those of named frames.
