@@ -18,8 +18,8 @@ from typing import Any
 from mv2_jax import bundle, files
 from mv2_jax.bundle import CONTROLS
 from mv2_jax.config import StageConfig, UNetConfig
-from mv2_jax.convert import embeddings, kinds, loras, pieces, schedules, sources, staging
-from mv2_jax.convert.checkpoint import Checkpoint, open_checkpoint
+from mv2_jax.convert import distilled, embeddings, kinds, loras, pieces, schedules, sources, staging
+from mv2_jax.convert.checkpoint import Checkpoint, Found, open_checkpoint
 from mv2_jax.convert.kinds import image_adapter, interpolator
 from mv2_jax.convert.kinds import vae as vaes
 from mv2_jax.convert.pieces import Piece
@@ -165,12 +165,16 @@ def assemble(wanted: Wanted) -> Built:
         fits(name, built)
     if wanted.variant and all(piece.found.variant is None for piece in built.values()):
         raise InputError(f"--variant {wanted.variant}: no source has {wanted.variant} weights")
+    merged: list[Found] = []
     for kind, given in (("lora", wanted.lora), ("motion_lora", wanted.motion_lora)):
         names = [(asked, stage) for asked, _, to in given for stage in to or DIFFUSION]
         if len(set(names)) < len(names):
             raise InputError(f"--{kind.replace('_', '-')}: one is given twice; add up its weights")
         for asked, weight, to in given:
-            built = loras.merge_into(built, opened(asked).one(kind), weight, to)
+            found = opened(asked).one(kind)
+            built = loras.merge_into(built, found, weight, to)
+            merged.append(found)
+    told, wanted = wanted, distilled.applied(wanted, built, merged)
     words: list[Embedding] = []
     for asked, called, to in wanted.embedding:
         built, new = _with_embeddings(built, opened(asked), called, to)
@@ -186,6 +190,9 @@ def assemble(wanted: Wanted) -> Built:
     else:
         program = schedules.still(base, unet, wanted.sampled)
         still = schedules.still(picture, built["t2i_unet"].config, wanted.t2i_sampled, own)
+    if not told.t2i_few_steps:
+        network = built["spatial" if picture is base and "t2i_unet" not in built else "t2i_unet"]
+        still = distilled.counted(still, own, network, merged)
     moving = schedules.video(program.schedule, unet) if wanted.motion or wanted.motion_v2v else None
     stages = staging.stages(built, wanted, few, still, moving)
     numbers = staging.defaults(few, still)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from mv2_jax.convert import kinds, lora, merge
+from mv2_jax.convert import distilled, kinds, lora, merge
 from mv2_jax.convert.checkpoint import Found
 from mv2_jax.convert.engine import shorten
 from mv2_jax.convert.pieces import Piece
@@ -101,6 +101,9 @@ def _notes(found: Found, skipped: Collection[str]) -> tuple[str, ...]:
     if skipped:
         listed = ", ".join(shorten(skipped, limit=2))
         notes.append(f"{found.asked}: {len(skipped)} of its layers are not there: {listed}")
+    few = distilled.note(found) if found.part.kind == "lora" else None
+    if few:
+        notes.append(few)
     names = lora.bundled(found.part.tensors)
     if names:
         notes.append(f"{found.asked}: its embeddings are left out: {', '.join(names)}")
