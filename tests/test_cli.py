@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -373,3 +374,13 @@ def test_train_hands_over_to_the_trainer(capsys, monkeypatch):
         "out": None,
         "resume": True,
     }
+
+
+def test_help_lists_every_command_once_and_generate_first(capsys):
+    assert cli.main([]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    listed = [line.split()[0] for line in lines if re.match(r"  [a-z]+ +[a-z]", line)]
+    apart = {"generate", "train", "info", "eval"}
+    assert listed[:2] == ["generate", "interpolate"] and sorted(listed) == sorted(
+        apart | {*cli.APART}
+    )

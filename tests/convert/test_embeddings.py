@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from mv2_jax import bundle, cli, text
 from mv2_jax.convert.checkpoint import open_checkpoint
 from mv2_jax.models.clip_text import TextEncoder
+from mv2_jax.stages import prompts
 from mv2_jax.text import CLIPTokenizer, Embedding, bpe, emphasis
 
 WIDTH = 32  # of the small text encoder
@@ -112,6 +113,8 @@ def test_names_are_words(made, capsys):
     assert tokenizer.tokenize("a<cat-toy>b MY STYLE") == [*plain("a"), *toy, *plain("b"), *style]
     for other in ("bad-handsome", "my styles", "a bad-hand"):
         assert tokenizer.tokenize(other) == plain(other)
+    ids, away = prompts.ids(tokenizer, ["a embedding:my style"], "EMBEDDING:bad-hands")
+    assert [*ids[0, 2:4]] == style and [*away[0, 1:4]] == [*first]
     marked = emphasis.rows(tokenizer, ["a (my style:1.5) cat"])
     np.testing.assert_allclose(marked.weights[0, 0, 1:5], [1, 1.5, 1.5, 1])
     assert cli.main(["info", "--weights", str(made)]) == 0
