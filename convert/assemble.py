@@ -130,8 +130,16 @@ def assemble(wanted: Wanted) -> Built:
     words = opened(wanted.text_encoder) if wanted.text_encoder else base
     if wanted.text_encoder or words.all("text_encoder"):
         built |= _texts(words, unet)
-    if wanted.motion:
-        built["motion_i2v"] = _motion(opened(wanted.motion), wanted, unet)
+    moved = wanted.motion or (wanted.unet if base.all("motion") else None)
+    if base.all("motion"):
+        # A UNetMotionModel's. Its pipeline's scheduler is the modules', whose betas are linear.
+        predicts = (base.schedule or {}).get("prediction_type")
+        base = dataclasses.replace(base, schedule=None)
+        if predicts == "v_prediction" and not wanted.sampled.prediction:
+            said = dataclasses.replace(wanted.sampled, prediction="v")
+            wanted = dataclasses.replace(wanted, sampled=said)
+    if moved:
+        built["motion_i2v"] = _motion(base if moved is wanted.unet else opened(moved), wanted, unet)
         built["motion_v2v"] = built["motion_i2v"]
     if wanted.motion_v2v:
         built["motion_v2v"] = _motion(opened(wanted.motion_v2v), wanted, unet)
@@ -193,7 +201,7 @@ def assemble(wanted: Wanted) -> Built:
     if not told.t2i_few_steps:
         network = built["spatial" if picture is base and "t2i_unet" not in built else "t2i_unet"]
         still = distilled.counted(still, own, network, merged)
-    moving = schedules.video(program.schedule, unet) if wanted.motion or wanted.motion_v2v else None
+    moving = schedules.video(program.schedule, unet) if moved or wanted.motion_v2v else None
     stages = staging.stages(built, wanted, few, still, moving)
     numbers = staging.defaults(few, still)
     tokenizer = embeddings.tokenizer(built.get("text_encoder"), words)

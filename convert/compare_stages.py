@@ -149,6 +149,11 @@ def _still(piece: Piece, said: Mapping[str, Any]) -> Any:
         scheduler = _OTHERS.get(said["schedule"], lambda: diffusers.DDIMScheduler(**_SD))()
         if said["schedule"] == "ztsnr":
             changes = _ztsnr()
+    elif piece.found.settings.get("_class_name") == "UNetMotionModel":
+        # AnimateDiffPipeline's scheduler is its modules'; the UNet is Stable Diffusion's.
+        own = _load(folder).config if folder.is_dir() else {}
+        scheduler = diffusers.DDIMScheduler(**_SD)
+        changes["prediction_type"] = own.get("prediction_type", "epsilon")
     elif path.is_dir() and folder.is_dir():
         scheduler = _load(folder)
     else:

@@ -216,9 +216,26 @@ def _empty(piece: Piece, unet: UNetConfig) -> torch.nn.Module:
         said = {**own, **own.get(theirs.half, {})} if own else settings
         return getattr(transformers, name)(getattr(transformers, theirs.config)(**said))
     cls = getattr(diffusers, name)
+    if own.get("_class_name") == "UNetMotionModel":
+        own = _half(own, name)
     if own:
         return cls.from_config({k: v for k, v in own.items() if not k.startswith("_")})
     return cls(**settings)
+
+
+def _half(own: dict[str, Any], name: str) -> dict[str, Any]:
+    """The settings of a UNetMotionModel that are its UNet's, or its motion modules'."""
+    if name == "MotionAdapter":
+        made = {key: own[key] for key in ("block_out_channels", "use_motion_mid_block")}
+        made |= {key: own[key] for key in own if key.startswith("motion_")}
+        made["motion_layers_per_block"] = own["layers_per_block"]
+        made["motion_norm_num_groups"] = own["norm_num_groups"]
+        return made
+    made = {**own, "attention_head_dim": own["num_attention_heads"]}
+    del made["num_attention_heads"]  # the name that UNet2DConditionModel has for it
+    for side in ("down_block_types", "up_block_types"):
+        made[side] = [block.replace("Motion", "2D") for block in own[side]]
+    return made
 
 
 def with_adapter(unet: torch.nn.Module, piece: Piece, dtype: torch.dtype) -> None:

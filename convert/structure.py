@@ -120,10 +120,13 @@ def sparse_control(shapes: Shapes, settings: Settings) -> SparseControlConfig:
 def motion_modules(shapes: Shapes, settings: Settings) -> MotionConfig:
     """The config of motion modules. Raises ValueError where there are none of a known layout."""
     cfg = motion.describe(shapes)
+    # A UNetMotionModel has one number of groups for all of its norms.
+    whole = settings.get("_class_name") == "UNetMotionModel"
+    groups = "norm_num_groups" if whole else "motion_norm_num_groups"
     return dataclasses.replace(
         cfg,
         heads=_setting(settings, "motion_num_attention_heads", cfg.heads),
-        norm_groups=_setting(settings, "motion_norm_num_groups", cfg.norm_groups),
+        norm_groups=_setting(settings, groups, cfg.norm_groups),
     )
 
 

@@ -30,6 +30,8 @@ def find(source: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[Par
     for names, layout in bodies(source):
         if is_controlnet(names) or is_sparse_control(names):
             continue
+        # A UNetMotionModel's modules are a kind of their own.
+        names = {name: old for name, old in names.items() if ".motion_modules." not in name}
         cfg = structure.unet(shapes(source, names), settings)
         table = unet.rules(cfg)
         yield Part("unet", family(cfg), layout, claim(source, names, table), table, cfg)

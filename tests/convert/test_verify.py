@@ -5,9 +5,10 @@ import shutil
 
 import numpy as np
 import pytest
+from converting import convert
 from safetensors.numpy import load_file, save_file
 
-from mv2_jax import bundle, cli, files
+from mv2_jax import bundle, cli, files, params
 from mv2_jax.convert import verify
 
 torch = pytest.importorskip("torch")
@@ -48,6 +49,33 @@ def test_every_component_is_the_same(whole, capsys):
     assert len(lines) == 8 + 3 and all("the same as" in line for line in lines)
     for line in lines:
         assert float(line.split()[1]) < 5e-6, line
+
+
+@pytest.mark.slow
+def test_an_animatediff_pipeline_is_a_unet_and_its_modules(sources, small, tmp_path, capsys):
+    """`AnimateDiffPipeline.save_pretrained` keeps both as one UNetMotionModel."""
+    import diffusers
+
+    both = diffusers.UNetMotionModel.from_unet2d(small.unet(), small.motion())
+    folder = tmp_path / "animated"
+    both.save_pretrained(folder / "unet")
+    for part in ("vae", "text_encoder"):
+        shutil.copytree(sources / "pipeline" / part, folder / part)
+    diffusers.DDIMScheduler(beta_schedule="linear").save_pretrained(folder / "scheduler")
+    (folder / "model_index.json").write_text(json.dumps({"scheduler": ["x", "DDIMScheduler"]}))
+    apart = ["--unet", sources / "pipeline", "--motion", sources / "motion"]
+    assert convert(*apart, "-o", tmp_path / "apart") == 0
+    assert convert("--unet", folder, "-o", tmp_path / "one") == 0
+    first, second = bundle.read(tmp_path / "apart"), bundle.read(tmp_path / "one")
+    assert first.spatial == second.spatial and first.stages == second.stages
+    assert first.config("motion_i2v") == second.config("motion_i2v")
+    held, other = (params.flatten(made.load("motion_i2v")) for made in (first, second))
+    assert held.keys() == other.keys()
+    for name, array in held.items():
+        np.testing.assert_array_equal(array, other[name])
+    capsys.readouterr()
+    assert cli.main(["verify", str(tmp_path / "one")]) == 0
+    assert "DIFFERENT" not in capsys.readouterr().out
 
 
 @pytest.mark.slow
