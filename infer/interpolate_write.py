@@ -23,6 +23,11 @@ from mv2_jax.infer.interpolate_read import Source
 from mv2_jax.infer.interpolate_timeline import Span
 from mv2_jax.lookup import nearest
 
+try:
+    import fcntl
+except ImportError:
+    fcntl = None
+
 
 @dataclass(frozen=True)
 class Film:
@@ -84,10 +89,13 @@ def segments(path: str, encoder: Encoder, key: str) -> Iterator[Segments]:
 
     What an earlier run with the same key finished is there already. When the block is left by an
     error, finished segments stay, and `Segments.finished` tells how many.
+
+    Raises:
+        InputError: another process is at the very same work.
     """
-    name = Path(path).name
-    made = Segments(Path(path).with_name(f".{name[:60]}.resume-{key}"), encoder)
-    with told(path):
+    folder = Path(path).with_name(f".{Path(path).name[:60]}.resume-{key}")
+    with told(path), _alone(folder, path):
+        made = Segments(folder, encoder)
         try:
             yield made
         except BaseException:
@@ -95,6 +103,27 @@ def segments(path: str, encoder: Encoder, key: str) -> Iterator[Segments]:
             if not made.finished:
                 made.remove()
             raise
+
+
+@contextmanager
+def _alone(folder: Path, path: str) -> Iterator[None]:
+    """Holds a folder of segments, which nobody else then takes up; a killed process lets it go."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if fcntl is None:  # on Windows
+        yield
+        return
+    held = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(held)
+        raise InputError(f"another run is writing {path} from the same video") from None
+    except OSError:  # a file system without locks
+        pass
+    try:
+        yield
+    finally:
+        os.close(held)
 
 
 def _films(

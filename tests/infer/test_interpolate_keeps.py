@@ -1,5 +1,8 @@
 """What travels along with the pictures of `mv2 interpolate`, and how their times may be changed."""
 
+import signal
+import subprocess
+import sys
 from fractions import Fraction
 
 import av
@@ -223,3 +226,57 @@ def test_a_killed_run_goes_on_behind_its_finished_segments(run, tmp_path, monkey
     assert len(asked) == 11
     for a, b in zip(once, stored("out.mp4")[1], strict=True):
         np.testing.assert_array_equal(a[0], b[0])
+
+
+_KILLED = """
+import os, signal, sys
+from mv2_jax import cli
+from mv2_jax.infer import interpolate_encode as encoding, interpolate_make as making
+encoding.PICTURES, encoding.SECONDS, asked = 4, 0.0, []
+def fill(first, second, parts):
+    asked.append(1)
+    if len(asked) == 8:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return [first] * len(parts)
+making.filler = lambda *_: fill
+cli.main(sys.argv[1:])
+"""
+
+
+def test_a_run_that_was_killed_outright_goes_on(run, tmp_path, monkeypatch, capsys):
+    encode("in.mp4", pan(12))
+    words = ["interpolate", "in.mp4", "-o", "out.mp4", "--crf", "0"]
+    killed = subprocess.run([sys.executable, "-c", _KILLED, *words], capture_output=True)
+    assert killed.returncode == -signal.SIGKILL and not (tmp_path / "out.mp4").exists()
+    asked = []
+
+    def fill(first, second, parts):
+        asked.append(1)
+        return [first] * len(parts)
+
+    monkeypatch.setattr(making, "filler", lambda *_: fill)
+    assert cli.main(words) == 0
+    assert "frames are there from before" in capsys.readouterr().err
+    assert len(asked) == 11 - 6
+    resumed = stored("out.mp4")[1]
+    assert cli.main([*words, "--force"]) == 0
+    for a, b in zip(resumed, stored("out.mp4")[1], strict=True):
+        np.testing.assert_array_equal(a[0], b[0])
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_two_equal_runs_do_not_meet_in_one_folder(run, tmp_path, monkeypatch, capsys):
+    encode("in.mp4", pan(6))
+    words = ["interpolate", "in.mp4", "-o", "out.mp4"]
+    codes = []
+
+    def fill(first, second, parts):
+        if not codes:
+            codes.append(None)
+            codes[0] = cli.main(words)
+        return [first] * len(parts)
+
+    monkeypatch.setattr(making, "filler", lambda *_: fill)
+    assert cli.main(words) == 0 and codes == [2]
+    assert "another run is writing out.mp4 from the same video" in capsys.readouterr().err
+    assert not list(tmp_path.glob(".*"))
