@@ -44,6 +44,7 @@ def main(arguments: Sequence[str]) -> int:
     if out.exists():
         raise InputError(f"{out} already exists; choose another name or remove it")
     why = refused(bundle)
+    out.mkdir(parents=True)
     for name in bundle.components:
         if name not in why:
             single = kinds.of(bundle.config(name)).layout(bundle, bundle.config(name)).settings
