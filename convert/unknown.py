@@ -46,7 +46,6 @@ _KNOWN = {
 _FOREIGN = {
     r"double_blocks\.\d+\.": "a FLUX transformer",
     r"joint_blocks\.\d+\.|transformer_blocks\.\d+\.attn\.add_q_proj": "an SD3 or FLUX transformer",
-    r"^string_to_param|^emb_params$|^clip_[lg]$|^<[^>]+>$": "a textual-inversion embedding",
     r"\.block\.\d+\.layer\.\d+\.SelfAttention\.": "a T5 text encoder",
     r"^model\.layers\.\d+\.self_attn\.": "a language model",
     r"^block\d+\.convblock": "a RIFE interpolator",

@@ -97,7 +97,6 @@ def test_an_adapter_and_its_attention():
     "names, text",
     [
         (["double_blocks.0.img_attn.qkv.weight"], "looks like a FLUX transformer"),
-        (["emb_params"], "looks like a textual-inversion embedding"),
         (["encoder.conv_in.weight"], "looks most like a VAE, but lacks encoder.conv_out.weight"),
         (["a.b", "c.d"], r"its 2 tensors look like nothing known \(a.b, c.d\)"),
         ([], "it is empty"),
