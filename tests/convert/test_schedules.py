@@ -125,7 +125,7 @@ def test_marks_and_metadata():
         ({**SD, "sigma_max": 700.0}, [], {}, "sigma_max 700.0"),
         ({**SD, "timestep_type": "continuous"}, [], {}, "timestep_type 'continuous'"),
         ({**SD, "beta_shedule": "linear"}, [], {}, "did you mean 'beta_schedule'"),
-        ({**SD, "beta_schedule": "squaredcos_cap_v2"}, [], {}, "beta_schedule is 'squaredcos"),
+        ({**SD, "beta_schedule": "squaredcos_cap_v2"}, [], {}, "unknown beta_schedule 'squaredcos"),
     ],
 )  # fmt: skip
 def test_what_is_not_known_is_refused_and_can_be_overridden(settings, marks, metadata, text):
