@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 
-from mv2_jax.arguments import Parser
+from mv2_jax.arguments import Parser, whole
 from mv2_jax.errors import InputError
 from mv2_jax.infer import interpolators
 from mv2_jax.infer.interpolate_cuts import UNEXPLAINED
@@ -56,7 +56,7 @@ def _parser() -> Parser:
 def _add_times(group: argparse._ArgumentGroup) -> None:
     pace = group.add_mutually_exclusive_group()
     pace.add_argument(
-        "--times", type=_whole(1, 64), metavar="N", help="frames for each (2; 1 to 64)"
+        "--times", type=whole(1, 64), metavar="N", help="frames for each (2; 1 to 64)"
     )
     pace.add_argument(
         "--fps",
@@ -80,7 +80,7 @@ def _add_times(group: argparse._ArgumentGroup) -> None:
 def _add_frames(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--vfi", default="rife", metavar="NAME", help=interpolators.HELP)
-    add("--views", type=_whole(1, 8), default=1, metavar="N",
+    add("--views", type=whole(1, 8), default=1, metavar="N",
         help="N times slower, better (1; 1 to 8)")  # fmt: skip
     add(
         "--scale",
@@ -115,23 +115,12 @@ def _add_codec(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--codec", metavar="NAME", help="h264, hevc, av1, vp9, prores, ffv1, or a hardware encoder "
         "of FFmpeg's: h264_nvenc, hevc_videotoolbox ... (h264; vp9 in .webm)")  # fmt: skip
-    add("--crf", type=_whole(0, 63), metavar="N", help="quality, 0 the best (16 for h264; 0 to 63)")
+    add("--crf", type=whole(0, 63), metavar="N", help="quality, 0 the best (16 for h264; 0 to 63)")
     add("--preset", metavar="NAME", help="the encoder's own: medium, slow ...")
     add("--pixels", metavar="FORMAT", help="FFmpeg's name of a pixel format, such as yuv420p (the "
         "nearest to the source's)")  # fmt: skip
     add("--sound", choices=("keep", "stretch", "drop"), help="keep as it is, stretch with --slow, "
         "or drop")  # fmt: skip
-
-
-def _whole(low: int, high: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        if not text.isdecimal() or not low <= int(text) <= high:
-            raise argparse.ArgumentTypeError(
-                f"takes a whole number from {low} to {high}, not {text!r}"
-            )
-        return int(text)
-
-    return parse
 
 
 def _number(text: str, low: float, high: float, what: str) -> Fraction:

@@ -5,12 +5,11 @@ Light: JAX is loaded only once the arguments are known to be good.
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from mv2_jax.arguments import Parser
+from mv2_jax.arguments import Parser, whole
 from mv2_jax.infer import machines
 from mv2_jax.numbers import DIFFUSION
 
@@ -87,25 +86,19 @@ def _parser() -> Parser:
         metavar="A=N,...",
         help="sizes of the mesh's axes data, fsdp, context, tensor",
     )
-    add("--batch", type=_positive, default=1, metavar="N", help="videos at a time (1; 1 or more)")
+    add("--batch", type=whole(1), default=1, metavar="N", help="videos at a time (1; 1 or more)")
     add("--size", type=_pixels, metavar="WxH", help="pixels (the paper's)")
-    add("--frames", type=_positive, metavar="N", help="frames (the paper's 32; 1 or more)")
+    add("--frames", type=whole(1), metavar="N", help="frames (the paper's 32; 1 or more)")
     add("--dtype", choices=TYPES, default=TYPES[0], help="of parameters and computation")
     add("--weights", metavar="DIR", help="plan for this cascade folder's networks instead")
     return parser
 
 
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"takes a positive whole number, not {text!r}")
-    return int(text)
-
-
 def _pixels(text: str) -> tuple[int, int]:
     width, _, height = text.partition("x")
-    return _positive(height), _positive(width)
+    return whole(1)(height), whole(1)(width)
 
 
 def _axes(text: str) -> dict[str, int]:
     pairs = (part.partition("=") for part in text.split(","))
-    return {name: _positive(size) for name, _, size in pairs}
+    return {name: whole(1)(size) for name, _, size in pairs}

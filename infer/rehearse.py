@@ -7,14 +7,13 @@ Planes and steps may be reduced: a plane that is odd stays odd.
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mv2_jax import numbers
-from mv2_jax.arguments import Parser
+from mv2_jax.arguments import Parser, whole
 from mv2_jax.configs import presets
 from mv2_jax.infer import meshes
 
@@ -271,19 +270,19 @@ def _parser() -> Parser:
     add("preset", choices=list(presets.PRESETS), help="which cascade")
     add(
         "--shrink",
-        type=_positive,
+        type=whole(1, 1024),
         default=8,
         metavar="N",
         help="planes of 1/N a side (8; 1 to 1024)",
     )
-    add("--frames", type=_positive, metavar="N", help="keyframes (the preset's; 1 to 1024)")
-    add("--steps", type=_positive, default=2, metavar="N", help="steps of a stage (2; 1 to 1024)")
+    add("--frames", type=whole(1, 1024), metavar="N", help="keyframes (the preset's; 1 to 1024)")
+    add(
+        "--steps",
+        type=whole(1, 1024),
+        default=2,
+        metavar="N",
+        help="steps of a stage (2; 1 to 1024)",
+    )
     add("--dtype", choices=_TYPES, default=_TYPES[0], help="of parameters and computation")
     add("--only", nargs="+", choices=STAGES, metavar="STAGE", help="these stages alone")
     return parser
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= 1024:
-        raise argparse.ArgumentTypeError(f"takes a whole number from 1 to 1024, not {text!r}")
-    return int(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from typing import NoReturn
 
 from mv2_jax.errors import InputError
@@ -22,3 +23,15 @@ class Parser(argparse.ArgumentParser):
             known = [option for action in self._actions for option in action.option_strings]
             message = f"unknown argument {flag}{nearest(flag.partition('=')[0], known)}"
         raise InputError(f"{message} (see {self.prog} --help)")
+
+
+def whole(low: int, high: int | None = None) -> Callable[[str], int]:
+    """A flag's `type`: whole numbers from `low` to `high`, or without end."""
+    span = f"from {low} to {high}" if high else f"of {low} or more"
+
+    def parse(text: str) -> int:
+        if not text.isdecimal() or not low <= int(text) <= (high or int(text)):
+            raise argparse.ArgumentTypeError(f"takes a whole number {span}, not {text!r}")
+        return int(text)
+
+    return parse

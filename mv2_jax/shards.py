@@ -3,8 +3,8 @@
 XLA's partitioner is not asked how to split a network: it gets some sums wrong (see
 tests/test_partitioner.py), and moves whole activations where little would do. `per_device` runs a
 function once on every device of the mesh, on that device's share of the arguments, and every
-exchange between devices is written out, in the functions below or by their callers. Without a mesh
-it calls the function, and nothing else here does anything.
+exchange between devices is written out: here, in mv2_jax.exchanges, or by their callers. Without a
+mesh it calls the function, and nothing else here does anything.
 
 What lies where, within such a program:
 
@@ -200,7 +200,7 @@ def over_frames(
 
     Args:
         cells: how many rows the planes have where they are coarsest; H and the result's rows are
-            multiples of it. 0: `function` does not know of split planes (`with_halo`).
+            multiples of it. 0: `function` does not know of split planes (`exchanges.with_halo`).
     """
     mesh = sharding.current_mesh()
     if mesh is None:
@@ -297,7 +297,7 @@ def frames_here(frames: int) -> int:
     return -(-frames // count(layout().over)) if frames > 1 else frames
 
 
-def _cells_here() -> int:
+def cells_here() -> int:
     """Of a split plane's cells, those on a device, with those that fill it up."""
     split = layout()
     return -(-split.cells // count(split.rows))
@@ -305,113 +305,7 @@ def _cells_here() -> int:
 
 def rows_in_all(here: int) -> int:
     """How many rows a plane has in all, of which `here` are on this device."""
-    return layout().cells * here // _cells_here() if layout().rows else here
-
-
-def _true(here: int) -> jax.Array:
-    """[here]: which of a device's rows, or of the tokens in them, are the plane's."""
-    cells = _cells_here()
-    left = layout().cells - lax.axis_index(layout().rows) * cells
-    return jnp.arange(here) < left * (here // cells)
-
-
-def with_halo(x: jax.Array, before: int, after: int) -> jax.Array:
-    """This device's rows of split planes [B, h, W, C], between the last `before` of the device
-    above and the first `after` of the one below. Zeros stand where the plane has ended.
-    """
-    axes, here = layout().rows, x.shape[1]
-    last = count(axes) - 1
-    x = jnp.where(_true(here)[None, :, None, None], x, 0)
-    rows = [x]
-    if before:
-        down = [(i, i + 1) for i in range(last)]
-        rows.insert(0, lax.ppermute(x[:, here - before :], axes, down))
-    if after:
-        up = [(i + 1, i) for i in range(last)]
-        rows.append(lax.ppermute(x[:, :after], axes, up))
-    return jnp.concatenate(rows, 1)
-
-
-def by_rows(product: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """A convolution of split planes: what would be padding comes from the devices around."""
-
-    def run(
-        x: jax.Array, kernel: jax.Array, strides: Any, padding: Any, **kwargs: Any
-    ) -> jax.Array:
-        (before, after), across = padding
-        if before or after:
-            x = with_halo(x, before, after)
-        return product(x, kernel, strides, ((0, 0), across), **kwargs)
-
-    return run
-
-
-def mean_of_clip(x: jax.Array, frames: int) -> jax.Array:
-    """The mean [B, C] of x [B, t * L, C] over L and all `frames` of a clip, of which t are here;
-    where planes are split, of one frame, over all of its rows."""
-    if layout().rows:
-        here = x.shape[1]
-        true = _true(here)[None, :, None]
-        return lax.psum(jnp.where(true, x, 0).sum(1), layout().rows) / rows_in_all(here)
-    here = frames_here(frames)
-    if here == frames:
-        return x.mean(1)
-    axes = layout().over
-    means = x.reshape(x.shape[0], here, -1, x.shape[-1]).mean(2)
-    true = (lax.axis_index(axes) * here + jnp.arange(here) < frames).astype(x.dtype)
-    return lax.psum((means * true[None, :, None]).sum(1), axes) / frames
-
-
-def to_positions(x: jax.Array) -> jax.Array:
-    """x [B, t, L, C], all positions of this device's frames -> [B, T, l, C], all frames of its
-    share of positions."""
-    split = layout()
-    if not split.frames:
-        return x
-    pad = -x.shape[2] % count(split.over)
-    x = jnp.pad(x, ((0, 0), (0, 0), (0, pad), (0, 0)))
-    x = lax.all_to_all(x, split.over, split_axis=2, concat_axis=1, tiled=True)
-    return x[:, : split.frames]
-
-
-def to_frames(x: jax.Array, positions: int) -> jax.Array:
-    """The inverse of `to_positions`, for L `positions` in all."""
-    split = layout()
-    if not split.frames:
-        return x
-    pad = -split.frames % count(split.over)
-    x = jnp.pad(x, ((0, 0), (0, pad), (0, 0), (0, 0)))
-    x = lax.all_to_all(x, split.over, split_axis=1, concat_axis=2, tiled=True)
-    return x[:, :, :positions]
-
-
-def takes_heads(heads: int, devices: int) -> bool:
-    """How spatial attention meets the tokens that lie on other devices.
-
-    True: each device takes all tokens of its part of the heads, and gives the result back
-    (DeepSpeed-Ulysses, arXiv 2309.14509). That moves four tensors of its own tokens; to gather the
-    keys and values, or to pass them round in a ring, moves two of all tokens. So it is what is done
-    where heads divide, and tokens lie on more than two devices.
-
-    Args:
-        heads: those that this device has.
-        devices: over how many tokens are split.
-    """
-    return devices > 2 and heads % devices == 0
-
-
-def to_heads(x: jax.Array, tokens: int) -> jax.Array:
-    """x [B, l, N, D], all heads of this device's tokens of a plane -> [B, L, n, D], all `tokens` of
-    its part of the heads."""
-    x = lax.all_to_all(x, layout().tokens, split_axis=2, concat_axis=1, tiled=True)
-    return x[:, :tokens]
-
-
-def to_tokens(x: jax.Array) -> jax.Array:
-    """The inverse of `to_heads`."""
-    axes = layout().tokens
-    x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % count(axes)), (0, 0), (0, 0)))
-    return lax.all_to_all(x, axes, split_axis=1, concat_axis=2, tiled=True)
+    return layout().cells * here // cells_here() if layout().rows else here
 
 
 def parts(*sizes: int) -> int:
@@ -423,15 +317,6 @@ def parts(*sizes: int) -> int:
     """
     devices = count("tensor")
     return 1 if any(size % devices for size in sizes) else devices
-
-
-def summed(product: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """A product over a part of a width, summed over the devices that hold the other parts."""
-
-    def run(*args: Any, **kwargs: Any) -> jax.Array:
-        return lax.psum(product(*args, **kwargs), "tensor")
-
-    return run
 
 
 def parameter(value: jax.Array, path: str, shape: Sequence[int]) -> jax.Array:

@@ -20,6 +20,7 @@ ORDER = (
     ("sharding",),
     ("compiler",),
     ("programs", "shards"),
+    ("exchanges",),
     ("nn", "diffusion", "text"),
     ("models",),
     ("toybox",),

@@ -10,7 +10,7 @@ import tiny
 from jax.sharding import PartitionSpec as P
 from quick import quick
 
-from mv2_jax import sharding, shards
+from mv2_jax import exchanges, sharding, shards
 from mv2_jax.models.vae import AutoencoderKL
 from mv2_jax.nn.attention import Attention
 from mv2_jax.nn.layers import FeedForward, GroupNorm, dense
@@ -37,9 +37,9 @@ def per_device(function, x, mesh):
 
 def over_time(x):
     """[B, t, L, C]: something that mixes the frames of each position."""
-    y = shards.to_positions(x)
+    y = exchanges.to_positions(x)
     y = y + 2 * jnp.cumsum(jnp.sin(y), axis=1) + y.mean(1, keepdims=True)
-    return shards.to_frames(y, x.shape[2])
+    return exchanges.to_frames(y, x.shape[2])
 
 
 def normalised(x):

@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 
 from jax.sharding import AbstractMesh, Mesh
 
+from mv2_jax import exchanges, sharding, shards
 from mv2_jax import params as trees
-from mv2_jax import sharding, shards
 from mv2_jax.config import ControlNetConfig, UNetConfig
 
 GATHER, SUM, TO_ALL, SCATTER = "all-gather", "all-reduce", "all-to-all", "reduce-scatter"
@@ -230,7 +230,7 @@ def _transformer(call: _Call, level: int, plane: tuple[int, int], layers: int) -
     own = -(-math.prod(plane) // call.tokens)  # l
     state = call.clips * call.here * own * width * call.itemsize
     for _ in range(layers):
-        if shards.takes_heads(call.cfg.heads[level] // parts, call.tokens):
+        if exchanges.takes_heads(call.cfg.heads[level] // parts, call.tokens):
             yield Sent(TO_ALL, 4 * state // parts)  # queries, keys, values and the result
         elif call.tokens > 1:  # keys and values
             yield Sent(GATHER, 2 * state * call.tokens // parts, call.tokens)

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from mv2_jax import sharding, shards
+from mv2_jax import exchanges, sharding, shards
 from mv2_jax.lookup import one_of
 from mv2_jax.nn import flash, kernels
 from mv2_jax.nn.layers import Dtype, dense
@@ -194,7 +194,9 @@ class Attention(nn.Module):
 def _over_tokens(query: Array, key: Array, value: Array, length: int) -> Array:
     """Attention [B, l, N, D] among a plane's `length` tokens, l of which are on this device."""
     tokens = shards.layout().tokens
-    if shards.takes_heads(query.shape[2], shards.count(tokens)):
-        return shards.to_tokens(attend(*(shards.to_heads(y, length) for y in (query, key, value))))
+    if exchanges.takes_heads(query.shape[2], shards.count(tokens)):
+        return exchanges.to_tokens(
+            attend(*(exchanges.to_heads(y, length) for y in (query, key, value)))
+        )
     key, value = (shards.join(y, tokens, 1, length) for y in (key, value))
     return attend(query, key, value)

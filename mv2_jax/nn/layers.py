@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from mv2_jax import sharding, shards
+from mv2_jax import exchanges, sharding, shards
 
 Dtype = jnp.dtype
 
@@ -66,8 +66,8 @@ class GroupNorm(Declared, nn.Module):
             grouped = stat.reshape(-1, self.groups, channels // self.groups).mean(-1)
             return jnp.repeat(grouped, channels // self.groups, axis=-1)[:, None]
 
-        centred = flat - per_group(shards.mean_of_clip(flat, self.frames))
-        variance = per_group(shards.mean_of_clip(jnp.square(centred), self.frames))
+        centred = flat - per_group(exchanges.mean_of_clip(flat, self.frames))
+        variance = per_group(exchanges.mean_of_clip(jnp.square(centred), self.frames))
         out = centred * (jax.lax.rsqrt(variance + self.eps) * scale.astype(jnp.float32)[None, None])
         return (out + bias.astype(jnp.float32)[None, None]).astype(x.dtype).reshape(x.shape)
 
@@ -130,9 +130,9 @@ def _product(plain: Callable[..., jax.Array], wide: bool, summed: bool) -> dict[
     """Flax's argument for a layer's product, where it is not the plain one."""
     made = _wide(plain) if wide else plain
     if plain is jax.lax.conv_general_dilated and shards.layout().rows:
-        made = shards.by_rows(made)
+        made = exchanges.by_rows(made)
     if summed:
-        made = shards.summed(made)
+        made = exchanges.summed(made)
     return {} if made is plain else {plain.__name__: made}
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from mv2_jax import shards
+from mv2_jax import exchanges, shards
 from mv2_jax.config import MotionConfig
 from mv2_jax.nn.attention import Attention
 from mv2_jax.nn.layers import Declared, Dtype, FeedForward, GroupNorm, LayerNorm, dense
@@ -92,7 +92,7 @@ class MotionModule(nn.Module):
         y = x.reshape(b * t, h, w, c)
         y = GroupNorm(self.cfg.norm_groups, 1e-6, together, name="norm")(y)
         # Attention over time sees all frames of a position.
-        y = shards.to_positions(y.reshape(b, t, h * w, c))
+        y = exchanges.to_positions(y.reshape(b, t, h * w, c))
         frames, positions = y.shape[1:3]
         y = y.transpose(0, 2, 1, 3).reshape(b * positions, frames, c)
         y = dense(c, name="proj_in", dtype=self.dtype)(y)
@@ -102,4 +102,4 @@ class MotionModule(nn.Module):
             y = MotionLayer(self.cfg, self.dtype, name=f"transformer_blocks_{k}")(y, scale)
         y = dense(c, name="proj_out", dtype=self.dtype, zero=True)(y)
         y = y.reshape(b, positions, frames, c).transpose(0, 2, 1, 3)
-        return x + shards.to_frames(y, h * w).reshape(x.shape)
+        return x + exchanges.to_frames(y, h * w).reshape(x.shape)

@@ -62,7 +62,7 @@ def refusal(capsys, *arguments):
         (["i2v", "--on", "h100:many"], "as in h100:8"),
         (["i2x", "--on", "h100"], "invalid choice: 'i2x'"),
         (["i2v"], "required: --on"),
-        (["i2v", "--on", "h100", "--batch", "0"], "positive whole number"),
+        (["i2v", "--on", "h100", "--batch", "0"], "takes a whole number of 1 or more, not"),
     ],
 )
 def test_bad_arguments_are_one_line(capsys, arguments, says):

@@ -6,8 +6,8 @@ import socket
 import subprocess
 import sys
 
+import media_clips
 import numpy as np
-import own_data
 import pytest
 
 WATCH = """
@@ -57,7 +57,7 @@ def losses(out):
 
 @pytest.mark.slow
 def test_two_processes_train_on_files_as_one_does(tmp_path):
-    given = own_data.cascade(tmp_path / "cascade"), own_data.clips(tmp_path / "clips", 5, 0)
+    given = media_clips.cascade(tmp_path / "cascade"), media_clips.clips(tmp_path / "clips", 5, 0)
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"

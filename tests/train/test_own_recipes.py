@@ -4,8 +4,8 @@ import json
 import subprocess
 import sys
 
+import media_clips
 import numpy as np
-import own_data
 import pytest
 
 from mv2_jax import bundle, params
@@ -23,7 +23,7 @@ ASKED = {
 @pytest.fixture(scope="module")
 def given(tmp_path_factory):
     folder = tmp_path_factory.mktemp("own")
-    return own_data.cascade(folder / "cascade"), own_data.clips(folder / "clips")
+    return media_clips.cascade(folder / "cascade"), media_clips.clips(folder / "clips")
 
 
 def test_several_settings_stand_behind_one_flag(monkeypatch):
@@ -69,4 +69,4 @@ def test_a_converted_cascade_learns_from_a_folder_and_generates(
     # In a process of its own: so many cascades share no compiled programs.
     command = [sys.executable, "-m", "mv2_jax", "generate", "a clip", "-o", str(video)]
     subprocess.run([*command, "--weights", str(packed.folder)], check=True)
-    assert len(own_data.frames_of(video)) == 3
+    assert len(media_clips.frames_of(video)) == 3

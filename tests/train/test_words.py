@@ -4,11 +4,11 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import media_clips
 import numpy as np
-import own_data
 import pytest
 import tiny
-from own_data import CLIP
+from media_clips import CLIP
 
 from mv2_jax.configs import smoke
 from mv2_jax.errors import InputError
@@ -24,7 +24,7 @@ LONG = "a (red) ball, very long: " + "on a meadow by the sea " * 30
 
 @pytest.fixture
 def converted(tmp_path):
-    return own_data.cascade(tmp_path / "converted")
+    return media_clips.cascade(tmp_path / "converted")
 
 
 def phase():
@@ -114,7 +114,7 @@ def test_several_rows_are_told_as_when_sampling():
     """Training's rows [B, n, L] give the states that a prompt's rows give in the cascade."""
     clip = CLIPTokenizer()
     text = stages.Text(CLIP)
-    tree = {"text_encoder": own_data.text_encoder()}
+    tree = {"text_encoder": media_clips.text_encoder()}
     net = stages.build("t2i", tiny.PICTURE, {"text_encoder": CLIP}, tiny.VAE.factor)
     plain = "a red ball " * 60
     null = jnp.asarray(clip.encode([""])[0])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jax
 
-from mv2_jax.arguments import Parser
+from mv2_jax.arguments import Parser, whole
 from mv2_jax.errors import InputError
 from mv2_jax.train import cascades, needs, processes, recipe
 from mv2_jax.train import phase as phases
@@ -60,11 +60,15 @@ def _parser() -> Parser:
     add("--cascade", required=True, metavar="FOLDER", help="whose networks make them")
     add("--stage", choices=("t2i", "i2v", "v2v"), default="i2v", help="for which stage (i2v)")
     add("--size", type=int, nargs="+", default=[], metavar="PIXELS", help="as size in the recipe")
-    add("--frames", type=int, default=0, metavar="N", help="as frames in the recipe")
+    add("--frames", type=whole(1, 1024), default=0, metavar="N",
+        help="as frames in the recipe (the recipe's; 1 to 1024)")  # fmt: skip
     add("--set", nargs="+", action="extend", metavar="NAME=VALUE", help="as data.NAME in a recipe")
-    add("--passes", type=int, default=1, metavar="N", help="draws of each sample, part and cut (1)")
-    add("--shard", type=int, default=256, metavar="N", help="samples a shard (256)")
-    add("--batch", type=int, default=4, metavar="N", help="samples at a time (4)")
+    add("--passes", type=whole(1), default=1, metavar="N",
+        help="draws of each sample, part and cut (1; 1 or more)")  # fmt: skip
+    add("--shard", type=whole(1), default=256, metavar="N",
+        help="samples a shard (256; 1 or more)")  # fmt: skip
+    add("--batch", type=whole(1), default=4, metavar="N",
+        help="samples at a time (4; 1 or more)")  # fmt: skip
     add("--part", default="", metavar="I/N", help="make the Ith of N shares of the shards")
     return parser
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from mv2_jax.arguments import Parser
+from mv2_jax.arguments import Parser, whole
 from mv2_jax.infer import media
 from mv2_jax.text import CLIPTokenizer
 from mv2_jax.train import needs
@@ -49,7 +49,8 @@ def _parser() -> Parser:
     add("source", metavar="SOURCE", help="a folder, tars, ArrayRecord files, a TFDS data set ...")
     add("-o", "--out", metavar="PNG", help="write a sheet of clips with their captions")
     add("--size", type=int, nargs="+", default=[512], metavar="PIXELS", help="height and width")
-    add("--frames", type=int, default=16, metavar="N", help="of a training clip (16)")
+    add("--frames", type=whole(1, 1024), default=16, metavar="N",
+        help="frames of a training clip (16; 1 to 1024)")  # fmt: skip
     add("--set", nargs="+", action="extend", metavar="NAME=VALUE",
         help=f"as data.NAME in a recipe: {', '.join(DEFAULTS)}")  # fmt: skip
     add("--all", action="store_true", help=f"name all broken files, not {NAMED}")

@@ -5,8 +5,8 @@ import json
 import sys
 import tarfile
 
+import media_clips
 import numpy as np
-import own_data
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,7 +24,7 @@ from mv2_jax.train.media.source import Media
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return own_data.clips(tmp_path_factory.mktemp("files") / "clips", 3, 2)
+    return media_clips.clips(tmp_path_factory.mktemp("files") / "clips", 3, 2)
 
 
 @pytest.fixture(autouse=True)

@@ -2,8 +2,8 @@
 
 import io
 
+import media_clips
 import numpy as np
-import own_data
 import pytest
 from clips import encode, pan
 from PIL import Image
@@ -25,7 +25,7 @@ def video(tmp_path_factory):
 @pytest.mark.parametrize("first", [0, 3, 8, 15, 16, 29, 39])
 @pytest.mark.parametrize("as_bytes", [False, True])
 def test_frames_at_times_are_ffmpegs(video, first, as_bytes):
-    whole = own_data.frames_of(video)
+    whole = media_clips.frames_of(video)
     content = video.read_bytes() if as_bytes else str(video)
     wanted = list(range(first, 40, 4))
     found = take(content, [n / 10 for n in wanted])
@@ -41,7 +41,7 @@ def test_other_containers(tmp_path, suffix):
         ".webm": ("libvpx-vp9", "yuv420p"), ".gif": ("gif", "rgb8")
     }.get(suffix, ("libx264", "yuv420p"))  # fmt: skip
     encode(path, pan(20, 48, 64), codec=codec, form=form, fps=10)
-    info, whole = probe(str(path)), own_data.frames_of(path)
+    info, whole = probe(str(path)), media_clips.frames_of(path)
     assert (info.height, info.width, info.fps) == (48, 64, 10.0)
     assert info.seconds == pytest.approx(1.9, abs=0.06)
     found = take(str(path), [1.2, 1.5])

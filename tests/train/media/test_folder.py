@@ -3,7 +3,7 @@
 import csv
 import json
 
-import own_data
+import media_clips
 import pytest
 
 from mv2_jax.errors import InputError
@@ -96,7 +96,7 @@ def test_kohya(tmp_path):
 def test_an_address_is_read_through_fsspec(tmp_path):
     fsspec = pytest.importorskip("fsspec")
     system = fsspec.filesystem("memory")
-    own_data.clips(tmp_path, 1, 1)
+    media_clips.clips(tmp_path, 1, 1)
     for path in tmp_path.iterdir():
         system.pipe_file(f"/own/{path.name}", path.read_bytes())
     made = Folder(check(data(root="memory://own")))

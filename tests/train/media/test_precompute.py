@@ -4,8 +4,8 @@ import itertools
 import json
 
 import jax
+import media_clips
 import numpy as np
-import own_data
 import pytest
 
 from mv2_jax.cli import main
@@ -21,7 +21,7 @@ SETTINGS = ("crop=random", "flip=0.5", "image_every=3", "image_batch=2", "captio
 @pytest.fixture(scope="module")
 def given(tmp_path_factory):
     folder = tmp_path_factory.mktemp("own")
-    return own_data.cascade(folder / "cascade"), own_data.clips(folder / "clips", 3, 2)
+    return media_clips.cascade(folder / "cascade"), media_clips.clips(folder / "clips", 3, 2)
 
 
 @pytest.fixture(autouse=True)
@@ -116,7 +116,7 @@ def test_what_does_not_fit_is_refused(given, tmp_path):
         task(given, "i2v", tmp_path, **kept, image_every=0)
     with pytest.raises(InputError, match=r"has captions in 2 rows: set data.caption_rows=2"):
         task(given, "i2v", tmp_path, **kept, caption_rows=1)
-    other = own_data.cascade(tmp_path / "other", text=9)
+    other = media_clips.cascade(tmp_path / "other", text=9)
     with pytest.raises(InputError, match=r"made by another text_encoder than"):
         task((other, clips), "i2v", tmp_path, **kept)
     with pytest.raises(InputError, match="no folder that mv2 precompute made"):

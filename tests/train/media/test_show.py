@@ -2,8 +2,8 @@
 
 import json
 
+import media_clips
 import numpy as np
-import own_data
 import pytest
 from PIL import Image
 
@@ -17,7 +17,7 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def folder(tmp_path):
-    folder = own_data.clips(tmp_path / "clips", 3, 2)
+    folder = media_clips.clips(tmp_path / "clips", 3, 2)
     (folder / "bad.mp4").write_bytes(b"no video")
     (folder / "picture0.txt").write_text("very " * 100)
     return folder

@@ -2,8 +2,8 @@
 
 import itertools
 
+import media_clips
 import numpy as np
-import own_data
 import pytest
 from clips import encode, pan
 
@@ -18,7 +18,7 @@ TURNS = (Turn((4, 8), (32, 32), 4, (0, 1)), Turn((1,), (32, 32), 3, (2,)))
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return own_data.clips(tmp_path_factory.mktemp("files") / "clips", 5, 4)
+    return media_clips.clips(tmp_path_factory.mktemp("files") / "clips", 5, 4)
 
 
 @pytest.fixture(autouse=True)
@@ -96,7 +96,7 @@ def test_size_conditions_are_those_of_the_cut(folder):
 
 def test_frames_are_taken_at_the_pace_that_is_asked_for(folder):
     path = folder / "video0.mp4"
-    whole = own_data.frames_of(path)
+    whole = media_clips.frames_of(path)
     for settings, apart in (({"fps": 4.0}, 2), ({"fps": 0.0, "stride": 3}, 3), ({"fps": 8.0}, 1)):
         source = media(folder, clip="start", flip=0.0, crop="centre", **settings)
         number = [source.parts[0].records.name(n) for n in range(10 - 1)].index("video0.mp4")
@@ -113,7 +113,7 @@ def test_lengths_are_the_longest_that_a_file_has(folder):
 
 
 def test_mixed_sources_by_their_weights(folder, tmp_path):
-    other = own_data.clips(tmp_path / "other", 2, 0)
+    other = media_clips.clips(tmp_path / "other", 2, 0)
     for path in other.glob("*.txt"):
         path.write_text("of the other")
     mix = ({"root": str(folder), "weight": 3.0}, {"root": str(other), "weight": 1.0})
@@ -125,7 +125,7 @@ def test_mixed_sources_by_their_weights(folder, tmp_path):
 
 
 def test_broken_files_are_skipped_counted_and_named(tmp_path, capsys):
-    folder = own_data.clips(tmp_path / "clips", 3, 0)
+    folder = media_clips.clips(tmp_path / "clips", 3, 0)
     (folder / "bad.mp4").write_bytes(b"no video")
     (folder / "mute.mp4").write_bytes((folder / "video0.mp4").read_bytes())
     source = media(folder)
@@ -143,7 +143,7 @@ def test_broken_files_are_skipped_counted_and_named(tmp_path, capsys):
 
 
 def test_a_file_that_is_broken_in_part_changes_nothing_when_a_run_is_resumed(tmp_path):
-    folder = own_data.clips(tmp_path / "clips", 2, 0)
+    folder = media_clips.clips(tmp_path / "clips", 2, 0)
     path = folder / "video1.mp4"
     path.unlink()
     # Every frame a keyframe, and those in the middle gone.
@@ -169,7 +169,7 @@ def fresh(source):
 
 
 def test_nothing_left_stops_at_once_with_one_line(tmp_path):
-    folder = own_data.clips(tmp_path / "clips", 2, 0)
+    folder = media_clips.clips(tmp_path / "clips", 2, 0)
     source = media(folder)
     for path in folder.glob("*.mp4"):
         path.write_bytes(b"gone")
