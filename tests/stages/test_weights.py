@@ -33,7 +33,7 @@ def numbered(stage="i2v", **changes):
 def inputs(cfg=CLIP, batch=2, **changes):
     given = RNG.uniform(-1, 1, (batch, *cfg.stage.size, 3)).astype(np.float32)
     ids = np.tile(np.arange(20, dtype=np.int32), (batch, 1))
-    weights = controls.inputs(cfg, numbered(**changes), 4)
+    weights = controls.inputs(cfg, numbered(**changes), 4, batch=batch)
     return {"ids": ids, "negative": ids[:, ::-1], "image": given, **weights}
 
 
@@ -146,7 +146,7 @@ def one_step(params, cfg, raw):
 def test_each_keyframe_is_seen_by_its_own_frame(params):
     clip = RNG.uniform(-1, 1, (2, FRAMES, 32, 32, 3)).astype(np.float32)
     own = numbered("v2v", control_sees="keyframes,picture", strength=1.0)
-    raw = {**inputs(), **controls.inputs(REFINED, own, 4, clip)}
+    raw = {**inputs(), **controls.inputs(REFINED, own, 4, clip, 2)}
     np.testing.assert_array_equal(raw["control_image"], clip)
     assert "control_2_image" not in raw
     raw |= scales(1, 0)
