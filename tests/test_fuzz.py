@@ -123,10 +123,10 @@ def test_broken_folders_that_were_tracebacks(cascade, here, fake_cascade, place,
 @pytest.mark.parametrize(
     "text", [DEEP, '{"schema": 1, "prompt": "a\\u0000b"}', "\ud800"[:0], "[", "1"]
 )
-def test_files_that_are_no_good_json(cascade, here, fake_cascade, text, tmp_path):
+def test_files_that_are_no_good_json(cascade, here, fake_cascade, text):
     folder, index = cascade
     (folder / bundle.INDEX).write_text(text)
-    (tmp_path / "side.json").write_text(text)
+    (here / "side.json").write_text(text)
     try:
         assert refused_or_done("info", "--weights", folder) == 2
         assert refused_or_done("generate", "--from", "side.json") == 2
@@ -135,21 +135,21 @@ def test_files_that_are_no_good_json(cascade, here, fake_cascade, text, tmp_path
 
 
 @pytest.fixture
-def sidecar(cascade, here, fake_cascade, tmp_path):
+def sidecar(cascade, here, fake_cascade):
     folder, index = cascade
     (folder / bundle.INDEX).write_text(json.dumps(index))
     code, lines = told("generate", PROMPT, "--weights", folder, "-o", "v.mp4", "--force")
     assert code == 0, lines
-    return json.loads((tmp_path / "v.json").read_text())
+    return json.loads((here / "v.json").read_text())
 
 
 @QUICK
 @given(data=st.data())
-def test_a_broken_sidecar(sidecar, tmp_path, data):
+def test_a_broken_sidecar(sidecar, here, data):
     place = data.draw(st.sampled_from(list(places(sidecar))))
     how = data.draw(st.sampled_from(["replace", "replace", "replace", "remove", "add"]))
     new = changed(sidecar, place, how, data.draw(VALUES))
-    (tmp_path / "side.json").write_text(json.dumps(new))
+    (here / "side.json").write_text(json.dumps(new))
     refused_or_done("generate", "--from", "side.json", "--force")
 
 
@@ -166,15 +166,15 @@ WORDS = st.one_of(
 )  # fmt: skip
 # Those that would begin a long piece of work over good arguments are given none that are good.
 COMMANDS = ("generate", "interpolate", "bench", "explain", "study", "verify", "export", "info",
-            "plan", "eval", "rehearse", "convert", "train", "")  # fmt: skip
+            "plan", "eval", "rehearse", "convert", "train", "data", "precompute", "")  # fmt: skip
 
 
 @QUICK
 @given(command=st.sampled_from(COMMANDS), words=st.lists(WORDS, max_size=6))
 @example(command="interpolate", words=["nowhere.mp4", "--fps", "1/0"])
 @example(command="train", words=["x", "--set", "a"])
-def test_any_words_after_any_command(here, tmp_path, monkeypatch, command, words):
-    (tmp_path / "bad.json").write_text("{}")
+def test_any_words_after_any_command(here, monkeypatch, command, words):
+    (here / "bad.json").write_text("{}")
     monkeypatch.setattr("mv2_jax.infer.generate.load", lambda *_: pytest.skip("work begins"))
     if command in ("eval", "study", "explain", "rehearse", "plan", "generate", "bench", "train"):
         words = [*words, "--no-such-flag"]  # the words are parsed, and nothing is begun
