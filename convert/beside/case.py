@@ -14,6 +14,7 @@ import numpy as np
 
 from mv2_jax.convert.engine import stream
 from mv2_jax.convert.rules import Table
+from mv2_jax.diffusion import keys
 from mv2_jax.params import unflatten
 
 
@@ -49,7 +50,7 @@ def filled(source: Mapping[str, Any], table: Table, target: Mapping[str, Any]) -
 
 def shapes(module: Any, *args: Any, **kwargs: Any) -> Any:
     """The abstract parameter tree of a Flax module."""
-    init = functools.partial(module.init, jax.random.key(0))
+    init = functools.partial(module.init, keys.seed(0))
     return jax.eval_shape(init, *args, **kwargs)["params"]
 
 

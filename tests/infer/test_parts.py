@@ -99,12 +99,13 @@ def test_a_cache_that_cannot_be_written_is_done_without(monkeypatch, tmp_path, j
     assert cache.size(tmp_path / "none") == 0
 
 
-def test_a_cache_elsewhere_is_left_to_jax(monkeypatch, tmp_path, jax_cache):
+def test_a_cache_elsewhere_says_which_package_it_lacks(monkeypatch, tmp_path, jax_cache):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
     jax_cache.update("jax_compilation_cache_dir", "gs://bucket/xla")
-    assert cache.enable() is None
-    assert jax_cache.jax_compilation_cache_dir == "gs://bucket/xla" and not list(tmp_path.iterdir())
-    assert jax_cache.jax_persistent_cache_min_entry_size_bytes == -1
+    with pytest.raises(InputError, match=r"^gs://bucket/xla/kept: .*gcsfs"):
+        cache.enable()
+    assert not list(tmp_path.iterdir())
 
 
 class Terminal(io.StringIO):
