@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from mv2_jax import bundle, cascade, cli, params
+from mv2_jax import bundle, cascade, cli, components, params
 from mv2_jax.config import EDSCConfig, EMAVFIConfig, GANVFIConfig, RIFEConfig, to_dict
 from mv2_jax.config_vfi import MeanVFIConfig
 from mv2_jax.errors import InputError
@@ -42,11 +42,11 @@ def folder(tmp_path, tiny_weights):
 
 
 def test_a_folder_s_own_interpolator_serves_and_gets_its_light_model(folder, tiny_weights):
-    for held, cfg in (cascade._interpolator(folder), interpolators.load("gan", folder)):
+    for held, cfg in (components.own_interpolator(folder), interpolators.load("gan", folder)):
         assert cfg == GAN and set(held) == {"light", "gan"}
         assert params.digest(held["light"]) == params.digest(vfi.shipped()[0])
     assert interpolators.load("rife", folder)[1] == RIFEConfig()
-    assert cascade._interpolator(bundle.read(tiny_weights))[1] == RIFEConfig()
+    assert components.own_interpolator(bundle.read(tiny_weights))[1] == RIFEConfig()
     assert choices.apply(folder, {"vfi": {"network": "gan"}}).stages["vfi"] == {"network": "gan"}
     with pytest.raises(InputError, match=r"--vfi ema: .*own holds no such weights"):
         choices.apply(folder, {"vfi": {"network": "ema"}})

@@ -82,7 +82,7 @@ def made(monkeypatch):
 
 
 def test_a_study_writes_its_files_and_goes_on_where_it_was_cut(tmp_path, made):
-    bundle = SimpleNamespace(digest="x")
+    bundle = SimpleNamespace(digest="x", folder=Path("x"))
     values = study.run(bundle, VARIANTS, tmp_path, count=5, batch=2)
     assert len(made) == 9 and made[0] == (FULL.name, (0, 1)) and made[-1] == ("same", (4, 4))
     assert values["worse"]["thing"].tolist() == [0.0] * 5
@@ -97,7 +97,8 @@ def test_a_study_writes_its_files_and_goes_on_where_it_was_cut(tmp_path, made):
     again = study.run(bundle, VARIANTS, tmp_path, count=5, batch=2)
     assert [call[1] for call in made[9:]] == [(2, 3)] * 3
     assert np.array_equal(again["worse"]["thing"], values["worse"]["thing"])
-    study.run(SimpleNamespace(digest="other weights"), VARIANTS, tmp_path, count=2, batch=2)
+    other = SimpleNamespace(digest="other weights", folder=Path("x"))
+    study.run(other, VARIANTS, tmp_path, count=2, batch=2)
     assert len(made) == 15
     more = (*VARIANTS, Variant("more", "v2v", (("v2v", "strength", 0.2),)))
     assert len(study.run(bundle, more, tmp_path, count=5, batch=2)) == 4
@@ -105,7 +106,7 @@ def test_a_study_writes_its_files_and_goes_on_where_it_was_cut(tmp_path, made):
 
 
 def test_parts_are_kept_by_what_a_judge_is_not_by_its_name(tmp_path, made):
-    judge, bundle = tmp_path / "judge.safetensors", SimpleNamespace(digest="x")
+    judge, bundle = tmp_path / "judge.safetensors", SimpleNamespace(digest="x", folder=Path("x"))
     for text, name, batches in (("a", judge, 1), ("a", tmp_path / "moved", 1), ("bc", judge, 2)):
         name.write_text(text)
         study.run(bundle, VARIANTS[:1], tmp_path / "out", count=2, batch=2, judge=str(name))
