@@ -266,7 +266,11 @@ def _numbers(four: Cascade, numbers: Any) -> str:
     ]
     sizes.append(("all together", sum(size for _, size in sizes)))
     given = [
-        (stage.upper(), ", ".join(f"{name} {value:g}" for name, value in values.items()))
+        (stage.upper(), ", ".join(_told(*number) for number in values.items() if number[1] != ""))
         for stage, values in numbers.items()
     ]
     return html.table(("component", "parameters"), sizes) + html.table(("stage", "numbers"), given)
+
+
+def _told(name: str, value: float | str) -> str:
+    return f"{name} {value}" if isinstance(value, str) else f"{name} {value:g}"

@@ -185,3 +185,10 @@ def test_it_follows_windows_and_freeinit_as_the_cascade_does():
     np.testing.assert_allclose(looks.believed[0], four.decode(x0)[0], atol=2e-4)
     assert looks.text.shape[:3] == (5, 4, 4) and looks.text.shape[3] == 20
     np.testing.assert_allclose(looks.text.sum(axis=-1), 1.0, atol=1e-5)
+
+
+def test_numbers_and_words_are_told():
+    four = SimpleNamespace(params={"vae": {"w": np.zeros((2, 3))}})
+    words = {"steps": 20, "guidance": 2.5, "image_frames": "0:1,8:0", "control_frames": ""}
+    page = explain._numbers(four, {"i2v": words})
+    assert "steps 20, guidance 2.5, image_frames 0:1,8:0" in page and "control_frames" not in page
