@@ -49,7 +49,7 @@ def test_two_controlnets_and_image_tokens_in_parts_of_the_chain(public, cascades
     for picture in raw:
         clips.append([np.roll(picture, 8 * frame, 1) for frame in range(FRAMES)])
     state = i2v.start(KEYS, np.zeros((2, 5, 7, 4)), np.float32(0), cfg=cfg, steps=STEPS)
-    more = controls.inputs(cfg, own, STEPS)
+    more = controls.inputs(cfg, own, STEPS, batch=len(PROMPTS))
     more["control_2_image"] = np.asarray(clips, np.float32) / 127.5 - 1
     mine = ours(four, "i2v", state, steps=STEPS, **more)
     ids, theirs = four.ids(PROMPTS, NEGATIVE), []
