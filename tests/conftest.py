@@ -21,6 +21,7 @@ import pytest  # noqa: E402
 
 from mv2_jax import bundle  # noqa: E402
 from mv2_jax.config import ScheduleConfig, StageConfig, UNetConfig, VAEConfig  # noqa: E402
+from mv2_jax.infer import cache  # noqa: E402
 from mv2_jax.text import WordTokenizer  # noqa: E402
 
 FOLDER = Path(__file__).parent
@@ -81,6 +82,16 @@ def given_back():
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):  # another C library
             ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_kept(request):
+    """Commands that tests run keep no programs: what this process has compiled for another test, or
+    had of JAX's cache, is not whole (mv2_jax.infer.kept)."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.path.name not in ("test_parts.py", "test_kept.py"):
+            patch.setattr(cache, "enable", lambda: None)
+        yield
 
 
 class FakeCascade:

@@ -14,7 +14,7 @@ import tiny
 from mv2_jax import bundle, cascade, cli
 from mv2_jax.diffusion import keys
 from mv2_jax.errors import InputError
-from mv2_jax.infer import ahead, generate, machines, media
+from mv2_jax.infer import ahead, machines, media
 from mv2_jax.stages import stage as stages
 from mv2_jax.train import cli as training
 from mv2_jax.train import recipe
@@ -189,8 +189,6 @@ def test_a_recipe_trains_it_and_the_packed_cascade_hears_it(own, tmp_path, monke
     assert np.abs(dark - light).max() > 1e-5
     steps = "--t2i-steps 1 --i2v-steps 1 --v2v-steps 1".split()
     words = ["generate", *PROMPT, "--weights", "runs/bright/cascade", *steps]
-    # What this process compiled before, or had of JAX's cache, is not to be kept whole.
-    monkeypatch.setattr(generate.cache, "enable", lambda: None)
     assert cli.main([*words, "-o", "a.mp4", "--tell", "brightness=-0.6"]) == 0
     # And planned, by the command: for devices that are the CPU's.
     planned = []
