@@ -15,51 +15,12 @@ from mv2_jax.params import flatten
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
-# ControlNets as a publisher of its own might store them: under other names.
-ACME = """
-from mv2_jax.config import ControlNetConfig
-from mv2_jax.convert import published, structure, targets
-from mv2_jax.convert.kind import Kind, Part, Torch, claim, shapes
-from mv2_jax.convert.kinds import controlnet as plain
-from mv2_jax.convert.tables import controlnet
-
-
-def find(source, settings):
-    names = {name.removeprefix("acme/"): name for name in source if name.startswith("acme/")}
-    if names:
-        cfg = structure.controlnet(shapes(source, names), settings)
-        table = controlnet.rules(cfg)
-        yield Part("acme", "Acme's ControlNet", "Acme's", claim(source, names, table), table, cfg)
-
-
-def theirs(own, part):
-    return {name.removeprefix("acme/"): value for name, value in own.items()}
-
-
-KIND = Kind(
-    title="an Acme ControlNet",
-    serves="--controlnet, of Acme's",
-    find=find,
-    config=ControlNetConfig,
-    fills="controlnet",
-    target=targets.controlnet,
-    fits=plain.fits,
-    torch=Torch(
-        compare="mv2_jax.convert.compare_networks:control",
-        published=lambda cfg, unet: published.controlnet(cfg),
-        unsaid=lambda cfg: {"attention_head_dim": 8},
-        converters={"Acme's": "acme:theirs"},
-    ),
-)
-"""
-
 
 @pytest.fixture
 def acme(small, tmp_path, monkeypatch):
-    """The kind in its row, and a file of it."""
-    monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "acme.py").write_text(ACME)
-    monkeypatch.setitem(kinds.KINDS, "acme", "acme:KIND")
+    """The kind of examples/own_kind.py in a row, and a file of it."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "examples")
+    monkeypatch.setitem(kinds.KINDS, "own_kind:KIND", "own_kind:KIND")
     state = small.controlnet().state_dict()
     path = tmp_path / "acme.safetensors"
     save_file({f"acme/{name}": value.numpy().copy() for name, value in state.items()}, path)
