@@ -132,32 +132,18 @@ def assemble(wanted: Wanted) -> Built:
         built |= _texts(words, unet)
     moved = wanted.motion or (wanted.unet if base.all("motion") else None)
     if base.all("motion"):
-        # A UNetMotionModel's. Its pipeline's scheduler is the modules', whose betas are linear.
-        predicts = (base.schedule or {}).get("prediction_type")
-        base = dataclasses.replace(base, schedule=None)
-        if predicts == "v_prediction" and not wanted.sampled.prediction:
-            said = dataclasses.replace(wanted.sampled, prediction="v")
-            wanted = dataclasses.replace(wanted, sampled=said)
+        base, wanted = _of_modules(base, wanted)
     if moved:
         built["motion_i2v"] = _motion(base if moved is wanted.unet else opened(moved), wanted, unet)
         built["motion_v2v"] = built["motion_i2v"]
     if wanted.motion_v2v:
         built["motion_v2v"] = _motion(opened(wanted.motion_v2v), wanted, unet)
-    if wanted.image_adapter:
-        found = opened(wanted.image_adapter).one("image_adapter")
-        built["image_attn"] = pieces.image_attention(found, unet)
-        beside = found.path.parent / _ENCODER
-        if not wanted.image_encoder and beside.is_dir():
-            encoder = pieces.plain(opened(str(beside)).one("image_encoder"))
-            if image_adapter.reads(built["image_attn"].config, encoder.config):
-                built["image_encoder"] = encoder
-    if wanted.image_encoder:
-        built["image_encoder"] = pieces.plain(opened(wanted.image_encoder).one("image_encoder"))
+    built |= _looks(wanted, unet, opened)
     nets = [wanted.controlnet] if isinstance(wanted.controlnet, str) else wanted.controlnet or ()
-    for name, asked in zip(CONTROLS, nets):
-        built[name] = pieces.plain(opened(asked).one("controlnet"))
     if len(nets) > len(CONTROLS):
         raise InputError(f"--controlnet: {len(CONTROLS)} at most, not {len(nets)}")
+    for name, asked in zip(CONTROLS, nets):
+        built[name] = pieces.plain(opened(asked).one("controlnet"))
     if wanted.vfi:
         between = pieces.plain(opened(wanted.vfi).one("interpolator"))
         built[interpolator.component(between.config)] = between
@@ -173,22 +159,9 @@ def assemble(wanted: Wanted) -> Built:
         fits(name, built)
     if wanted.variant and all(piece.found.variant is None for piece in built.values()):
         raise InputError(f"--variant {wanted.variant}: no source has {wanted.variant} weights")
-    merged: list[Found] = []
-    for kind, given in (("lora", wanted.lora), ("motion_lora", wanted.motion_lora)):
-        names = [(asked, stage) for asked, _, to in given for stage in to or DIFFUSION]
-        if len(set(names)) < len(names):
-            raise InputError(f"--{kind.replace('_', '-')}: one is given twice; add up its weights")
-        for asked, weight, to in given:
-            found = opened(asked).one(kind)
-            built = loras.merge_into(built, found, weight, to)
-            merged.append(found)
+    built, merged = _with_loras(built, wanted, opened)
     told, wanted = wanted, distilled.applied(wanted, built, merged)
-    words: list[Embedding] = []
-    for asked, called, to in wanted.embedding:
-        built, new = _with_embeddings(built, opened(asked), called, to)
-        for each in new:
-            embeddings.unlike(words, each)
-            words.append(each)
+    built, embedded = _with_words(built, wanted, opened)
     for piece in built.values():
         _ = piece.stored  # whatever does not fit is found before anything is written
     few = {stage: staging.few_steps_of(wanted, built, stage) for stage in ("i2v", "v2v")}
@@ -204,8 +177,64 @@ def assemble(wanted: Wanted) -> Built:
     moving = schedules.video(program.schedule, unet) if moved or wanted.motion_v2v else None
     stages = staging.stages(built, wanted, few, still, moving)
     numbers = staging.defaults(few, still)
-    tokenizer = embeddings.tokenizer(built.get("text_encoder"), words)
+    tokenizer = embeddings.tokenizer(built.get("text_encoder"), embedded)
     return Built(built, stages, numbers, still, _asked(wanted), tokenizer)
+
+
+def _of_modules(base: Checkpoint, wanted: Wanted) -> tuple[Checkpoint, Wanted]:
+    """Of a UNetMotionModel: its pipeline's scheduler is the modules', whose betas are linear."""
+    predicts = (base.schedule or {}).get("prediction_type")
+    if predicts == "v_prediction" and not wanted.sampled.prediction:
+        said = dataclasses.replace(wanted.sampled, prediction="v")
+        wanted = dataclasses.replace(wanted, sampled=said)
+    return dataclasses.replace(base, schedule=None), wanted
+
+
+def _looks(
+    wanted: Wanted, unet: UNetConfig, opened: Callable[[str], Checkpoint]
+) -> dict[str, Piece]:
+    """The picture's tokens: an adapter, and its encoder, which may lie beside it."""
+    made = {}
+    if wanted.image_adapter:
+        found = opened(wanted.image_adapter).one("image_adapter")
+        made["image_attn"] = pieces.image_attention(found, unet)
+        beside = found.path.parent / _ENCODER
+        if not wanted.image_encoder and beside.is_dir():
+            encoder = pieces.plain(opened(str(beside)).one("image_encoder"))
+            if image_adapter.reads(made["image_attn"].config, encoder.config):
+                made["image_encoder"] = encoder
+    if wanted.image_encoder:
+        made["image_encoder"] = pieces.plain(opened(wanted.image_encoder).one("image_encoder"))
+    return made
+
+
+def _with_loras(
+    built: dict[str, Piece], wanted: Wanted, opened: Callable[[str], Checkpoint]
+) -> tuple[dict[str, Piece], list[Found]]:
+    """The parts with every LoRA merged, and the LoRAs."""
+    merged = []
+    for kind, given in (("lora", wanted.lora), ("motion_lora", wanted.motion_lora)):
+        names = [(asked, stage) for asked, _, to in given for stage in to or DIFFUSION]
+        if len(set(names)) < len(names):
+            raise InputError(f"--{kind.replace('_', '-')}: one is given twice; add up its weights")
+        for asked, weight, to in given:
+            found = opened(asked).one(kind)
+            built = loras.merge_into(built, found, weight, to)
+            merged.append(found)
+    return built, merged
+
+
+def _with_words(
+    built: dict[str, Piece], wanted: Wanted, opened: Callable[[str], Checkpoint]
+) -> tuple[dict[str, Piece], list[Embedding]]:
+    """The parts with every textual inversion embedding, and these."""
+    words: list[Embedding] = []
+    for asked, called, to in wanted.embedding:
+        built, new = _with_embeddings(built, opened(asked), called, to)
+        for each in new:
+            embeddings.unlike(words, each)
+            words.append(each)
+    return built, words
 
 
 def write(
