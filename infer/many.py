@@ -12,13 +12,13 @@ import dataclasses
 import glob
 import json
 import os
-import re
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from mv2_jax.arguments import part as part_of
 from mv2_jax.errors import InputError
 from mv2_jax.infer import generate, meshes, outputs, prompts
 from mv2_jax.infer.generate import Job
@@ -76,10 +76,7 @@ def _part(asked: str | None, mesh: str | None) -> tuple[int, int]:
         InputError: `asked` is not I/N.
     """
     if asked is not None:
-        match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", asked.strip())
-        if not match or int(match[1]) >= int(match[2]):
-            raise InputError(f"--part takes I/N, such as 0/4 to 3/4, not {asked!r}")
-        return int(match[1]), int(match[2])
+        return part_of(asked)
     if mesh is None:
         for index, count in LAUNCHERS:
             if os.environ.get(index, "").isdecimal() and os.environ.get(count, "").isdecimal():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -35,3 +36,15 @@ def whole(low: int, high: int | None = None) -> Callable[[str], int]:
         return int(text)
 
     return parse
+
+
+def part(text: str) -> tuple[int, int]:
+    """`--part I/N`: of N processes that share the work the one of number I, as launchers count.
+
+    Raises:
+        InputError: it is not I/N, from 0/N to N-1/N.
+    """
+    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text.strip())
+    if not match or int(match[1]) >= int(match[2]):
+        raise InputError(f"--part takes I/N, such as 0/4 to 3/4, not {text!r}")
+    return int(match[1]), int(match[2])

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 
-from mv2_jax.arguments import Parser
+from mv2_jax.arguments import Parser, whole
 from mv2_jax.errors import InputError
 from mv2_jax.lookup import one_of
 from mv2_jax.numbers import DIFFUSION
@@ -216,7 +216,7 @@ def _generate_parser(
     add("--seed", metavar="N", help="another seed, another video (0; 0 to 4294967295); random: any")
     add(
         "--variations",
-        type=_positive,
+        type=whole(1, 1024),
         metavar="N",
         help="so many videos of each prompt, from seed, seed + 1 ... (1; 1 to 1024)",
     )
@@ -240,14 +240,18 @@ def _generate_parser(
     add("--from", dest="from_", metavar="JSON", help="make an earlier video again; flags override")
     add("--size", metavar="WxH", help="size of the video in pixels (the weights' own)")
     add("--stages", action="store_true", help="keep what every stage made")
-    add("--batch", type=_positive, metavar="N", help="videos made at a time (1; 1 to 1024)")
+    add("--batch", type=whole(1, 1024), metavar="N", help="videos made at a time (1; 1 to 1024)")
     add(
         "--prompts",
         metavar="FILE",
         help="many: a prompt a line, or a JSON object of these options' names; - reads lines from "
         "standard input as they come. -o is then a folder (out); run again, it goes on",
     )
-    add("--part", metavar="I/N", help="with --prompts: of N processes that share them, number I")
+    add(
+        "--part",
+        metavar="I/N",
+        help="with --prompts: of N processes that share them, number I (0/N to N-1/N)",
+    )
     add("--weights", metavar="DIR", help="a cascade folder (the one that ships)")
     add("--mesh", metavar="AXES", help=meshes.HELP)
     add(
@@ -327,18 +331,12 @@ def _eval_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParse
         metavar="N",
         help="another choice of prompts (0; 0 to 4294967295)",
     )
-    add("--batch", type=_positive, default=4, metavar="N", help="at a time (4; 1 to 1024)")
+    add("--batch", type=whole(1, 1024), default=4, metavar="N", help="at a time (4; 1 to 1024)")
     add("--weights", metavar="DIR", help="a cascade folder (the one that ships)")
     add("--mesh", metavar="AXES", help=meshes.HELP)
     add("-o", "--out", metavar="DIR", help="write eval.json and eval.png there")
     parser.set_defaults(run=_eval)
     return parser
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= 1024:
-        raise argparse.ArgumentTypeError(f"takes a whole number from 1 to 1024, not {text!r}")
-    return int(text)
 
 
 def _generate(args: argparse.Namespace) -> int | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 
 from mv2_jax.arguments import Parser, whole
-from mv2_jax.errors import InputError
+from mv2_jax.arguments import part as part_of
 from mv2_jax.train import cascades, needs, processes, recipe
 from mv2_jax.train import phase as phases
 from mv2_jax.train.media import precompute
@@ -22,9 +22,6 @@ def main(arguments: Sequence[str]) -> int:
     """Runs the command; returns the exit code."""
     args = _parser().parse_args(list(arguments))
     needs.check("mv2 precompute", {**needs.MODULES, **needs.DATA}, "train,data")
-    for name in ("passes", "shard", "batch"):
-        if getattr(args, name) < 1:
-            raise InputError(f"--{name} is {getattr(args, name)}: it must be 1 or more")
     part = _part(args.part)
     cfg = recipe.load(f"own/{args.stage}")[1].phases[args.stage]
     with cfg.unlocked():
@@ -69,16 +66,18 @@ def _parser() -> Parser:
         help="samples a shard (256; 1 or more)")  # fmt: skip
     add("--batch", type=whole(1), default=4, metavar="N",
         help="samples at a time (4; 1 or more)")  # fmt: skip
-    add("--part", default="", metavar="I/N", help="make the Ith of N shares of the shards")
+    add(
+        "--part",
+        default="",
+        metavar="I/N",
+        help="of N processes that share the shards, number I (0/N to N-1/N)",
+    )
     return parser
 
 
 def _part(text: str) -> tuple[int, int]:
-    """ "2/4" -> (1, 4); by default this process's share of those that JAX was told of."""
+    """What `--part` says; by default this process's share of those that JAX was told of."""
     if not text:
         processes.initialise()
         return jax.process_index(), jax.process_count()
-    first, _, last = text.partition("/")
-    if not (first.isdigit() and last.isdigit() and 1 <= int(first) <= int(last)):
-        raise InputError(f"--part {text}: write it as I/N, from 1/N to N/N")
-    return int(first) - 1, int(last)
+    return part_of(text)

@@ -87,7 +87,7 @@ def other_at(kept, step):
 def test_it_goes_on_and_is_shared_among_processes(given, tmp_path, capsys):
     whole, shared = tmp_path / "whole", tmp_path / "shared"
     made(given, whole)
-    made(given, shared, "--part", "2/2")
+    made(given, shared, "--part", "1/2")
     names = sorted(path.name for path in shared.glob("*.array_record"))
     assert names and len(names) < len(list(whole.glob("*.array_record")))
     with pytest.raises(InputError, match=r"parts of .* are missing: run mv2 precompute again"):
@@ -122,4 +122,4 @@ def test_what_does_not_fit_is_refused(given, tmp_path):
     with pytest.raises(InputError, match="no folder that mv2 precompute made"):
         task(given, "i2v", tmp_path, source="precomputed", root=str(tmp_path))
     assert made(given, tmp_path / "kept", "--passes", "1") == 2  # told by the command
-    assert made(given, tmp_path / "new", "--part", "3/2") == 2
+    assert made(given, tmp_path / "new", "--part", "2/2") == 2
