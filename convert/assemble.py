@@ -22,6 +22,7 @@ from mv2_jax.convert import distilled, embeddings, kinds, loras, pieces, schedul
 from mv2_jax.convert.checkpoint import Checkpoint, Found, open_checkpoint
 from mv2_jax.convert.kinds import image_adapter, interpolator
 from mv2_jax.convert.kinds import vae as vaes
+from mv2_jax.convert.kinds.motion import HOTSHOT
 from mv2_jax.convert.pieces import Piece
 from mv2_jax.errors import InputError
 from mv2_jax.numbers import DIFFUSION
@@ -131,7 +132,7 @@ def assemble(wanted: Wanted) -> Built:
     if wanted.text_encoder or words.all("text_encoder"):
         built |= _texts(words, unet)
     moved = wanted.motion or (wanted.unet if base.all("motion") else None)
-    if base.all("motion"):
+    if any(found.part.layout != HOTSHOT for found in base.all("motion")):
         base, wanted = _of_modules(base, wanted)
     if moved:
         built["motion_i2v"] = _motion(base if moved is wanted.unet else opened(moved), wanted, unet)
@@ -174,7 +175,11 @@ def assemble(wanted: Wanted) -> Built:
     if not told.t2i_few_steps:
         network = built["spatial" if picture is base and "t2i_unet" not in built else "t2i_unet"]
         still = distilled.counted(still, own, network, merged)
-    moving = schedules.video(program.schedule, unet) if moved or wanted.motion_v2v else None
+    moving = {
+        stage: schedules.video(program.schedule, unet, built[name].found.part.layout)
+        for stage in ("i2v", "v2v")
+        if (name := f"motion_{stage}") in built
+    }
     stages = staging.stages(built, wanted, few, still, moving)
     numbers = staging.defaults(few, still)
     tokenizer = embeddings.tokenizer(built.get("text_encoder"), embedded)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mv2_jax.convert import hub, kinds, sources
+from mv2_jax.convert import hub, kinds, quantised, sources
 from mv2_jax.convert.kind import Part
 from mv2_jax.convert.ops import as_numpy
 from mv2_jax.convert.recognise import MARKS, recognise
@@ -95,7 +95,7 @@ def open_checkpoint(
         settings = _settings(where)
         try:
             used = variant if sources.has_variant(where, variant) else None
-            tensors = sources.load(where, variant=used)
+            tensors = quantised.whole(sources.load(where, variant=used))
             if ignore:
                 tensors = sources.Without(tensors, ignore)
             parts = recognise(tensors, settings)

@@ -18,7 +18,7 @@ from safetensors import safe_open
 
 from mv2_jax.bundle import Bundle
 from mv2_jax.config import ScheduleConfig, StageConfig
-from mv2_jax.convert import staging
+from mv2_jax.convert import reference, staging
 from mv2_jax.convert.pieces import Piece
 from mv2_jax.convert.verify import Verdict, apart
 from mv2_jax.diffusion import process, schedules
@@ -134,7 +134,8 @@ def _scheduler(built: Mapping[str, Piece], asked: Mapping[str, Any], name: str) 
     end = 0.012
     kind = "linear"
     if built["spatial"].config.pooled_width is not None:
-        kind, end = "scaled_linear", 0.02
+        hotshot = reference.is_hotshot(built[f"motion_{name}"])
+        kind, end = "scaled_linear", 0.012 if hotshot else 0.02
     changes = {"beta_schedule": kind, "beta_end": end}
     prediction = still.config.prediction_type
     return diffusers.DDIMScheduler(**{**_SD, **changes}, prediction_type=prediction)

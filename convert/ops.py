@@ -25,14 +25,16 @@ class Op:
 
 
 def as_numpy(array: Any) -> np.ndarray:
-    """A NumPy view or copy of a NumPy, JAX or torch array. torch's bfloat16 is kept bit for bit."""
+    """A NumPy view or copy of a NumPy, JAX or torch array; bfloat16 and float8 bit for bit."""
     if hasattr(array, "detach"):
         array = array.detach().cpu().contiguous()
-        if str(array.dtype) == "torch.bfloat16":
-            # NumPy has no bfloat16, so torch refuses to hand it over: pass the bits.
+        name = str(array.dtype).removeprefix("torch.")
+        if name == "bfloat16" or name.startswith("float8"):
+            # NumPy has none of these, so torch refuses to hand them over: pass the bits.
             import torch
 
-            return array.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+            bits = array.view(torch.int16 if name == "bfloat16" else torch.uint8)
+            return bits.numpy().view(getattr(ml_dtypes, name))
         return array.numpy()
     return np.asarray(array)
 

@@ -95,6 +95,25 @@ def motion_modules(own: State, part: Part) -> State:
     return converted
 
 
+def hotshot_modules(own: State, part: Part) -> State:
+    converted: State = {}
+    for name, value in own.items():
+        head, _, tail = name.partition(".temporal_attentions.")
+        for old, new in _HOTSHOT.items():
+            tail = re.sub(old, new, tail)
+        if ".attention_blocks." not in tail:  # the second's positions are the first's
+            converted[f"{head}.motion_modules.{tail}"] = value
+    return converted
+
+
+_HOTSHOT = {
+    r"\.attention_blocks\.0\.pos_encoder\.positional_encoding$": ".pos_embed.pe",
+    r"\.attention_blocks\.(\d)\.(?=to_)": lambda match: f".attn{int(match[1]) + 1}.",
+    r"\.norms\.(\d)\.": lambda match: f".norm{int(match[1]) + 1}.",
+    r"\.ff_norm\.": ".norm3.",
+}
+
+
 def open_clip_text(own: State, part: Part) -> State:
     prefix = _before("token_embedding.weight", own)
     config = transformers.CLIPTextConfig(**published.text(part.config)[1])
@@ -218,6 +237,8 @@ def _empty(piece: Piece, unet: UNetConfig) -> torch.nn.Module:
     cls = getattr(diffusers, name)
     if own.get("_class_name") == "UNetMotionModel":
         own = _half(own, name)
+    elif own.get("_class_name") == "UNet3DConditionModel":  # Hotshot-XL's, with its layers in it
+        own = {} if name == "MotionAdapter" else _flat(own)
     if own:
         return cls.from_config({k: v for k, v in own.items() if not k.startswith("_")})
     return cls(**settings)
@@ -236,6 +257,13 @@ def _half(own: dict[str, Any], name: str) -> dict[str, Any]:
     for side in ("down_block_types", "up_block_types"):
         made[side] = [block.replace("Motion", "2D") for block in own[side]]
     return made
+
+
+def _flat(own: dict[str, Any]) -> dict[str, Any]:
+    """The settings of Hotshot-XL's UNet as those of the UNet2DConditionModel that it is without
+    its temporal layers."""
+    sides = ("down_block_types", "up_block_types")
+    return own | {side: [block.replace("3D", "2D") for block in own[side]] for side in sides}
 
 
 def with_adapter(unet: torch.nn.Module, piece: Piece, dtype: torch.dtype) -> None:
@@ -263,8 +291,10 @@ def norm_scopes(piece: Piece) -> tuple[str, str]:
     """Over what AnimateDiff's own code normalises: in its modules, and in the UNet's resnets.
 
     Its code for SDXL (three levels) takes whole clips in the modules; its v1 (24 positions) took
-    them in the resnets (`use_inflated_groupnorm` came with v2).
+    them in the resnets (`use_inflated_groupnorm` came with v2). Hotshot-XL's takes each frame.
     """
+    if is_hotshot(piece):
+        return "frame", "frame"
     own = state(piece.found)
     levels = {name.split(".")[1] for name in own if name.startswith("down_blocks.")}
     lengths = {value.shape[-2] for name, value in own.items() if name.endswith(".pe")}
@@ -272,6 +302,12 @@ def norm_scopes(piece: Piece) -> tuple[str, str]:
         "clip" if len(levels) == 3 else "frame",
         "clip" if len(levels) == 4 and lengths == {24} else "frame",
     )
+
+
+def is_hotshot(piece: Piece) -> bool:
+    """Whether motion modules are Hotshot-XL's, by their names in the file."""
+    tensors = piece.found.part.tensors
+    return any(".temporal_attentions." in tensors.origin(name) for name in tensors)
 
 
 class EachFrame(torch.nn.Module):

@@ -26,7 +26,7 @@ _REFUSALS = (
     Refusal(
         "an IP-Adapter FaceID",
         (r"^ip_adapter\.\d+\.to_\w+_lora\.|^image_proj\.perceiver_resampler\.",),
-        "it reads InsightFace's embeddings of faces; plain and Plus adapters serve",
+        "it reads InsightFace's embeddings of faces; plain, Plus and full-face adapters serve",
     ),
     Refusal(
         "TAESD, a tiny autoencoder for previews",

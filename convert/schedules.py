@@ -18,6 +18,7 @@ from mv2_jax.config import ScheduleConfig, UNetConfig
 from mv2_jax.configs.few_steps import PICTURE_STEPS, Few
 from mv2_jax.convert import processes
 from mv2_jax.convert.checkpoint import Checkpoint
+from mv2_jax.convert.kinds.motion import HOTSHOT
 from mv2_jax.diffusion.schedules import KINDS, SPACINGS
 from mv2_jax.errors import InputError
 from mv2_jax.lookup import nearest, one_of
@@ -175,12 +176,16 @@ def words(process: Any) -> str:
     return f"{type(process).__name__} ({values})"
 
 
-def video(still: Any, unet: UNetConfig) -> ScheduleConfig:
-    """The schedule that AnimateDiff's modules were trained with, for the UNet that they stand in.
+def video(still: Any, unet: UNetConfig, modules: str = "") -> ScheduleConfig:
+    """The schedule that motion modules were trained with, for the UNet that they stand in.
 
-    For Stable Diffusion 1.5 linear betas from 0.00085 to 0.012 (its configs/inference; others call
-    them "sqrt_linear"); for SDXL scaled linear ones that end at 0.02 (its branch for SDXL).
-    What the network predicts is the spatial weights' own.
+    AnimateDiff's: for Stable Diffusion 1.5 linear betas from 0.00085 to 0.012 (its
+    configs/inference; others call them "sqrt_linear"); for SDXL scaled linear ones that end at
+    0.02 (its branch for SDXL).
+    Hotshot-XL's: SDXL's own. What the network predicts is the spatial weights' own.
+
+    Args:
+        still: the UNet's own schedule or process. modules: the layout of the modules' file.
 
     Raises:
         InputError: those are of another process, which no published motion modules are of.
@@ -191,6 +196,8 @@ def video(still: Any, unet: UNetConfig) -> ScheduleConfig:
             f"{type(still).__name__}; it serves for --t2i alone"
         )
     kind, end = ("linear", 0.012) if unet.pooled_width is None else ("scaled_linear", 0.02)
+    if modules == HOTSHOT:
+        kind, end = "scaled_linear", 0.012
     return ScheduleConfig(
         kind=kind, beta_end=end, train_steps=still.train_steps, prediction=still.prediction
     )

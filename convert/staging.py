@@ -32,9 +32,9 @@ def stages(
     wanted: Wanted,
     few: Mapping[str, str | None],
     still: schedules.Program,
-    moving: ScheduleConfig | None,
+    moving: Mapping[str, ScheduleConfig],
 ) -> dict[str, StageConfig]:
-    """The stages' configs: `still` is T2I's program, `moving` the video stages' schedule."""
+    """The stages' configs: `still` is T2I's program, `moving` the video stages' schedules."""
     spatial = built["spatial"].config
     unet = built["t2i_unet"].config if "t2i_unet" in built else spatial
     preset = presets.PRESETS[wanted.preset or presets.suiting(spatial, unet)]
@@ -62,7 +62,7 @@ def stages(
             )
         made = StageConfig(
             unet=dataclasses.replace(spatial, motion=modules, image_tokens=True),
-            schedule=moving,
+            schedule=moving[stage],
             size=size[stage],
             frames=frames,
             rule=presets.sd15.RULE,

@@ -246,6 +246,10 @@ def _vision(
 
 def image_projection(shapes: Shapes) -> ImageProjectionConfig:
     """The config of an IP-Adapter's image projection, its names without a prefix."""
+    for first, last in (("proj.0", "proj.3"), ("ff.net.0.proj", "norm")):
+        if f"{first}.weight" in shapes and f"{last}.weight" in shapes:
+            width, (out,) = _get(shapes, f"{first}.weight", 2)[1], _get(shapes, f"{last}.weight", 1)
+            return ImageProjectionConfig(kind="full", in_width=width, out_width=out, tokens=0)
     if "latents" not in shapes:
         name = "proj" if "proj.weight" in shapes else "image_embeds"
         rows, width = _get(shapes, f"{name}.weight", 2)

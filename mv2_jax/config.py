@@ -131,8 +131,8 @@ class VisionConfig:
 class ImageProjectionConfig:
     """IP-Adapter's way from an image embedding to context tokens (arXiv 2308.06721).
 
-    kind "linear": one pooled embedding -> `tokens` tokens (IP-Adapter);
-    kind "resampler": the vision encoder's states -> `tokens` learned queries (IP-Adapter-Plus).
+    kind "linear": one pooled embedding -> `tokens` tokens; "resampler": the encoder's states ->
+    `tokens` learned queries (Plus); "full": each state -> a token (full-face, its widths alone).
     """
 
     kind: str = "resampler"

@@ -29,8 +29,8 @@ def find(source: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[Par
         raise InputError(str(error)) from None
     cfg = structure.image_projection(shapes(source, below(source, prefix)))
     names = {name: name for name in source if name.startswith((prefix, "ip_adapter."))}
-    plus = "-Plus" if cfg.kind == "resampler" else ""
-    title = f"an IP-Adapter{plus} ({cfg.tokens} tokens of width {cfg.out_width})"
+    name = {"linear": "", "resampler": "-Plus", "full": " full-face"}[cfg.kind]
+    title = f"an IP-Adapter{name} ({cfg.tokens or 'all'} tokens of width {cfg.out_width})"
     # The attention's half of the table depends on the UNet it will stand in.
     table = under(inner, prefix, "projection/")
     yield Part("image_adapter", title, "IP-Adapter's", View(source, names), table, cfg)
@@ -39,7 +39,11 @@ def find(source: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[Par
 def layout(bundle: Bundle, cfg: ImageProjectionConfig) -> Layout:
     """The one file that `load_ip_adapter` takes."""
     published.adapter(cfg)
-    kinds = {"linear": ip_adapter.original_linear, "resampler": ip_adapter.original_resampler}
+    kinds = {
+        "linear": ip_adapter.original_linear,
+        "resampler": ip_adapter.original_resampler,
+        "full": ip_adapter.original_full,
+    }
     spatial = dataclasses.replace(bundle.config("spatial"), image_tokens=True)
     table = [
         *under(kinds[cfg.kind](), "image_proj.", "projection/"),
@@ -63,7 +67,7 @@ def reads(adapter: ImageProjectionConfig, encoder: VisionConfig) -> bool:
 
 
 def _features(adapter: ImageProjectionConfig, encoder: VisionConfig) -> int | None:
-    return encoder.width if adapter.kind == "resampler" else encoder.projection
+    return encoder.projection if adapter.kind == "linear" else encoder.width
 
 
 KIND = Kind(

@@ -1,7 +1,8 @@
-"""AnimateDiff's motion modules."""
+"""AnimateDiff's motion modules, and Hotshot-XL's, which are built like them."""
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from mv2_jax.convert.compare_networks import Job
     from mv2_jax.convert.pieces import Piece
 
-ANIMATEDIFF = "AnimateDiff's"
+ANIMATEDIFF, HOTSHOT = "AnimateDiff's", "Hotshot-XL's"
 # The norm that begins the first motion module of a level, as wide as the level.
 _WIDTHS = r"down_blocks\.(\d+)\.motion_modules\.0\.(temporal_transformer\.)?norm\.weight"
 
@@ -26,18 +27,21 @@ _WIDTHS = r"down_blocks\.(\d+)\.motion_modules\.0\.(temporal_transformer\.)?norm
 def find(source: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[Part]:
     """The motion modules of a source; SparseCtrl's own are not theirs."""
     is_sparse = any(name.endswith("controlnet_cond_embedding.weight") for name in source)
-    if is_sparse or not any(".motion_modules." in name for name in source):
+    translated = motion.hotshot(source)
+    names = translated or {name: name for name in source}
+    if is_sparse or not any(".motion_modules." in name for name in names):
         return
-    names = {name: name for name in source}
     try:
         table = motion.find(names)
         cfg = structure.motion_modules(shapes(source, names), settings)
         original = motion.layout(names).original
     except ValueError as error:
         raise InputError(str(error)) from None
+    if translated:  # its code takes norms over each frame
+        cfg = dataclasses.replace(cfg, norm_scope="frame", resnet_norm_scope="frame")
     middle = "a" if cfg.mid_block else "no"
     title = f"motion modules ({cfg.max_frames} frames, {middle} middle block)"
-    layout = ANIMATEDIFF if original else "diffusers"
+    layout = HOTSHOT if translated else ANIMATEDIFF if original else "diffusers"
     yield Part("motion", title, layout, claim(source, names, table), table, cfg)
 
 
@@ -80,7 +84,10 @@ KIND = Kind(
         compare="mv2_jax.convert.compare_networks:motion",
         published=published.motion,
         unsaid=lambda cfg: {"motion_num_attention_heads": 8, "motion_norm_num_groups": 32},
-        converters={ANIMATEDIFF: "mv2_jax.convert.reference:motion_modules"},
+        converters={
+            ANIMATEDIFF: "mv2_jax.convert.reference:motion_modules",
+            HOTSHOT: "mv2_jax.convert.reference:hotshot_modules",
+        },
         expected=expected,
         prefixes=lambda cfg: ("unet.",),
     ),

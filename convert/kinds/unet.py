@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -25,13 +26,16 @@ if TYPE_CHECKING:
     from mv2_jax.convert.pieces import Piece
 
 
+_MOVING = re.compile(r"\.(motion_modules|temporal_attentions)\.")
+
+
 def find(source: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[Part]:
     """The UNets of a source."""
     for names, layout in bodies(source):
         if is_controlnet(names) or is_sparse_control(names):
             continue
-        # A UNetMotionModel's modules are a kind of their own.
-        names = {name: old for name, old in names.items() if ".motion_modules." not in name}
+        # The modules of a UNetMotionModel and of Hotshot-XL's UNet are a kind of their own.
+        names = {n: old for n, old in names.items() if not _MOVING.search(n)}
         cfg = structure.unet(shapes(source, names), settings)
         table = unet.rules(cfg)
         yield Part("unet", family(cfg), layout, claim(source, names, table), table, cfg)

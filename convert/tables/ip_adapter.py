@@ -21,6 +21,24 @@ def diffusers_linear() -> list[Rule]:
     return [*dense("image_embeds", "image_embeds"), *norm("norm", "norm")]
 
 
+def original_full() -> list[Rule]:
+    """IP-Adapter's own names for the full-face adapter's two linear layers."""
+    return [
+        *dense("proj.0", "ff/net_0/proj"),
+        *dense("proj.2", "ff/net_2"),
+        *norm("proj.3", "norm"),
+    ]
+
+
+def diffusers_full() -> list[Rule]:
+    """diffusers' IPAdapterFullImageProjection."""
+    return [
+        *dense("ff.net.0.proj", "ff/net_0/proj"),
+        *dense("ff.net.2", "ff/net_2"),
+        *norm("norm", "norm"),
+    ]
+
+
 def original_resampler() -> list[Rule]:
     """IP-Adapter-Plus's own names: key and value fused, the parts of a layer numbered."""
     attention, mlp = "layers.{i}.0", "layers.{i}.1"
@@ -54,6 +72,8 @@ def diffusers_resampler() -> list[Rule]:
 
 
 _MARKS = {
+    "proj.3.weight": original_full,
+    "ff.net.0.proj.weight": diffusers_full,
     "proj.weight": original_linear,
     "image_embeds.weight": diffusers_linear,
     "layers.0.0.to_kv.weight": original_resampler,
@@ -74,8 +94,8 @@ def find(names: Iterable[str]) -> Found:
             if prefix + mark in names:
                 return Found(prefix, table())
     raise ValueError(
-        "no IP-Adapter image projection of a known layout in this file (the base and Plus "
-        "adapters are known; Full and FaceID ones are not)"
+        "no IP-Adapter image projection of a known layout in this file (the base, Plus and "
+        "full-face adapters are known; FaceID ones are not)"
     )
 
 

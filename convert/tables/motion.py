@@ -3,6 +3,8 @@
 Positional encodings are kept as stored, for some modules retrained theirs. The original layout
 stores one for each attention, diffusers one for all of a layer.
 
+Hotshot-XL's are AnimateDiff's under other words, which `hotshot` translates.
+
 `find` tells the layout of a file, and `describe` the config of the modules in it.
 """
 
@@ -47,6 +49,17 @@ def layout(names: Iterable[str]) -> Layout:
         "no motion modules of a known layout in this file (AnimateDiff's own and diffusers' "
         "MotionAdapter are known)"
     )
+
+
+def hotshot(names: Iterable[str]) -> dict[str, str]:
+    """{name in AnimateDiff's words: its own} of a file of Hotshot-XL's temporal layers."""
+    return {
+        re.sub(
+            r"\.temporal_attentions\.(\d+)\.", r".motion_modules.\1.temporal_transformer.", name
+        ).replace(".pos_encoder.positional_encoding", ".pos_encoder.pe"): name
+        for name in names
+        if ".temporal_attentions." in name
+    }
 
 
 def find(names: Iterable[str], attentions: int = 2) -> Table:

@@ -1,6 +1,7 @@
 """From a vision encoder's answer to context tokens: IP-Adapter (arXiv 2308.06721) and its Plus.
 
-Parameters are named as in diffusers' ImageProjection and IPAdapterPlusImageProjection.
+Parameters are named as in diffusers' ImageProjection, IPAdapterPlusImageProjection and
+IPAdapterFullImageProjection.
 Shape letters: B batch, L tokens, C width, N heads, D head width, Q learned queries.
 """
 
@@ -19,7 +20,7 @@ from mv2_jax.models.clip_vision import VisionOutput
 from mv2_jax.nn.attention import attend
 from mv2_jax.nn.layers import Dtype, LayerNorm, dense
 
-KINDS = ("linear", "resampler")
+KINDS = ("linear", "resampler", "full")
 
 
 class ResamplerAttention(nn.Module):
@@ -43,27 +44,31 @@ class ResamplerAttention(nn.Module):
         return dense(last, name="to_out_0", dtype=self.dtype, bias=False, summed=parts > 1)(out)
 
 
-class ResamplerMLP(nn.Module):
-    """Two linear layers without biases, exact gelu between: [B, Q, C] -> [B, Q, C]."""
+class MLP(nn.Module):
+    """Two linear layers, exact gelu between: [B, L, C] -> [B, L, out], of C where `out` is 0."""
 
     width: int
     dtype: Dtype = jnp.float32
+    out: int = 0
+    bias: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         # Named as diffusers' FeedForward, whose first step is a module that holds its linear.
-        parts, last = shards.parts(self.width), x.shape[-1]
-        hidden = _Inner(self.width // parts, self.dtype, name="net_0")(x)
-        return dense(last, name="net_2", dtype=self.dtype, bias=False, summed=parts > 1)(hidden)
+        parts, last = shards.parts(self.width), self.out or x.shape[-1]
+        hidden = _Inner(self.width // parts, self.dtype, self.bias, name="net_0")(x)
+        options = {"dtype": self.dtype, "bias": self.bias, "summed": parts > 1}
+        return dense(last, name="net_2", **options)(hidden)
 
 
 class _Inner(nn.Module):
     width: int
     dtype: Dtype
+    bias: bool
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = dense(self.width, name="proj", dtype=self.dtype, bias=False)(x)
+        x = dense(self.width, name="proj", dtype=self.dtype, bias=self.bias)(x)
         return nn.gelu(x, approximate=False)
 
 
@@ -81,7 +86,7 @@ class ResamplerLayer(nn.Module):
         attention = ResamplerAttention(cfg.heads, cfg.head_width, self.dtype, name="attn")
         queries = queries + attention(normed, source)
         normed = LayerNorm(name="ff_0")(queries)
-        return queries + ResamplerMLP(cfg.mlp_ratio * cfg.width, self.dtype, name="ff_1")(normed)
+        return queries + MLP(cfg.mlp_ratio * cfg.width, self.dtype, name="ff_1")(normed)
 
 
 class ImageProjection(nn.Module):
@@ -89,6 +94,7 @@ class ImageProjection(nn.Module):
 
     kind "linear": `image_embeds` [B, in_width]; one linear layer, then a norm over each token.
     kind "resampler": hidden states [B, L, in_width]; learned queries, `depth` layers.
+    kind "full": hidden states [B, L, in_width], each made a token: [B, L, out_width].
     `features` picks the right part of a vision encoder's answer.
 
     Raises:
@@ -110,12 +116,17 @@ class ImageProjection(nn.Module):
                 f"not {list(image.shape)}: see mv2_jax.models.image_projection.features"
             )
         image = image.astype(self.dtype)
-        return self._linear(image) if cfg.kind == "linear" else self._resample(image)
+        make = {"linear": self._linear, "resampler": self._resample, "full": self._full}
+        return make[cfg.kind](image)
 
     def _linear(self, image: jax.Array) -> jax.Array:
         cfg = self.cfg
         tokens = dense(cfg.tokens * cfg.out_width, name="image_embeds", dtype=self.dtype)(image)
         return LayerNorm(name="norm")(tokens.reshape(-1, cfg.tokens, cfg.out_width))
+
+    def _full(self, image: jax.Array) -> jax.Array:
+        mlp = MLP(self.cfg.in_width, self.dtype, self.cfg.out_width, bias=True, name="ff")
+        return LayerNorm(name="norm")(mlp(image))
 
     def _resample(self, image: jax.Array) -> jax.Array:
         cfg = self.cfg
@@ -132,14 +143,14 @@ class ImageProjection(nn.Module):
 def features(kind: str, output: VisionOutput) -> jax.Array:
     """The part of a vision encoder's answer that a projection of this kind reads.
 
-    "linear": the projected class token [B, P]; "resampler": the last states but one [B, L, C],
-    without the final norm.
+    "linear": the projected class token [B, P]; "resampler" and "full": the last states but one
+    [B, L, C], without the final norm.
 
     Raises:
         ValueError: an unknown kind, or "linear" on an encoder without a projection.
     """
     one_of(kind, KINDS, "image projection")
-    if kind == "resampler":
+    if kind != "linear":
         return output.hidden_states[-2]
     if output.image_embeds is None:
         raise ValueError(
@@ -154,7 +165,7 @@ def null_features(
 ) -> jax.Array:
     """Features that stand for "no image", for guidance and for dropping the image in training.
 
-    IP-Adapter's rules: zeros for "linear"; for "resampler" what the encoder says to an image of
+    IP-Adapter's rules: zeros for "linear"; for the others what the encoder says to an image of
     zeros (in CLIP's normalised space, so a grey-brown plane).
 
     Args:

@@ -10,7 +10,7 @@ import pytest
 from converting import convert, refused
 from safetensors.numpy import load_file, save_file
 
-from mv2_jax import bundle
+from mv2_jax import bundle, cli
 from mv2_jax.convert import ldm
 from mv2_jax.params import flatten
 
@@ -77,3 +77,59 @@ def test_weights_of_a_lora_are_numbers(sources, tmp_path, capsys):
     for weight in ("nan", "inf", "-inf"):
         line = refused(capsys, *unet, "--lora", f"{tmp_path / 'x.safetensors'}:{weight}")
         assert "the weight is no finite number" in line
+
+
+@pytest.mark.parametrize("form", ["scaled_fp8", "comfy_quant"])
+def test_scaled_float8_is_its_numbers_times_their_scale(sources, tmp_path, capsys, form):
+    """ComfyUI's two forms; their product by torch. Scales ignored by name are used all the same."""
+    from safetensors.torch import save_file as save_tensors
+
+    good = load_file(sources / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors")
+    scale = {"scaled_fp8": "scale_weight", "comfy_quant": "weight_scale"}[form]
+    held, wanted = {}, {}
+    for name, value in good.items():
+        weight = torch.from_numpy(value)
+        if ".attn" in name and name.endswith(".weight"):
+            factor = weight.abs().max() / 448
+            if name.endswith("to_q.weight"):  # one for each row
+                factor = weight.abs().amax(dim=1) / 448
+            wide = factor.reshape(-1, 1) if factor.ndim else factor
+            held[name] = (weight / wide).to(torch.float8_e4m3fn)
+            stem = name.removesuffix("weight")
+            held[f"{stem}{scale}"] = factor
+            if form == "comfy_quant":
+                told = torch.frombuffer(
+                    bytearray(b'{"format": "float8_e4m3fn"}'), dtype=torch.uint8
+                )
+                held[f"{stem}comfy_quant"], held[f"{stem}input_scale"] = told, torch.ones(())
+            weight = held[name].float() * wide
+        held.setdefault(name, weight)
+        wanted[name] = weight.numpy()
+    if form == "scaled_fp8":
+        held["scaled_fp8"] = torch.zeros(2).to(torch.float8_e4m3fn)
+    save_tensors(held, tmp_path / "unet.safetensors")
+    save_file(wanted, tmp_path / "plain.safetensors")
+    made = {}
+    for name, more in (("unet", ["--ignore", "*.scale_weight"]), ("plain", [])):
+        source, out = tmp_path / f"{name}.safetensors", tmp_path / name
+        assert convert("--unet", source, *more, "--dtype", "float32", "-o", out) == 0
+        made[name] = flatten(bundle.read(out).load("spatial"))
+    for name, leaf in made["plain"].items():
+        assert np.array_equal(leaf, made["unet"][name]), name
+    capsys.readouterr()
+    assert cli.main(["convert", str(tmp_path / "unet.safetensors")]) == 0
+    assert "a UNet of SD1.5's kind" in capsys.readouterr().out
+
+
+def test_other_quantisations_are_refused_by_name(tmp_path, capsys):
+    told = np.frombuffer(b'{"format": "nvfp4"}', np.uint8)
+    layer = {"conv_in.weight": np.zeros((4, 4), np.uint8), "conv_in.weight_scale": np.ones(1, "f4")}
+    file = tmp_path / "unet.safetensors"
+    for held, text in (
+        ({**layer, "conv_in.comfy_quant": told}, "conv_in.weight is quantised as nvfp4"),
+        (layer, "conv_in.weight is quantised as uint8"),
+        ({"a.scale_weight": np.ones(1, "f4")}, "a.scale_weight has no weight beside it"),
+        ({"scaled_fp8": np.ones(1, "f4")}, "no scale of any weight"),
+    ):
+        save_file(held, file)
+        assert text in refused(capsys, "--unet", file, "-o", tmp_path / "out")

@@ -52,6 +52,8 @@ OTHERS = {
 _CHOICE = "the user's choice: the network and its noise levels are the same"
 _KEYS = "softmax does not see what is added to all keys alike"
 _LAYOUT = "only the converter reads it: as a 1x1 convolution or as a matrix, the product is one"
+_SUM = "both are added to the same channels: exchanged, their sum is one"
+_RESNET = "up_blocks_0/resnets_0"
 _ATTENTION = "mid_block/attentions_0/to_k/bias"
 _SELF = "encoder/layers_0/self_attn/k_proj/bias"
 SURVIVE = {
@@ -67,6 +69,7 @@ SURVIVE = {
     "control.unet.out_channels": "a ControlNet has no convolution at its end",
     "spatial.size_ids_width": "SD1.5's UNet does not read sizes",
     "control.unet.size_ids_width": "SD1.5's ControlNet does not read sizes",
+    f"spatial.{_RESNET}/conv1/bias: exchanged with {_RESNET}/time_emb_proj/bias": _SUM,
     f"vae.decoder/{_ATTENTION}: 2 parts in another order": _KEYS,
     f"vae.encoder/{_ATTENTION}: 2 parts in another order": _KEYS,
     f"text_encoder.{_SELF}: 2 parts in another order": _KEYS,

@@ -1,6 +1,7 @@
 """The whole cascade on SDXL: converted, compared with torch, run, and given back."""
 
 import json
+import shutil
 
 import jax.numpy as jnp
 import numpy as np
@@ -54,6 +55,58 @@ def test_every_component_is_torchs(whole, capsys):
     assert len(lines) == 9 + 3 and all("the same as" in line for line in lines)
     for line in lines:
         assert float(line.split()[1]) < 5e-6, line
+
+
+def hotshot(state):
+    """Motion modules of diffusers in the names of Hotshot-XL's own file."""
+    out = {}
+    for name, value in state.items():
+        name = name.replace("motion_modules", "temporal_attentions").replace(".norm3.", ".ff_norm.")
+        for n in "12":
+            name = name.replace(f".attn{n}.", f".attention_blocks.{int(n) - 1}.")
+            if "transformer_blocks" in name:
+                name = name.replace(f".norm{n}.", f".norms.{int(n) - 1}.")
+        if not name.endswith(".pos_embed.pe"):
+            out[name] = value
+            continue
+        for n in range(2):
+            encoder = f"attention_blocks.{n}.pos_encoder.positional_encoding"
+            out[name.replace("pos_embed.pe", encoder)] = value.clone()
+    return out
+
+
+def test_hotshots_layers_are_motion_modules(small, sources, tmp_path, capsys):
+    """In a file of their own, and within its UNet's folder; each frame is normalised alone, and
+    their schedule is SDXL's own."""
+    from safetensors.torch import save_file as save_tensors
+
+    parts, modules = small.sdxl(), hotshot(small.motion().state_dict())
+    for name, part in parts.items():
+        part.save_pretrained(tmp_path / "sdxl" / name)
+    save_tensors(modules, tmp_path / "hsxl.safetensors")
+    shutil.copytree(tmp_path / "sdxl", tmp_path / "both")
+    held = tmp_path / "both" / "unet"
+    file = held / "diffusion_pytorch_model.safetensors"
+    save_tensors({**parts["unet"].state_dict(), **modules}, file)
+    settings = json.loads((held / "config.json").read_text())
+    for side in ("down_block_types", "up_block_types"):
+        settings[side] = [block.replace("2D", "3D") for block in settings[side]]
+    settings["_class_name"] = "UNet3DConditionModel"
+    (held / "config.json").write_text(json.dumps(settings))
+    sizes = "--t2i-size 16x16 --i2v-size 14x10 --v2v-size 16x16 --frames 3 --dtype keep".split()
+    for name, flags in (
+        ("one", ["--unet", tmp_path / "sdxl", "--motion", tmp_path / "hsxl.safetensors"]),
+        ("two", ["--unet", tmp_path / "both"]),
+    ):
+        words = [*map(str, flags), "-o", str(tmp_path / name), *sizes]
+        assert cli.main(["convert", *words]) == 0
+        made = bundle.read(tmp_path / name)
+        assert made.config("motion_i2v").norm_scope == "frame"
+        moving = made.stages["i2v"].schedule
+        assert (moving.kind, moving.beta_end) == ("scaled_linear", 0.012)
+        capsys.readouterr()
+        assert cli.main(["verify", str(tmp_path / name)]) == 0
+        assert "its norms over each frame" in capsys.readouterr().out
 
 
 def test_twenty_five_guided_steps(small, sources, whole):

@@ -131,6 +131,26 @@ def test_a_plain_adapter_is_torchs_and_its_file_again(small, sources, tmp_path, 
     assert all(torch.equal(again[name], value) for name, value in state.items())
 
 
+def test_a_full_face_adapter_is_torchs_and_its_file_again(small, sources, tmp_path, capsys):
+    """Two linear layers over every state of the vision encoder, and a norm."""
+    rng = np.random.default_rng(0)
+    state = {k: torch.from_numpy(v) for k, v in small.adapter().items() if "ip_adapter" in k}
+    shapes = {"0.weight": (48, 48), "0.bias": 48, "2.weight": (32, 48), "2.bias": 32}
+    for name, shape in {**shapes, "3.weight": 32, "3.bias": 32}.items():
+        made = torch.from_numpy(rng.normal(size=shape).astype(np.float32))
+        state[f"image_proj.proj.{name}"] = 0.2 * made
+    save(state, tmp_path / "face.safetensors")
+    flags = ["--unet", sources / "pipeline", "--image-encoder", sources / "vision"]
+    made = convert(tmp_path / "made", *flags, "--image-adapter", tmp_path / "face.safetensors")
+    assert "an IP-Adapter full-face (all tokens of width 32)" in capsys.readouterr().out
+    assert max(verified(capsys, made.folder, "image_attn")) < 3e-6  # measured: 1e-6
+    back = tmp_path / "back.safetensors"
+    assert cli.main(["export", str(made.folder), "image_attn", "-o", str(back)]) == 0
+    again = load_file(back)
+    assert again.keys() == state.keys()
+    assert all(torch.equal(again[name], value) for name, value in state.items())
+
+
 def test_open_clips_vision_encoder_is_torchs(small, sources, tmp_path, capsys):
     """Of ViT-H's width, since that says the heads; beside the text tower, which no slot wants."""
     vision = small.as_open_clip(small.vision(width=1280, heads=16).state_dict())

@@ -22,6 +22,7 @@ from diffusers.models import embeddings  # noqa: E402
 
 TOLERANCE = 2e-6  # measured: up to 5.7e-7
 LINEAR = ImageProjectionConfig("linear", in_width=20, out_width=24, tokens=4)
+FULL = ImageProjectionConfig("full", in_width=20, out_width=24, tokens=0)
 RESAMPLER = ImageProjectionConfig(
     "resampler", in_width=20, width=32, out_width=24, tokens=5, depth=4, heads=2, head_width=64
 )
@@ -46,6 +47,16 @@ def test_linear(parity, batch):
     theirs = parity.randomise(theirs)
     x = parity.noise(batch, LINEAR.in_width)
     apply, params, rules = ready(parity, LINEAR, theirs.state_dict(), x)
+    assert parity.error(apply(x), torch_output(theirs, x)) < TOLERANCE
+    parity.same_state(export(params, rules), theirs.state_dict())
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_full(parity, batch):
+    theirs = embeddings.IPAdapterFullImageProjection(FULL.in_width, FULL.out_width)
+    theirs = parity.randomise(theirs)
+    x = parity.noise(batch, 7, FULL.in_width)
+    apply, params, rules = ready(parity, FULL, theirs.state_dict(), x)
     assert parity.error(apply(x), torch_output(theirs, x)) < TOLERANCE
     parity.same_state(export(params, rules), theirs.state_dict())
 
@@ -86,6 +97,12 @@ def original_state(cfg, seed=0):
         weight = matrix(cfg.tokens * out, cfg.in_width)
         layers = {"proj": {"weight": weight, "bias": pair(len(weight))["bias"]}, "norm": pair(out)}
         return {f"{name}.{k}": x for name, part in layers.items() for k, x in part.items()}
+    if cfg.kind == "full":
+        layers = {"proj.3": pair(out)}
+        for name, rows in (("proj.0", cfg.in_width), ("proj.2", out)):
+            bias = pair(rows)["bias"]
+            layers[name] = {"weight": matrix(rows, cfg.in_width), "bias": bias}
+        return {f"{name}.{k}": x for name, part in layers.items() for k, x in part.items()}
     width, inner, wide = cfg.width, cfg.heads * cfg.head_width, cfg.mlp_ratio * cfg.width
     parts = {
         "proj_in": {**pair(width), "weight": matrix(width, cfg.in_width)},
@@ -105,7 +122,7 @@ def original_state(cfg, seed=0):
     return {"latents": matrix(cfg.tokens, width)[None], **state}
 
 
-@pytest.mark.parametrize("cfg", [LINEAR, RESAMPLER], ids=lambda cfg: cfg.kind)
+@pytest.mark.parametrize("cfg", [LINEAR, RESAMPLER, FULL], ids=lambda cfg: cfg.kind)
 def test_original_layout(parity, cfg):
     """diffusers' own loader reads the same original names into its modules."""
     state = original_state(cfg)
@@ -121,7 +138,7 @@ def test_original_layout(parity, cfg):
 
 
 def test_unknown_adapters_are_refused():
-    with pytest.raises(ValueError, match="Full and FaceID"):
+    with pytest.raises(ValueError, match="full-face adapters are known; FaceID"):
         table.find(["image_proj.proj.0.weight", "image_proj.norm.weight"])
 
 

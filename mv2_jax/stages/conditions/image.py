@@ -64,7 +64,7 @@ class ImageTokens:
             named.fold(key, "vision"), jnp.zeros((1, side, side, 3))
         )
         shape = (1, self.projection.in_width)
-        if self.projection.kind == "resampler":
+        if self.projection.kind != "linear":
             patches = (side // self.vision.patch_size) ** 2 + 1
             shape = (1, patches, self.projection.in_width)
         projection = jax.jit(image_projection.ImageProjection(self.projection).init)(
