@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -17,13 +18,20 @@ _END = object()
 class Prefetch:
     """Iterates `batches` in a thread, one batch ahead. Close it, or use it with `with`.
 
-    What the source raises, the consumer gets. Values are placed by `place` in the thread.
+    What the source raises, the consumer gets. Values are placed by `place` in the thread. A source
+    may stand still, as files of a lost mount do: it is waited for until `given_up` says no.
     """
 
-    def __init__(self, batches: Iterator[Batch], place: Any = None) -> None:
+    def __init__(
+        self,
+        batches: Iterator[Batch],
+        place: Any = None,
+        given_up: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._queue: queue.Queue = queue.Queue(maxsize=1)
         self._stop = threading.Event()
         self._place = place or (lambda batch: batch)
+        self._given_up = given_up
         self._thread = threading.Thread(
             target=self._work, args=(batches,), name="prefetch", daemon=True
         )
@@ -49,21 +57,26 @@ class Prefetch:
         except BaseException as error:  # it is the consumer's to see
             self._put(error)
 
-    def __iter__(self) -> Prefetch:
-        return self
+    def take(self) -> Batch | None:
+        """The next batch; None where `given_up` says so before there is one.
 
-    def __next__(self) -> Batch:
-        item = self._queue.get()
-        if item is _END:
-            raise StopIteration
-        if isinstance(item, BaseException):
-            raise item
-        return item
+        Raises:
+            StopIteration: the source has ended.
+        """
+        while not self._given_up():
+            with contextlib.suppress(queue.Empty):
+                item = self._queue.get(timeout=0.2)
+                if item is _END:
+                    raise StopIteration
+                if isinstance(item, BaseException):
+                    raise item
+                return item
+        return None
 
     def close(self) -> None:
-        """Ends the thread; the batch it holds is dropped."""
+        """Ends the thread; the batch it holds is dropped. One whose source stands still is left."""
         self._stop.set()
-        self._thread.join(timeout=60)
+        self._thread.join(timeout=1 if self._given_up() else 60)
 
     def __enter__(self) -> Prefetch:
         return self

@@ -105,7 +105,8 @@ def check(cfg: Any) -> None:
             would work on all of it.
     """
     parts = cfg.optim.accumulate
-    counts = {"batch": cfg.batch, "log_every": cfg.log_every, "optim.accumulate": parts}
+    counts = {"batch": cfg.batch, "log_every": cfg.log_every, "keep": cfg.keep}
+    counts["optim.accumulate"] = parts
     counts.update({f"mesh.{name}": size for name, size in cfg.mesh.items()})
     for name, count in counts.items():
         if count < 1:
@@ -138,7 +139,7 @@ class Run:
     ) -> None:
         optim.check(cfg.optim)
         check(cfg)
-        self.task, self.cfg, self.clock = task, cfg, clock
+        self.task, self.cfg, self.clock, self.folder = task, cfg, clock, folder
         self.place = Placement(cfg.mesh, task.rules)
         if self.place.mesh is None and jax.process_count() > 1:
             raise InputError(
@@ -152,17 +153,19 @@ class Run:
         step = self.place.jit(make_step(task, tx, cfg), self.state)
         self.programs = Programs(step, cfg.optim.accumulate)
         self.frozen = self.place.params(task.frozen)
-        self.checkpoints = Checkpoints(folder / "checkpoints")
+        self.checkpoints = Checkpoints(folder / "checkpoints", cfg.keep, cfg.keep_best)
         self.before, self.flop = 0.0, 0.0
-        if resume and self.checkpoints.newest() is not None:
+        if resume and self.checkpoints.good is not None:
             self.state, notes = self.checkpoints.restore(self.state)
             self.before, self.flop = notes["elapsed"], notes["flop"]
         self.step, self.elapsed = int(self.state.step), self.before
         self.report = Report(folder, cfg.name, self.step) if processes.first() else None
+        self.stop = stop
         self.watch = processes.Watch(clock, lambda: stop.asked)
         self.window: list[dict[str, jax.Array]] = []
         self.last: dict[str, jax.Array] | None = None
         self.logged = clock()
+        self.losses: list[tuple[float, int]] = []  # means and their steps, since the last save
         self.marks = {"save": self.elapsed, "sheet": self.elapsed}
         size = trees.count(self.state.params) / 1e6
         resumed = f", resumed at step {self.step}" if self.step else ""
@@ -215,10 +218,11 @@ class Run:
         cfg = self.cfg
         if self.step % cfg.log_every == 0 or self.step == 1:
             self.log(float(rate))
-        if cfg.sample_minutes and self.due("sheet", 60 * cfg.sample_minutes):
-            self.sheet()
+        # Saved first: a sheet may take longer than a machine that is taken away leaves.
         if cfg.checkpoint_minutes and self.due("save", 60 * cfg.checkpoint_minutes):
             self.save()
+        if cfg.sample_minutes and self.due("sheet", 60 * cfg.sample_minutes):
+            self.sheet()
 
     def look(self) -> None:
         """Looks at the clock: all that goes by time goes by what it showed last."""
@@ -234,14 +238,19 @@ class Run:
 
     def finite(self, values: Mapping[str, Any], *names: str) -> None:
         """Raises FloatingPointError where one of the values is not finite."""
-        phase = self.cfg.name.rpartition("/")[2]
         for name in names:
             if not np.isfinite(values[name]):
-                raise FloatingPointError(
-                    f"the {name} of phase {phase!r} is {values[name]} by step {self.step}: lower "
-                    f"{phase}.optim.lr or {phase}.optim.clip and run again; it resumes from the "
-                    "last checkpoint"
-                )
+                raise self.diverged(f"the {name}", f"{values[name]} by step {self.step}")
+
+    def diverged(self, what: str, how: str) -> FloatingPointError:
+        """The error that says so, and from where the phase goes on."""
+        phase = self.cfg.name.rpartition("/")[2]
+        with contextlib.suppress(InputError):
+            self.checkpoints.finish()
+        return FloatingPointError(
+            f"{what} of phase {phase!r} is {how}; {self.checkpoints.last_good()}: lower "
+            f"{phase}.optim.lr or {phase}.optim.clip and run again to go on from there"
+        )
 
     def log(self, rate: float) -> None:
         """Means over the steps since the last line.
@@ -254,13 +263,34 @@ class Run:
         host = jax.device_get(self.window)
         means = {name: float(np.mean([m[name] for m in host if name in m])) for name in names}
         self.window.clear()
+        self.checkpoints.check()
         now = self.clock()
         speed = steps / max(now - self.logged, 1e-9)
         self.logged = now
         extra = {"rate": rate, "steps_per_s": speed, "minutes": self.elapsed / 60}
         self.finite(means, "loss")
+        self.losses.append((means["loss"], steps))
         if self.report:
-            self.report.log(self.step, self.cfg.steps, {**means, **extra})
+            with self.writing():
+                self.report.log(self.step, self.cfg.steps, {**means, **extra})
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Tells of files that cannot be written as a person needs it: what is left to go on from.
+
+        Raises:
+            InputError: in place of OSError.
+        """
+        try:
+            yield
+        except OSError as error:
+            with contextlib.suppress(InputError):
+                self.checkpoints.finish()
+            raise InputError(
+                f"{error.filename or self.folder} cannot be written "
+                f"({error.strerror or error}); {self.checkpoints.last_good()}: make room there, or "
+                "mount it again, and run the same command again"
+            ) from None
 
     def sheet(self) -> None:
         """Draws the loss curves, and samples with the averaged weights.
@@ -269,7 +299,8 @@ class Run:
         on its host: tasks sample with arrays of their own, which no other process has.
         """
         if self.report:
-            self.report.curves()
+            with self.writing():
+                self.report.curves()
         if self.task.sample is None:
             return
         if jax.process_count() == 1:
@@ -280,33 +311,51 @@ class Run:
             if not self.report:
                 return
             image = self.task.sample(ema, self.task.frozen, self.sample_key)
-        self.report.sheet(self.step, image)
+        with self.writing():
+            self.report.sheet(self.step, image)
 
     def save(self) -> None:
-        """Writes a checkpoint.
+        """Begins to write a checkpoint.
 
         Raises:
-            FloatingPointError: the last step's loss or gradient is not finite; nothing is written.
+            FloatingPointError: the last step's loss or gradient, or any number of the state, is not
+                finite; nothing is written.
+            InputError: it cannot be written.
         """
         if self.last is not None:
             self.finite(jax.device_get(self.last), "loss", "grad_norm")
-        self.checkpoints.save(self.step, self.state, {"elapsed": self.elapsed, "flop": self.flop})
+        losses, steps = zip(*self.losses) if self.losses else ((), ())
+        loss = float(np.average(losses, weights=steps)) if losses else None
+        notes = {"elapsed": self.elapsed, "flop": self.flop}
+        try:
+            self.checkpoints.save(self.step, self.state, notes, loss)
+        except FloatingPointError as error:
+            raise self.diverged(str(error), f"not finite by step {self.step}") from None
+        self.losses.clear()
 
     def go(self) -> Outcome:
         """Trains until the phase is over or a stop is asked for."""
         try:
+            if self.checkpoints.good is None:  # whether it can be written is known before it is due
+                self.save()
+                self.checkpoints.finish()
             batches = self.task.batches(seed_of(self.cfg), self.step)
-            with Prefetch(batches, self.place.batch) as feed:
+            alone = jax.process_count() == 1  # several must take a step together, or none of them
+            with Prefetch(batches, self.place.batch, lambda: alone and self.stop.asked) as feed:
                 self.look()
                 while not (self.over() or self.watch.stop):
-                    self.advance(next(feed))
+                    batch = feed.take()
+                    if batch is None:
+                        break
+                    self.advance(batch)
             if self.window:
                 self.log(optim.rate(self.cfg.optim, self.step - 1, self.fraction()))
             self.save()
+            self.checkpoints.finish()
             if self.over():
                 self.sheet()
         finally:
-            self.checkpoints.close()
+            self.checkpoints.close(done=self.over())
         return Outcome(self.state, self.over(), self.elapsed / 60, self.flop / 1e12)
 
 

@@ -12,7 +12,8 @@ from ml_collections import ConfigDict
 # Settings that change how a phase is run, not what comes of it; what it begins from is told by its
 # digests.
 RUNNING = ("name", "chain", "begin", "cascade", "log_every", "sample_minutes",
-           "checkpoint_minutes", "mesh", "remat", "data.threads", "data.ahead")  # fmt: skip
+           "checkpoint_minutes", "keep", "keep_best", "mesh", "remat", "data.threads",
+           "data.ahead")  # fmt: skip
 # What a person may change half-way besides: the loop itself asks for another optim.lr.
 ON_THE_WAY = (*RUNNING, "steps", "max_minutes", "precision", "optim")
 
@@ -35,7 +36,9 @@ def phase(task: str, **settings: Any) -> ConfigDict:
             "remat": False,  # recompute UNet blocks in the backward pass: less memory
             "log_every": 50,
             "sample_minutes": 10.0,  # also redraws the curves; 0: at the end only
-            "checkpoint_minutes": 10.0,  # 0: at the end only
+            "checkpoint_minutes": 10.0,  # 0: before the first step and at the end only
+            "keep": 2,  # checkpoints, the newest ones
+            "keep_best": 1,  # checkpoints beside them, those of the lowest mean loss
             "mesh": {"data": 1, "fsdp": 1, "context": 1, "tensor": 1},  # all 1: one device
             # A cascade folder: all of its components are begun from, and its stage's sizes hold.
             "cascade": "",
