@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mv2_jax import bundle as bundles
-from mv2_jax import files
+from mv2_jax import files, text
 from mv2_jax.arguments import Parser
 from mv2_jax.errors import InputError
 from mv2_jax.infer import explain_page as html
-from mv2_jax.infer import media, meshes, outputs, settings
+from mv2_jax.infer import media, meshes, outputs, settings, words
 from mv2_jax.infer.request import Request
 from mv2_jax.text import timing
 
@@ -64,6 +64,7 @@ def main(arguments: Sequence[str]) -> int:
         if first_process:
             outputs.check(out)
         bundle = bundles.read(args.weights)
+        words.check(asked.prompts, text.from_json(bundle.tokenizer))
         numbers = settings.resolve({}, {}, bundle)
     for line in notes.warnings(asked, bundle) if first_process else ():
         print(f"mv2: warning: {line}", file=sys.stderr)

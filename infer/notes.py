@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mv2_jax.infer import words
 from mv2_jax.infer.request import Request, interpolators_of
 
 if TYPE_CHECKING:
@@ -22,16 +23,12 @@ def warnings(request: Request, bundle: Bundle, tokenizer: Any = None) -> Iterato
     from mv2_jax import text
 
     tokenizer = tokenizer or text.from_json(bundle.tokenizer)
-    unknown = {}
     frames = request.choices.get("i2v", {}).get("frames", bundle.stages["i2v"].frames)
     said = dict.fromkeys((*request.prompts, request.negative, *request.negatives.values()))
     for prompt in (text.named(tokenizer, each) for each in said):
         yield from _strange(prompt, tokenizer, frames)
         for each in text.timing.timed(prompt, 100, frames).texts:
-            unknown.update(tokenizer.unknown(text.emphasis.plain(each)))
-    if unknown:
-        words = ", ".join(f'"{word}" (nearest: "{near}")' for word, near in unknown.items())
-        yield f"these weights do not know {words}"
+            yield from words.warnings(text.emphasis.plain(each), tokenizer)
     for prompt in dict.fromkeys(request.prompts):
         texts = text.timing.timed(prompt, 100, frames).texts
         plain = map(text.emphasis.plain, texts)

@@ -17,7 +17,7 @@ from mv2_jax import bundle as bundles
 from mv2_jax.configs import presets
 from mv2_jax.diffusion.names import SPACINGS
 from mv2_jax.errors import InputError
-from mv2_jax.infer import choices, interpolators, media, meshes, settings
+from mv2_jax.infer import choices, interpolators, media, meshes, settings, words
 from mv2_jax.infer.request import Request
 from mv2_jax.infer.settings import SETTINGS
 from mv2_jax.numbers import DIFFUSION
@@ -116,7 +116,10 @@ class Checked:
         used, network = numbers, interpolator(sized)
         if network == "none":
             used = _keyframes_alone(numbers)
-        return Ready(request, bundle, sized, numbers, used, self._tokenizer(bundle))
+        tokenizer = self._tokenizer(bundle)
+        if request.before is None:
+            words.check(request.prompts, tokenizer)
+        return Ready(request, bundle, sized, numbers, used, tokenizer)
 
     def starts(self, ready: Ready) -> Ready:
         """It with the user's picture or clip, and weights found undamaged. Raises InputError."""

@@ -23,6 +23,7 @@ from mv2_jax.signals import stopped, stopped_in_order
 # Commands with a parser of their own: the module whose main(arguments) runs each.
 APART = {
     "interpolate": "mv2_jax.infer.interpolate",
+    "words": "mv2_jax.infer.words",
     "data": "mv2_jax.train.media.show",
     "precompute": "mv2_jax.train.media.precompute_command",
     "convert": "mv2_jax.convert.cli",
@@ -39,6 +40,7 @@ GROUPS = {
     "make videos": {
         "generate": "make a video from a prompt",
         "interpolate": "make any video smoother",
+        "words": "what prompts may ask these weights for",
     },
     "weights": {
         "info": "versions, devices, caches and weights",

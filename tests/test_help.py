@@ -7,7 +7,7 @@ import pytest
 from mv2_jax import cli
 
 COMMANDS = [(name,) for name in ("generate", "train", "info", "eval", *cli.APART)]
-WITHOUT = {"train", "info", "verify", "export", "bench"}  # bench is a group
+WITHOUT = {"train", "info", "verify", "export", "bench", "words"}  # bench is a group
 OPTION = re.compile(r"^  --?[\w-]+(?:, --[\w-]+)? \[?([NXS])(?:,\.\.\.)?\]? +(.+)$", re.M)
 TOLD = re.compile(r"\([^()]+; [^()]+\)|; \d+ to \d+$")  # (default; range)
 

@@ -6,7 +6,7 @@ Both kinds share one interface, so that a cascade names its tokenizer and nothin
 - `tokenize(text) -> ids` alone, `row(ids) -> int32 [max_length]`, and `in_rows`, whether its text
   encoders read longer prompts as several rows: what `emphasis` makes marked prompts from;
 - `vocab_size`, `eos_token_id`, `max_length`, for the text encoder's config;
-- `unknown(text) -> [(word, nearest known word)]`, for a warning to the user;
+- `unknown(text) -> [word]`, for a warning to the user;
 - `to_json() -> dict` of plain values and `from_json(dict)`, the form kept in a cascade folder.
 """
 
@@ -53,7 +53,7 @@ class Tokenizer(Protocol):
 
     def row(self, ids: list[int]) -> np.ndarray: ...
 
-    def unknown(self, text: str) -> list[tuple[str, str]]: ...
+    def unknown(self, text: str) -> list[str]: ...
 
     def to_json(self) -> dict[str, Any]: ...
 

@@ -204,7 +204,7 @@ class CLIPTokenizer:
         rows = [self.row(self.tokenize(text)[: self.max_length - 2]) for text in texts]
         return np.asarray(rows, np.int32).reshape(-1, self.max_length)
 
-    def unknown(self, text: str) -> list[tuple[str, str]]:
+    def unknown(self, text: str) -> list[str]:
         """Always empty: bytes are tokens, so CLIP can spell every word."""
         return []
 

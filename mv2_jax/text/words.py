@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from typing import Any
 
@@ -71,16 +70,13 @@ class WordTokenizer:
         rows = [self.row(self.tokenize(text)[: self.max_length - 2]) for text in texts]
         return np.asarray(rows, np.int32).reshape(-1, self.max_length)
 
-    def unknown(self, text: str) -> list[tuple[str, str]]:
-        """The words of `text` outside the vocabulary, each with the known word spelt most like it.
+    def unknown(self, text: str) -> list[str]:
+        """The words of `text` outside the vocabulary, in order of first appearance, each once."""
+        return list(dict.fromkeys(word for word in split_words(text) if word not in self._ids))
 
-        In order of first appearance, each once.
-        """
-        strangers = dict.fromkeys(word for word in split_words(text) if word not in self._ids)
-        return [
-            (word, difflib.get_close_matches(word, self.words, n=1, cutoff=0.0)[0])
-            for word in strangers
-        ]
+    def knows_any(self, text: str) -> bool:
+        """Whether a word of `text` is in the vocabulary."""
+        return any(word in self._ids for word in split_words(text))
 
     def to_json(self) -> dict[str, Any]:
         """Plain values that `from_json` takes."""

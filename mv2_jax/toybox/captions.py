@@ -99,6 +99,13 @@ _PLAIN = set(
     "a the one that is video of in at under over by above against front to and land hills sky "
     "moving moves drifting drifts sliding slides going goes floating floats getting gets".split()
 )
+NAMES = {
+    "thing": _THING_NAMES,
+    "colour": _COLOUR_NAMES,
+    "scene": _PLACES,
+    "motion": {name: tuple(doing for doing, _ in forms) for name, forms in _ACTIONS.items()},
+}
+"""{kind: {class: how captions call it}}: all that a world can hold, by its words."""
 _KINDS = {"thing": THINGS, "colour": COLOURS, "scene": SCENES, "motion": MOTIONS}
 _WORD = re.compile(r"[a-z]+")
 
@@ -174,20 +181,27 @@ def caption(seed: int, thing: int, colour: int, scene: int, motion: int) -> str:
     )
 
 
-def parse(text: str) -> dict[str, str] | None:
-    """The four words that a prompt asks for, {"thing": "ball", "colour": "red", ...}.
-
-    None where one of the four is missing, or where two words disagree.
-    """
+def classes(text: str) -> dict[str, list[str]]:
+    """What a prompt names of each kind, {"thing": ["ball"], "colour": [], ...}, in the order of
+    `NAMES`."""
     found: dict[str, set[str]] = {kind: set() for kind in _KINDS}
     for word in _WORD.findall(text.lower()):
         for kind, name in _MEANINGS.get(word, ()):
             found[kind].add(name)
     if "bouncing" in found["motion"]:
         found["motion"] -= {"rising", "falling"}
+    return {kind: [name for name in known if name in found[kind]] for kind, known in _KINDS.items()}
+
+
+def parse(text: str) -> dict[str, str] | None:
+    """The four words that a prompt asks for, {"thing": "ball", "colour": "red", ...}.
+
+    None where one of the four is missing, or where two words disagree.
+    """
+    found = classes(text)
     if any(len(names) != 1 for names in found.values()):
         return None
-    return {kind: names.pop() for kind, names in found.items()}
+    return {kind: names[0] for kind, names in found.items()}
 
 
 def indices(words: dict[str, str]) -> tuple[int, int, int, int]:

@@ -110,4 +110,4 @@ def test_words_of_other_tools_are_named_and_not_read(mv2, capsys):
     assert "BREAK has no effect: these weights read prompts as one row" in said
     assert "do not know" not in said
     assert mv2("0: a red bal, 2: a cube", "-o", "b.mp4")[0] == 0
-    assert 'these weights do not know "bal" (nearest: "ball")' in capsys.readouterr().err
+    assert 'these weights do not know "bal" (did you mean "ball"?)' in capsys.readouterr().err
