@@ -16,7 +16,6 @@ from mv2_jax import text
 from mv2_jax.arguments import Parser
 from mv2_jax.errors import InputError
 from mv2_jax.text import WordTokenizer, meaning
-from mv2_jax.toybox import captions
 
 LISTED = 12  # so many known words of a kind are all named; of more, the nearest
 
@@ -45,6 +44,8 @@ def vocabulary(tokenizer: Any) -> Vocabulary | None:
     """What the tokenizer knows; None where it reads any text."""
     if not isinstance(tokenizer, WordTokenizer):
         return None
+    from mv2_jax.toybox import captions
+
     toybox = set(captions.VOCABULARY) <= {*tokenizer.words}
     kinds: dict[str, dict[str, tuple[str, ...]]] = {}
     if toybox:
@@ -98,6 +99,8 @@ def warnings(plain: str, tokenizer: Any) -> Iterator[str]:
     Args:
         plain: the prompt, without weights and times of words.
     """
+    from mv2_jax.toybox import captions
+
     known = vocabulary(tokenizer)
     if known is None:
         return

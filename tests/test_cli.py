@@ -155,12 +155,12 @@ def test_size_is_passed_on(generate, here):
     assert media.read_image(here / "out.reference.png").shape == (48, 64, 3)
 
 
-def test_unknown_words_are_named_with_the_nearest(generate, capsys):
-    assert generate("a red bell over the medow") == 0
+def test_unknown_words_are_named_with_what_is_known(generate, capsys):
+    assert generate("a red dog over the medow") == 0
     lines = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
     assert lines == [
-        'mv2: warning: these weights do not know "bell" (nearest: "ball"), '
-        '"medow" (nearest: "meadow")'
+        'mv2: warning: these weights do not know "medow" (did you mean "meadow"?), the thing "dog" '
+        "(known: ball, cube); mv2 words lists what they know"
     ]
 
 
