@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
 
 from mv2_jax.convert import distilled, kinds, lora, merge
 from mv2_jax.convert.checkpoint import Found
@@ -55,20 +56,49 @@ def merge_into(
         InputError: the file is no plain LoRA, no network has all of its layers, or stages that
             share their weights are to be told apart.
     """
+    if stages and found.part.kind == "lora":
+        built = apart(built)
+    layers = {name: partial(_layers, piece) for name, piece in built.items()}
+    merged, skipped = fitted(found, weight, stages, layers)
+    # One piece may stand under two names, and stays one where both are merged alike.
+    new: dict[int, Piece] = {}
+    for name, leaves in merged.items():
+        piece = built[name]
+        made = piece.with_changes(leaves, str(found.path), weight, _notes(found, skipped))
+        new.setdefault(id(piece), made)
+    return {
+        name: new[id(piece)] if id(piece) in new and (name in merged or not stages) else piece
+        for name, piece in built.items()
+    }
+
+
+def fitted(
+    found: Found,
+    weight: float,
+    stages: Collection[str],
+    layers: Mapping[str, Callable[[], merge.Layers]],
+) -> tuple[dict[str, merge.Changes], list[str]]:
+    """({component: what a LoRA adds to its leaves}, names of layers that are in none).
+
+    Args:
+        stages: as for `merge_into`.
+        layers: by component, how to list its layers.
+
+    Raises:
+        InputError: as `merge_into`.
+    """
     try:
         sets = _chosen(found.part.kind, stages)
-        if stages and found.part.kind == "lora":
-            built = apart(built)
         products = lora.products(found.part.tensors, found.settings)
         merged: dict[str, merge.Changes] = {}
         misfits: list[str] = []
         skipped: list[str] = []
         for names in sets:
-            names = {model: name for model, name in names.items() if name in built}
+            names = {model: name for model, name in names.items() if name in layers}
             if "unet" not in names:
                 continue
             try:
-                networks = {model: _layers(built[name]) for model, name in names.items()}
+                networks = {model: layers[name]() for model, name in names.items()}
                 absent: list[str] = []
                 changes = merge.fit(products, networks, weight, absent)
                 if 2 * len(absent) > len(products):
@@ -83,16 +113,7 @@ def merge_into(
             raise InputError(misfits[0] if misfits else "there is no network to merge it into")
     except InputError as error:
         raise InputError(f"{found.asked}: {error}") from None
-    # One piece may stand under two names, and stays one where both are merged alike.
-    new: dict[int, Piece] = {}
-    for name, leaves in merged.items():
-        piece = built[name]
-        made = piece.with_changes(leaves, str(found.path), weight, _notes(found, skipped))
-        new.setdefault(id(piece), made)
-    return {
-        name: new[id(piece)] if id(piece) in new and (name in merged or not stages) else piece
-        for name, piece in built.items()
-    }
+    return merged, skipped
 
 
 def _notes(found: Found, skipped: Collection[str]) -> tuple[str, ...]:

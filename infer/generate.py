@@ -251,7 +251,8 @@ class Videos:
         request = ready.request
         cascade = self._loaded(ready)
         used, deaf = heard(ready, cascade)
-        for line in deaf if jobs[0].index == 0 else ():
+        notes = ready.merged.notes if ready.merged else []
+        for line in [*deaf, *notes] if jobs[0].index == 0 else ():
             self._bars.say(f"mv2: warning: {line}")
         filled = [jobs[0]] * row + list(jobs)
         filled += [jobs[-1]] * (batch - len(filled))
@@ -276,12 +277,15 @@ class Videos:
     def _loaded(self, ready: Ready) -> Any:
         """The cascade of a request, from what is loaded already where that is possible."""
         sized = ready.sized
-        weights = (sized.folder, tuple(part.sha256 for part in sized.components.values()))
+        files = tuple(part.sha256 for part in sized.components.values())
+        weights = (sized.folder, files, ready.request.loras)
         digest, network = sized.digest, interpolator(sized)
         if weights != self._weights:
             self._cascade = self._weights = None  # what was loaded makes room
             with self._bars.loading():
                 self._cascade, self._made_with = load(sized, *self._asked)
+                if ready.merged is not None:
+                    self._cascade = ready.merged.into(self._cascade)
         elif digest != self._digest:
             self._cascade = restage(self._cascade, sized, network != self._network)
         self._weights, self._digest, self._network = weights, digest, network

@@ -50,7 +50,7 @@ def warnings(request: Request, bundle: Bundle, tokenizer: Any = None) -> Iterato
 
 # What a prompt may ask for in the words of other tools, and where it is to be had instead.
 _INSTEAD = {
-    "<": "LoRAs are merged at conversion: mv2 convert --lora FILE:WEIGHT",
+    "<": "a LoRA is merged by --lora FILE:WEIGHT",
     "AND": "prompts are not composed; it is read as a comma",
     "e": "these weights have no such embedding; mv2 convert --embedding FILE:NAME puts one in",
 }

@@ -17,7 +17,7 @@ from mv2_jax import bundle as bundles
 from mv2_jax.configs import presets
 from mv2_jax.diffusion.names import SPACINGS
 from mv2_jax.errors import InputError
-from mv2_jax.infer import choices, interpolators, media, meshes, settings, words
+from mv2_jax.infer import adapt, choices, interpolators, media, meshes, settings, words
 from mv2_jax.infer.request import Request
 from mv2_jax.infer.settings import SETTINGS
 from mv2_jax.numbers import DIFFUSION
@@ -42,7 +42,8 @@ class Ready:
 
     `bundle` is the weights as the folder has them, `sized` with the sizes and choices asked for.
     `numbers` are those of the sidecar, `used` those that the stages are given. `picture` and
-    `clip` are the user's own, uint8; `shown` is what else the video stages are shown.
+    `clip` are the user's own, uint8; `shown` is what else the video stages are shown, `merged` the
+    LoRAs.
     """
 
     request: Request
@@ -54,6 +55,7 @@ class Ready:
     picture: np.ndarray | None = None
     clip: np.ndarray | None = None
     shown: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    merged: adapt.Merged | None = None
 
     def form(self, prompt: str) -> tuple[Any, ...]:
         """Rows of tokens, whether parts are marked, and how the prompt changes, by stage: a batch
@@ -86,6 +88,7 @@ class Ready:
             self.sized.stages["v2v"].size,
             asked.choices,
             asked.tell,
+            [lora.plain() for lora in asked.loras],
         ]
         folder = str(self.bundle.folder)
         return json.dumps([told, self.numbers, folder, self.bundle.digest], sort_keys=True)
@@ -131,7 +134,8 @@ class Checked:
         if str(sized.folder) not in self._sound:
             sized.verify(meshes.share(self._mesh, list(sized.components)))
             self._sound.add(str(sized.folder))
-        return dataclasses.replace(ready, picture=picture, clip=clip, shown=shown)
+        merged = adapt.Merged(sized, ready.request.loras) if ready.request.loras else None
+        return dataclasses.replace(ready, picture=picture, clip=clip, shown=shown, merged=merged)
 
     def _bundle(self, request: Request) -> Any:
         preset = request.choices.get("all", {}).get("preset")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from mv2_jax import files
 from mv2_jax.errors import InputError
-from mv2_jax.infer import choices, interpolators
+from mv2_jax.infer import adapt, choices, interpolators
 from mv2_jax.infer.choices import Choices
 from mv2_jax.infer.release import version
 from mv2_jax.infer.settings import SETTINGS, Numbers, idle
@@ -32,7 +32,7 @@ RANDOM = "random"
 _SEEDS = 2**32
 _KEYS = (
     "schema", "mv2", "prompt", "negative", "seed", "from_image", "from_video", "size", "settings",
-    "choices", "tell", "looks", "controls", "negatives", "weights", "made_with", "result",
+    "choices", "tell", "looks", "controls", "negatives", "loras", "weights", "made_with", "result",
 )  # fmt: skip
 
 
@@ -80,6 +80,7 @@ _SOUND = {
     "looks": lambda value: isinstance(value, list) and all(map(_is_file, value)),
     "controls": lambda value: isinstance(value, Mapping) and all(map(_is_file, value.values())),
     "negatives": _is_texts,
+    "loras": adapt.is_kept,
     "weights": _is_weights,
     "made_with": lambda value: isinstance(value, Mapping),
     "result": lambda value: isinstance(value, Mapping),
@@ -113,8 +114,8 @@ class Request:
     `base` those of the sidecar. `choices` are what the user and the sidecar chose
     (`choices.Choices`). `tell` is what conditions of one's own are told, by name. `looks` are
     pictures whose look counts beside the first's, `controls` what ControlNets see instead of the
-    picture, by name; `negatives` are those of single stages. `before` is the sidecar itself, if
-    nothing was asked for beside it, so that the new frames must equal the old.
+    picture, by name; `negatives` are those of single stages; `loras` are merged. `before` is the
+    sidecar itself, if nothing was asked for beside it, so that the new frames must equal the old.
     """
 
     prompts: tuple[str, ...]
@@ -132,6 +133,7 @@ class Request:
     looks: tuple[Source, ...] = ()
     controls: Mapping[str, Source] = field(default_factory=dict)
     negatives: Mapping[str, str] = field(default_factory=dict)
+    loras: tuple[adapt.Lora, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.prompts:
@@ -209,7 +211,7 @@ def from_args(args: Any) -> Request:
     tell, shown = _told(args.tell), _controls(args.control)
     negatives = {stage: getattr(args, f"{stage}_negative") for stage in DIFFUSION}
     negatives = {stage: text for stage, text in negatives.items() if text is not None}
-    more = (given, chosen, tell, args.look, shown, negatives)
+    more = (given, chosen, tell, args.look, shown, negatives, args.lora)
     same = bool(old) and not any(more) and all(value is None for value in said)
     weights = args.weights or old.get("weights", {}).get("folder")
     prompts = tuple(args.prompt) or tuple(filter(None, [old.get("prompt")]))
@@ -231,6 +233,7 @@ def from_args(args: Any) -> Request:
             name: _source(value) for name, value in (shown or old.get("controls", {})).items()
         },
         negatives=_negatives(old, args.negative, negatives, sources),
+        loras=adapt.given(args.lora) or adapt.kept(old.get("loras", [])),
     )
 
 
@@ -271,6 +274,7 @@ def sidecar(
         **({"looks": [_plain(look) for look in request.looks]} if request.looks else {}),
         **({"controls": controls} if controls else {}),
         **({"negatives": dict(request.negatives)} if request.negatives else {}),
+        **({"loras": [lora.plain() for lora in request.loras]} if request.loras else {}),
         "weights": {
             "name": bundle.name,
             "folder": str(request.weights.absolute()) if request.weights else None,
@@ -293,8 +297,10 @@ def read_sidecar(path: str | Path) -> dict[str, Any]:
     if not isinstance(data, dict) or data.get("schema") != SCHEMA:
         raise InputError(f"{path} was not written by mv2 generate, or by another version of it")
     data.setdefault("choices", {})  # sidecars of version 0.1.0 have none
-    for later, empty in (("tell", {}), ("looks", []), ("controls", {}), ("negatives", {})):
-        data.setdefault(later, empty)
+    for later in ("tell", "controls", "negatives"):
+        data.setdefault(later, {})
+    for later in ("looks", "loras"):
+        data.setdefault(later, [])
     for key in data:
         one_of(key, _KEYS, "key", str(path))
     for key, sound in _SOUND.items():

@@ -255,6 +255,13 @@ def _generate_parser(
         help="with --prompts: of N processes that share them, number I (0/N to N-1/N)",
     )
     add("--weights", metavar="DIR", help="a cascade folder (the one that ships)")
+    add(
+        "--lora",
+        action="append",
+        default=[],
+        metavar="FILE[:W][@STAGES]",
+        help="a LoRA, W times (1), in all stages or those named (@t2i; @i2v,v2v); may be repeated",
+    )
     add("--mesh", metavar="AXES", help=meshes.HELP)
     add(
         "--resident",

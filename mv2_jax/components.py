@@ -78,9 +78,12 @@ class Resident(Mapping[str, Any]):
 
     def changed(self, more: Mapping[str, Any]) -> Resident:
         """These with other trees for some names, or further ones."""
-        made = {name: partial(_itself, tree) for name, tree in more.items()}
-        files = {name: file for name, file in self._files.items() if name not in more}
-        return Resident({**self._makers, **made}, files)
+        return self.made_by({name: partial(_itself, tree) for name, tree in more.items()})
+
+    def made_by(self, makers: Mapping[str, Callable[[], Any]]) -> Resident:
+        """These with other makers for some names, or further ones."""
+        files = {name: file for name, file in self._files.items() if name not in makers}
+        return Resident({**self._makers, **makers}, files)
 
 
 def _itself(tree: Any) -> Any:
@@ -90,6 +93,16 @@ def _itself(tree: Any) -> Any:
 def changed(params: Mapping[str, Any], more: Mapping[str, Any]) -> Mapping[str, Any]:
     """Trees by component, with others for some of them."""
     return params.changed(more) if isinstance(params, Resident) else {**params, **more}
+
+
+def made_by(
+    params: Mapping[str, Any], makers: Mapping[str, Callable[[], Any]]
+) -> Mapping[str, Any]:
+    """Trees by component, with others for some of them, which `makers` put on the devices: at once,
+    or where trees are held by stages, whenever one is asked for."""
+    if isinstance(params, Resident):
+        return params.made_by(makers)
+    return {**params, **{name: make() for name, make in makers.items()}}
 
 
 def only(params: Mapping[str, Any], names: Iterable[str]) -> None:
@@ -122,7 +135,7 @@ def load(
         makers = {}
         for name in own:
             rules = bundle.components[name].rules
-            makers[name] = partial(_placed, stored(bundle, name, True), dtype, mesh, rules)
+            makers[name] = partial(placed, stored(bundle, name, True), dtype, mesh, rules)
         return Resident({**makers, INTERPOLATOR: between}, files)
     if mesh is not None:
         verify(bundle, mesh)
@@ -131,7 +144,7 @@ def load(
     for name, file in files.items():
         if file not in held:
             rules = bundle.components[name].rules
-            held[file] = _placed(read(name), dtype, mesh, rules)
+            held[file] = placed(read(name), dtype, mesh, rules)
     return {**{name: held[file] for name, file in files.items()}, INTERPOLATOR: between()}
 
 
@@ -171,6 +184,6 @@ def own_interpolator(bundle: Bundle) -> tuple[Any, Any]:
     return vfi_table.complete(bundle.load(own), bundle.config(own))
 
 
-def _placed(tree: trees.Tree, dtype: Any, mesh: Mesh | None, rules: Any = ()) -> Any:
+def placed(tree: trees.Tree, dtype: Any, mesh: Mesh | None, rules: Any = ()) -> Any:
     """A component's tree, cast, and on the devices."""
     return sharding.lay_out(trees.cast(tree, dtype), mesh, rules)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Iterable
+import shutil
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +30,17 @@ def gather(folders: Iterable[Path], licence: str) -> tuple[dict[str, bundle.Part
     """
     parts: dict[str, bundle.Part] = {}
     notes: dict[str, Any] = {"stages": {}, "tokenizer": None, "defaults": {}}
+    whole: list[str] = []  # names of parts that came with a cascade
     for folder in folders:
         if (folder / bundle.INDEX).is_file():
-            whole = bundle.read(folder)
-            for name, part in whole.components.items():
+            cascade = bundle.read(folder)
+            for name, part in cascade.components.items():
                 origin = (part.licence, part.source, part.over)
-                parts[name] = bundle.Part(whole.load(name), part.config, *origin)
-            notes["stages"].update(whole.stages)
-            notes["defaults"].update(whole.defaults)
-            notes["tokenizer"] = whole.tokenizer
+                parts[name] = bundle.Part(cascade.load(name), part.config, *origin)
+            whole += cascade.components
+            notes["stages"].update(cascade.stages)
+            notes["defaults"].update(cascade.defaults)
+            notes["tokenizer"] = cascade.tokenizer
             continue
         if not (folder / INDEX).is_file():
             raise InputError(f"{folder} holds no weights of a training phase ({INDEX})")
@@ -44,6 +48,10 @@ def gather(folders: Iterable[Path], licence: str) -> tuple[dict[str, bundle.Part
         held = components_in(folder)
         over = index["components"].get("spatial", {}).get("digest") or index["began"].get("spatial")
         stages = index.get("stages", {})
+        if "t2i" not in stages and set(whole) & held.keys() & bundle.PICTURE.keys() - {"vae"}:
+            _leave_t2i_its_own(parts, whole)
+            if "spatial" in held:
+                _retrained(parts, whole, index["began"].get("spatial"), over)
         for name, part in held.items():
             if name in bundle.PICTURE and name != "vae" and "t2i" in stages:
                 name = bundle.PICTURE[name]
@@ -58,6 +66,10 @@ def gather(folders: Iterable[Path], licence: str) -> tuple[dict[str, bundle.Part
         for name, stage in stages.items():
             notes["stages"][name] = config.from_dict(stage)
         notes["tokenizer"] = index.get("tokenizer") or notes["tokenizer"]
+    second, pictured = "text_encoder_2", bundle.PICTURE
+    unet = parts.get(pictured["spatial"])
+    if unet is not None and second in parts and getattr(unet.config, "pooled_width", None):
+        parts.setdefault(pictured[second], parts[second])  # which T2I's own wants beside it
     for name in SHARED:
         if name not in parts and bundle.PICTURE[name] in parts:
             parts[name] = parts.pop(bundle.PICTURE[name])
@@ -71,8 +83,30 @@ def gather(folders: Iterable[Path], licence: str) -> tuple[dict[str, bundle.Part
     return parts, notes
 
 
+def _leave_t2i_its_own(parts: dict[str, bundle.Part], whole: Collection[str]) -> None:
+    """Keeps for T2I the networks that it shared with the video stages in a cascade, of which a
+    video phase trained one on: all, since they belong together; equal files are stored once."""
+    if bundle.PICTURE["spatial"] in parts:
+        return
+    for name, own in bundle.PICTURE.items():
+        if name in whole and name != "vae":
+            parts.setdefault(own, parts[name])
+
+
+def _retrained(
+    parts: dict[str, bundle.Part], whole: Collection[str], before: str | None, now: str | None
+) -> None:
+    """Of a cascade's spatial weights that a video phase trained on: the cascade's other networks go
+    on over them."""
+    for name in OVER_SPATIAL:
+        if name in whole and parts[name].over in (None, before):
+            known = parts[name].over is not None
+            parts[name] = dataclasses.replace(parts[name], over=now if known else None)
+
+
 def pack(root: Path, short: str, cfg: Any, chain: Iterable[str]) -> bundle.Bundle:
-    """Writes the cascade folder that a recipe's `pack` settings describe.
+    """Writes the cascade folder that a recipe's `pack` settings describe, and beside its networks
+    the files of the LoRAs that are merged in them.
 
     Args:
         root: the folder of all runs.
@@ -91,7 +125,7 @@ def pack(root: Path, short: str, cfg: Any, chain: Iterable[str]) -> bundle.Bundl
     defaults = {**notes["defaults"]}
     for stage, own in cfg.defaults.items():
         defaults[stage] = {**defaults.get(stage, {}), **own}
-    return bundle.write(
+    packed = bundle.write(
         into,
         parts,
         notes["stages"],
@@ -100,3 +134,7 @@ def pack(root: Path, short: str, cfg: Any, chain: Iterable[str]) -> bundle.Bundl
         defaults=defaults,
         replace=True,
     )
+    for folder in folders:
+        for file in sorted(folder.glob("*lora.*.safetensors")):
+            shutil.copy(file, into)
+    return packed

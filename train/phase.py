@@ -34,6 +34,10 @@ def phase(task: str, **settings: Any) -> ConfigDict:
             "batch": 16,
             "precision": "auto",  # auto, fp32 or bf16
             "remat": False,  # recompute UNet blocks in the backward pass: less memory
+            "frozen_dtype": "fp32",  # of what is not trained: fp32, fp16 (as stored) or bf16
+            # rank 0: none. alpha 0: the rank. match: a regular expression that finds kernels'
+            # paths, tree first ("spatial/.*attn2"); empty: all of what `train` names.
+            "lora": {"rank": 0, "alpha": 0.0, "match": ""},
             "log_every": 50,
             "sample_minutes": 10.0,  # also redraws the curves; 0: at the end only
             "checkpoint_minutes": 10.0,  # 0: before the first step and at the end only

@@ -20,19 +20,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from mv2_jax import bundle, config, files, lookup, params
+from mv2_jax import bundle, files, lookup, params
 from mv2_jax.errors import InputError
 from mv2_jax.lookup import nearest, one_of
-from mv2_jax.train import cascades, loop, processes
+from mv2_jax.train import cascades, chosen, loop, lora, processes
 from mv2_jax.train.latents import of_encoder
 from mv2_jax.train.phase import ON_THE_WAY, RUNNING, difference
 from mv2_jax.train.phase import phase as settings_of
 from mv2_jax.train.task import TASKS, Component, Task
+from mv2_jax.train.weights import INDEX, components_in, write_weights
 
-INDEX = "phase.json"
 SETTINGS = "config.json"  # in a phase's folder, as its last run was asked for
 BEGAN = "began.json"  # there too: {component: digest of what it began from}
 ORDER = "recipe.json"  # in a recipe's folder: its phases, for what begins from it
@@ -81,39 +80,6 @@ def _config_of(module: ModuleType, name: str) -> ConfigDict:
     if not isinstance(recipe, ConfigDict) or "order" not in recipe or "phases" not in recipe:
         raise InputError(f"{name} is no recipe: its get_config() must return train.phase.recipe()")
     return recipe
-
-
-def components_in(folder: Path) -> dict[str, Component]:
-    """The components of a weights folder: a finished phase's, or a cascade folder.
-
-    Raises:
-        InputError: the folder has neither index.
-    """
-    if (folder / INDEX).is_file():
-        index = json.loads((folder / INDEX).read_text())
-        listed, words = index["components"], index.get("tokenizer")
-        found = {
-            name: (folder / entry["file"], config.from_dict(entry["config"]))
-            for name, entry in listed.items()
-        }
-        return {
-            name: Component(params.load(path), cfg, words if _reads(name) else None)
-            for name, (path, cfg) in found.items()
-        }
-    if (folder / bundle.INDEX).is_file():
-        cascade = bundle.read(folder)
-        return {
-            name: Component(
-                cascade.load(name), part.config, cascade.tokenizer if _reads(name) else None
-            )
-            for name, part in cascade.components.items()
-        }
-    raise InputError(f"{folder} holds no weights: neither {INDEX} nor {bundle.INDEX} is there")
-
-
-def _reads(name: str) -> bool:
-    """Whether a component reads prompts."""
-    return "text_encoder" in name
 
 
 def folder_of(root: Path, source: str) -> Path:
@@ -217,50 +183,8 @@ def make_task(cfg: ConfigDict, begin: Mapping[str, Component], folder: Path) -> 
     task = make(cfg, begin, folder)
     if not isinstance(task, Task):
         raise InputError(f"task {cfg.task!r} makes a {type(task).__name__}, not a Task")
-    return task
-
-
-def write_weights(
-    folder: Path,
-    task: Task,
-    outcome: loop.Outcome,
-    cfg: ConfigDict,
-    begin: Mapping[str, Component],
-) -> None:
-    """The averaged weights of a phase in fp16, one file per component, and the index last.
-
-    The index's `began` names the weights the phase began from by their digests, so that packing
-    can prove that parts trained over one another belong together.
-    """
-    averaged = loop.ema_params(outcome)
-    if not processes.first():
-        return
-    configs = task.configs(averaged)
-    with files.whole(folder) as scratch:
-        scratch.mkdir(parents=True)
-        listed = {}
-        for name, tree in task.components(averaged).items():
-            file = f"{name}.safetensors"
-            notes = {"phase": cfg.name, "config": config.to_dict(configs[name])}
-            params.save(scratch / file, params.cast(tree, jnp.float16), notes)
-            listed[name] = {
-                "file": file,
-                "digest": params.digest(params.load(scratch / file)),
-                "config": config.to_dict(configs[name]),
-                "sha256": files.sha256(scratch / file),
-            }
-        index = {
-            "phase": cfg.name,
-            "steps": int(outcome.state.step),
-            "minutes": round(outcome.minutes, 2),
-            "tflop": round(outcome.tflop, 2),
-            "began": {name: params.digest(part.params) for name, part in begin.items()},
-            "components": listed,
-            **task.notes,
-        }
-        (scratch / INDEX).write_text(json.dumps(index, indent=1) + "\n")
-        # A folder cannot replace one that is not empty.
-        shutil.rmtree(folder, ignore_errors=True)
+    task = lora.adapted(task, cfg) if cfg.lora.rank else chosen.restricted(task, cfg)
+    return chosen.stored(task, cfg.frozen_dtype)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -70,6 +71,10 @@ class Task:
         sample: (params, frozen, key) -> a sheet of samples, uint8 [H, W, 3]; None: no sheets.
         rules: sharding rows of its parameters beside `sharding.RULES`.
         notes: JSON-ready facts that packing needs: "stages" {name: config}, "tokenizer".
+        answer: (params, frozen) -> what the network answers to fixed noise, an array.
+        outcome: params -> a line on what came of it, printed at the end ("": none); an InputError
+            where that is nothing, before any weights are written.
+        files: (params, folder) -> further files written beside the weights, such as a LoRA's.
     """
 
     init: Callable[[jax.Array], Params]
@@ -81,6 +86,9 @@ class Task:
     sample: Callable[[Params, Params, jax.Array], np.ndarray] | None = None
     rules: Rules = ()
     notes: Mapping[str, Any] = field(default_factory=dict)
+    answer: Callable[[Params, Params], np.ndarray] | None = None
+    outcome: Callable[[Params], str] | None = None
+    files: Callable[[Params, Path], list[Path]] | None = None
 
 
 def require(begin: Mapping[str, Component], *names: str) -> list[Component]:

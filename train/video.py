@@ -18,11 +18,10 @@ from mv2_jax import config
 from mv2_jax import params as trees
 from mv2_jax.diffusion import guidance, keys, losses
 from mv2_jax.errors import InputError
-from mv2_jax.lookup import nearest
 from mv2_jax.stages import i2v, v2v
 from mv2_jax.stages import latents as codec
 from mv2_jax.stages import stage as stages
-from mv2_jax.train import encoded, streamed
+from mv2_jax.train import answers, chosen, encoded, streamed
 from mv2_jax.train import source as sources
 from mv2_jax.train import words as tokens
 from mv2_jax.train.latents import Shards, at_once
@@ -75,16 +74,13 @@ class VideoTask:
         )
         if "spatial" in self.net.trees:  # a UNet's; a backbone of one's own may have none
             require(begin, "spatial")
-        for name in cfg.train:
-            if name not in self.net.trees:
-                hint = nearest(name, self.net.trees)
-                raise InputError(f"train: there is no tree {name!r}{hint}")
+        self.trained = chosen.check(cfg.train, self.net.trees)
         self.size = self.net.stage.size
         if any(side % factor for side in self.size):
             raise InputError(f"model.{stage}.size: {self.size} are no multiples of {factor}")
         self.shape = losses.of(cfg.loss.shape)
         if self.source.streams:
-            self.source.fits(begin, self.turns(), self.rows, cfg.train)
+            self.source.fits(begin, self.turns(), self.rows, self.trained)
         # Jitted once here: a function made anew at every call would compile at every call.
         self.encode = jax.jit(lambda params, x: codec.encode(params, self.vae.config, x))
         self.decode = jax.jit(lambda params, z: codec.decode(params, self.vae.config, z))
@@ -217,13 +213,17 @@ class VideoTask:
         rows = jnp.concatenate([image[:, None], frames], axis=1)
         return grid(to_uint8(rows).reshape(-1, *rows.shape[2:]), columns=rows.shape[1])
 
+    def answer(self, params: Params, frozen: Params) -> np.ndarray:
+        """What the network answers to fixed noise."""
+        (prompt,) = self.source.examples(1)
+        return answers.to_noise({**frozen, **params}, self.net, self.words, prompt)
+
     def task(self) -> Task:
         """The loop's view; frozen trees and trained ones come from one initialisation."""
         whole = self.trees(keys.seed(self.cfg.seed))
-        chosen = set(self.cfg.train)
-        frozen = {name: tree for name, tree in whole.items() if name not in chosen}
+        frozen = {name: tree for name, tree in whole.items() if name not in self.trained}
         frozen["vae"] = trees.cast(self.vae.params, np.float32)
-        trained = {name: whole[name] for name in self.cfg.train}
+        trained = {name: whole[name] for name in self.trained}
         return Task(
             init=lambda key: trained,
             frozen=frozen,
@@ -232,6 +232,7 @@ class VideoTask:
             components=self.components,
             configs=self.configs,
             sample=self.sample,
+            answer=self.answer,
             rules=stages.rules(self.net),
             notes={
                 "stages": {self.stage: config.to_dict(self.net.stage)},

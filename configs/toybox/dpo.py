@@ -31,7 +31,6 @@ def _arm(stage: str, kind: str) -> ConfigDict:
         stage=stage,
         begin=PICTURES if pictures else {**PICTURES, **dict.fromkeys(CLIPS, "toybox/i2v")},
         train=("spatial",) if pictures else ("motion",),
-        lora={"rank": 0, "match": "", "scale": 1.0},
         steps=300 if pictures else 200,
         batch=16 if pictures else 4,
         sample_minutes=0.0,

@@ -103,7 +103,7 @@ def test_words_of_other_tools_are_named_and_not_read(mv2, capsys):
     prompt = "0: a red [cube:ball:0.5] <lora:snow:0.8>, 9: a ball AND BREAK embedding:snow, 2: cube"
     assert mv2(prompt)[0] == 0
     said = capsys.readouterr().err
-    assert '"<lora:snow:0.8>" has no effect here: LoRAs are merged at conversion' in said
+    assert '"<lora:snow:0.8>" has no effect here: a LoRA is merged by --lora' in said
     assert '"AND" has no effect here: prompts are not composed' in said
     assert '"embedding:snow" has no effect here' in said
     assert "the prompt names frame 9; the keyframes are 0 to 3" in said

@@ -147,7 +147,7 @@ def test_the_task_trains_spatial_weights_whole_or_by_lora(begin, tmp_path, monke
     assert batch["better"].shape == (2, 6, 6, 4) and batch["ids"].shape == (2, 20)
     assert set(whole.init(jax.random.key(0))) == {"spatial"}
     cfg.lora.update(rank=2, match="attn2")
-    low = task_of(cfg, begin, tmp_path, monkeypatch)
+    low = lora.adapted(task_of(cfg, begin, tmp_path, monkeypatch), cfg)
     factors = low.init(jax.random.key(0))
     for task, params in ((whole, whole.init(jax.random.key(0))), (low, factors)):
         loss, metrics = jax.eval_shape(task.loss, params, task.frozen, batch, jax.random.key(1))

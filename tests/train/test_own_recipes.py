@@ -8,8 +8,9 @@ import media_clips
 import numpy as np
 import pytest
 
-from mv2_jax import bundle, params
+from mv2_jax import bundle, cascade, params
 from mv2_jax import cli as command
+from mv2_jax.infer import adapt
 from mv2_jax.train import cli
 
 QUICK = ("steps=3", "batch=2", "log_every=1", "sample.steps=1", "optim.warmup=1", "remat=False")
@@ -70,3 +71,27 @@ def test_a_converted_cascade_learns_from_a_folder_and_generates(
     command = [sys.executable, "-m", "mv2_jax", "generate", "a clip", "-o", str(video)]
     subprocess.run([*command, "--weights", str(packed.folder)], check=True)
     assert len(media_clips.frames_of(video)) == 3
+
+
+def test_a_lora_is_trained_written_and_generates(given, tmp_path, monkeypatch, capsys):
+    """The packed cascade, which has the LoRA merged, and the old one with its files, are one."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    start, clips = given
+    asked = [*QUICK, f"cascade={start}", f"data.root={clips}", "optim.lr=1e-2"]
+    asked += ["train=('spatial/attn','motion','text_encoder')", "lora.rank=2", "lora.alpha=1.0"]
+    assert cli.main("own/i2v", [*asked, "frozen_dtype=fp16"], out=str(tmp_path / "runs")) == 0
+    said = capsys.readouterr().out
+    assert "the LoRA moves the network's answer to fixed noise by" in said
+    packed, old = bundle.read(tmp_path / "runs/own/i2v/cascade"), bundle.read(start)
+    loras = [f"{kind}.diffusers.safetensors" for kind in ("lora", "motion_lora")]
+    found = adapt.given([f"{packed.folder / loras[0]}@i2v,v2v", f"{packed.folder / loras[1]}@i2v"])
+    four = adapt.Merged(old, found).into(cascade.load(old))
+    trained = {"spatial", "motion_i2v", "text_encoder"}
+    for name in old.components:
+        ours, theirs = params.flatten(four.params[name]), params.flatten(packed.load(name))
+        for path, leaf in theirs.items():
+            np.testing.assert_allclose(ours[path], leaf, rtol=1e-3, atol=1e-6)  # of fp16
+        before = params.digest(old.load(name))
+        assert (params.digest(packed.load(name)) != before) == (name in trained), name
+    for own, name in (("t2i_unet", "spatial"), ("t2i_text_encoder", "text_encoder")):
+        assert params.digest(packed.load(own)) == params.digest(old.load(name))

@@ -33,6 +33,7 @@ class Finished:
 
     names: tuple
     notes: dict
+    outcome = files = None
 
     def components(self, params):
         return {name: params for name in self.names}

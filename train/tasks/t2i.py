@@ -14,11 +14,10 @@ from mv2_jax import config
 from mv2_jax import params as trees
 from mv2_jax.diffusion import guidance, keys, losses
 from mv2_jax.errors import InputError
-from mv2_jax.lookup import nearest
 from mv2_jax.stages import latents as codec
 from mv2_jax.stages import stage as stages
 from mv2_jax.stages import t2i
-from mv2_jax.train import encoded, streamed
+from mv2_jax.train import answers, chosen, encoded, streamed
 from mv2_jax.train import source as sources
 from mv2_jax.train import words as tokens
 from mv2_jax.train.latents import Shards, at_once
@@ -74,10 +73,7 @@ class PictureTask:
         stage = config.from_dict(cfg.model.t2i.to_dict())
         factor, dtype = self.vae.config.factor, compute_dtype(cfg.precision)
         self.net = stages.build("t2i", stage, configs, factor, dtype, cfg.remat)
-        self.trained = tuple(cfg.get("train", ())) or self.net.trees
-        for name in self.trained:
-            if name not in self.net.trees:
-                raise InputError(f"train: there is no tree {name!r}{nearest(name, self.net.trees)}")
+        self.trained = chosen.check(cfg.get("train", ()), self.net.trees) or self.net.trees
         self.kept = [name for name in self.net.trees if name not in self.trained]
         require(begin, *self.kept)
         self.sizes = [_sides(size) for size in cfg.data.get("sizes", ()) or (stage.size,)]
@@ -150,6 +146,11 @@ class PictureTask:
         z = t2i.sample(whole, self.net, inputs, each, scales, steps=steps)[:, 0]
         return grid(to_uint8(self.decode(frozen["vae"], z)), columns=8)
 
+    def answer(self, params: Params, frozen: Params) -> np.ndarray:
+        """What the network answers to fixed noise."""
+        (prompt,) = self.source.examples(1)
+        return answers.to_noise(self.whole(params, frozen), self.net, self.words, prompt)
+
     def task(self) -> Task:
         """The loop's view."""
         held = {name: full(self.begin[name].params) for name in self.kept}
@@ -161,6 +162,7 @@ class PictureTask:
             components=lambda params: params,
             configs=lambda params: {name: stages.configs(self.net)[name] for name in params},
             sample=self.sample,
+            answer=self.answer,
             rules=stages.rules(self.net),
             notes={
                 "stages": {"t2i": config.to_dict(self.net.stage)},

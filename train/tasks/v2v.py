@@ -26,7 +26,7 @@ def make(cfg: Any, begin: Mapping[str, Component], folder: Path) -> Task:
     known = [name for name in task.net.trees if task.given(name)]
     begun = any(name in known for name in backbone.parts)
     for name in task.net.trees:
-        fresh = name in cfg.train and not (begun and name in backbone.parts)
+        fresh = name in task.trained and not (begun and name in backbone.parts)
         if name not in known and not fresh:
             require(begin, f"{name}_i2v" if name in backbone.own else name)
     return task.task()

@@ -1,9 +1,8 @@
 """Training on preferences: Diffusion-DPO, or plain fine-tuning on the winners, for T2I and I2V.
 
-`stage` is "t2i" (its spatial weights) or "i2v" (the trees that `train` names); `lora.rank` 0 trains
-all their weights, any other low-rank changes of the kernels that `lora.match` finds. `loss.kind` is
-"dpo" or "winners": the latter sees the better half of the same pairs with the plain loss, so that
-what DPO gains over it is due to the worse halves.
+`stage` is "t2i" (its spatial weights) or "i2v" (the trees that `train` names). `loss.kind` is "dpo"
+or "winners": the latter sees the better half of the same pairs with the plain loss, so that what
+DPO gains over it is due to the worse halves.
 """
 
 from __future__ import annotations
@@ -24,12 +23,12 @@ from mv2_jax.diffusion import guidance, losses
 from mv2_jax.diffusion import keys as named
 from mv2_jax.diffusion.losses import LossConfig, diffusion_loss
 from mv2_jax.errors import InputError
-from mv2_jax.lookup import nearest, one_of
+from mv2_jax.lookup import one_of
 from mv2_jax.stages import i2v, t2i
 from mv2_jax.stages import latents as codec
 from mv2_jax.stages import stage as stages
 from mv2_jax.toybox import evaluate
-from mv2_jax.train import lora
+from mv2_jax.train import answers, chosen
 from mv2_jax.train import source as sources
 from mv2_jax.train import words as tokens
 from mv2_jax.train.latents import Shards, position
@@ -87,25 +86,12 @@ class Preferences(ABC):
         """What a batch needs of the prompts with these numbers: "better" and "worse" latents."""
 
     def init(self, key: jax.Array) -> Params:
-        """What is trained: whole trees, or LoRA factors for them."""
-        settings, trained = self.cfg.lora, {name: self.base[name] for name in self.cfg.train}
-        if not settings.rank:
-            return trained
-        return {
-            name: lora.init(named.fold(key, name), tree, settings.rank, settings.match)
-            for name, tree in trained.items()
-        }
-
-    def merged(self, params: Params, base: Params) -> Params:
-        """The trained trees, whole."""
-        if not self.cfg.lora.rank:
-            return dict(params)
-        scale = self.cfg.lora.scale
-        return {name: lora.merge(base[name], tree, scale) for name, tree in params.items()}
+        """What is trained."""
+        return {name: self.base[name] for name in chosen.names(self.cfg.train)}
 
     def loss(self, params: Params, frozen: Params, batch: Batch, key: jax.Array):
         keys = named.per_sample(key, batch["better"].shape[0])
-        whole = {**frozen, **self.merged(params, frozen)}
+        whole = {**frozen, **params}
         better, worse = (self.clips(batch[name]) for name in ("better", "worse"))
         rest = {name: x for name, x in batch.items() if name not in ("better", "worse", "margin")}
         inputs = trees.cast(rest, jnp.float32)
@@ -182,13 +168,16 @@ class Preferences(ABC):
             step += 1
 
     def components(self, params: Params) -> dict[str, Params]:
-        merged = self.merged(params, self.base)
-        return {self.stored.get(name, name): tree for name, tree in merged.items()}
+        return {self.stored.get(name, name): tree for name, tree in params.items()}
+
+    def answer(self, params: Params, frozen: Params) -> np.ndarray:
+        """What the network answers to fixed noise."""
+        whole = {**frozen, **params}
+        (prompt,) = sources.of(self.cfg).examples(1)
+        return answers.to_noise(whole, self.net, self.words, prompt)
 
     def task(self) -> Task:
-        for name in self.cfg.train:
-            if name not in self.base:
-                raise InputError(f"train: there is no tree {name!r}{nearest(name, self.base)}")
+        chosen.check(self.cfg.train, self.base)
         configs = {name: part.config for name, part in self.begin.items()}
         return Task(
             init=self.init,
@@ -197,6 +186,7 @@ class Preferences(ABC):
             batches=self.batches,
             components=self.components,
             configs=lambda params: {name: configs[name] for name in self.components(params)},
+            answer=self.answer,
             rules=stages.rules(self.net),
             notes={"stages": {self.cfg.stage: config.to_dict(self.net.stage)}},
         )
