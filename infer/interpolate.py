@@ -279,6 +279,7 @@ def _film(
 
 def _scene(film: writing.Film | images.Album, args: argparse.Namespace, bar: tqdm) -> Scene:
     rules = Rules(args.cuts, args.pause * args.slow if args.pause else None, args.dedupe)
+    rules = dataclasses.replace(rules, hold=args.jumps == "hold" and args.vfi != "none")
     layout, mesh = film.encoder.layout, meshes.of(args.mesh)
     fill = making.filler(args.vfi, args.views, args.scale, layout, bar, mesh)
     # One gap for each device under way, and one in wait.
@@ -325,7 +326,7 @@ def summary(out: str, done: Done, seconds: float) -> str:
     tally, layout = done.tally, done.layout
     left = [f"{n} {what}" for n, what in ((tally.cuts, "cuts"), (tally.pauses, "pauses")) if n]
     kept = f", {' and '.join(left)} left as they are" if left else ""
-    held = f", {tally.held} gaps held that would have ghosted" if tally.held else ""
+    held = f", in {tally.held} gaps something held that jumped too far" if tally.held else ""
     return (
         f"{out}: {tally.written} frames of {layout.width}x{layout.height} from {tally.given}, "
         f"{float(done.rate):.5g} a second{kept}{held}; done after {seconds:.0f} s"

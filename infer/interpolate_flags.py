@@ -106,6 +106,13 @@ def _add_frames(group: argparse._ArgumentGroup) -> None:
         help="the seconds beyond which a frame that stays is left alone "
         f"({PAUSE}; 0 or more, or off)",
     )
+    add(
+        "--jumps",
+        choices=("hold", "blend"),
+        default="hold",
+        help="small things that jump too far "
+        "to be followed: hold them where they were, or leave what the network made of them (hold)",
+    )
     add("--dedupe", type=_levels, nargs="?", const=REPEAT, metavar="X", help="for drawings on twos "
         "and threes: frames that repeat the one before, up to X grey levels, are made anew "
         f"({REPEAT:g}; 0 to 64)")  # fmt: skip

@@ -1,7 +1,7 @@
 """What goes into a gap of `mv2 interpolate`: new pictures, copies, or nothing new.
 
 A gap between equal pictures is filled with copies, and one across a cut or a long pause with the
-nearest picture.
+nearest picture. What the network loses between two pictures is held (`interpolate_lost`).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mv2_jax.infer import interpolate_cuts as cuts
+from mv2_jax.infer import interpolate_lost as lost
 from mv2_jax.infer import interpolate_pictures as pictures
 from mv2_jax.infer.interpolate_layout import Layout
 from mv2_jax.infer.interpolate_pictures import Planes
@@ -36,16 +37,18 @@ one is looked at."""
 class Rules:
     """Where nothing is made: at cuts (`cuts` as `interpolate_cuts.is_cut` takes it, None: nowhere),
     in gaps longer than `pause` seconds (None: never), and between pictures that differ by less than
-    `repeat` grey levels (None: only between equal ones)."""
+    `repeat` grey levels (None: only between equal ones). `hold`: whether what is lost is held."""
 
     cuts: float | None = cuts.UNEXPLAINED
     pause: Fraction | None = PAUSE
     repeat: float | None = None
+    hold: bool = True
 
 
 @dataclass
 class Tally:
-    """What was done: pictures given and written, and the gaps left unfilled at cuts and pauses."""
+    """What was done: pictures given and written, the gaps left unfilled at cuts and pauses, and
+    those in which something was held."""
 
     given: int = 0
     written: int = 0
@@ -64,6 +67,7 @@ class Gap:
     made: Sequence[Planes]
     cut: bool = False
     pause: bool = False
+    new: bool = False  # whether a network made them
 
 
 class Scene:
@@ -88,13 +92,18 @@ class Scene:
             nearest = [(second if part >= 0.5 else first).planes for part in parts]
             return Gap(first, second, moments, nearest, cut=True)
         made = self._fill(first.planes, second.planes, parts) if parts else []
-        return Gap(first, second, moments, made)
+        return Gap(first, second, moments, made, new=True)
 
     def pictures(self, gap: Gap) -> Iterator[tuple[Planes, Fraction]]:
         """A gap's pictures and their times."""
         self.tally.cuts += gap.cut
         self.tally.pauses += gap.pause
-        ends, new = {0.0: gap.first.planes, 1.0: gap.second.planes}, iter(gap.made)
+        first, second, made = gap.first.planes, gap.second.planes, gap.made
+        if gap.new and self._rules.hold:
+            parts = [part for _, part in gap.moments if part not in (0.0, 1.0)]
+            made, held = lost.held(first, second, parts, made, self._layout)
+            self.tally.held += held
+        ends, new = {0.0: first, 1.0: second}, iter(made)
         for moment, part in gap.moments:
             yield ends[part] if part in ends else next(new), moment
 
