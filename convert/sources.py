@@ -19,6 +19,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from mv2_jax import files
 from mv2_jax.convert import containers
 from mv2_jax.tensorfile import TYPES, Spec
 
@@ -42,6 +43,7 @@ def load(path: str | os.PathLike[str], *, variant: str | None = None) -> Mapping
 
     Raises:
         FileNotFoundError: there is no such file, or no weights in the folder.
+        OSError: it is a pipe or a device.
         ValueError: damaged, not a checkpoint, or a pickle that wants to run code.
     """
     return _open(paths(path, variant))
@@ -54,6 +56,7 @@ def paths(path: str | os.PathLike[str], variant: str | None = None) -> list[Path
         return _weights(path, variant)
     if not path.exists():
         raise FileNotFoundError(f"no checkpoint at {path}")
+    files.regular(path)
     return [path]
 
 

@@ -81,6 +81,7 @@ def folder(path: str, pace: Fraction | None, strict: bool = False) -> Iterator[P
 def animated(path: str) -> bool:
     """Whether a file is an animated WebP, which FFmpeg does not read."""
     try:
+        files.regular(path)
         with open(path, "rb") as file:
             head = file.read(12)
         if head[:4] != b"RIFF" or head[8:] != b"WEBP":

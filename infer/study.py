@@ -75,6 +75,7 @@ def main(arguments: Sequence[str]) -> int:
     out = Path(args.out or f"study-{args.which}")
     only = [name for name in args.only.split(",") if name]
     if args.which == "inference":
+        _writable(out)
         variants, others = (mechanisms.FULL, *mechanisms.choose(mechanisms.VARIED, only)), None
     elif only:
         raise InputError("--only goes with `mv2 study inference`")

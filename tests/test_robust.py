@@ -1,5 +1,6 @@
 """What stops a command, or should: empty values, devices, signals, full disks, closed pipes."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -34,6 +35,22 @@ def test_an_empty_value_is_an_error_for_every_option(here, capsys, arguments, fl
 def test_a_device_is_no_file(here, capsys, flag):
     assert cli.main(["generate", PROMPT, flag, "/dev/zero"]) == 2
     assert "/dev/zero: it is no ordinary file" in one_line(capsys)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["interpolate", "IT", "-o", "x.mp4"],
+        ["convert", "IT"],
+        ["convert", "--unet", "IT", "-o", "x"],
+    ],
+)
+def test_a_pipe_is_no_file(here, capsys, arguments):
+    """Nobody writes into it: to open it would be to wait for ever."""
+    os.mkfifo("pipe.safetensors")
+    words = [word.replace("IT", "pipe.safetensors") for word in arguments]
+    assert cli.main(words) == 2
+    assert "it is no ordinary file" in one_line(capsys)
 
 
 @pytest.fixture
