@@ -1,97 +1,315 @@
-"""`mv2 plan`: would a stage fit on hardware that is not here, and how long would a step take?
+"""`mv2 plan`: would a cascade fit on hardware that is not here, and how long would a video take?
 
-Light: JAX is loaded only once the arguments are known to be good.
+Every program of it is traced for the machine, which takes a minute and no compiler, and then,
+without `--quick`, compiled for it. Light: JAX is loaded only once the arguments are found to be
+good.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import sys
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mv2_jax.arguments import Parser, whole
-from mv2_jax.infer import machines
-from mv2_jax.numbers import DIFFUSION
+from mv2_jax.errors import InputError
+from mv2_jax.infer import choices, machines
+from mv2_jax.infer.settings import SETTINGS
+from mv2_jax.lookup import one_of
+from mv2_jax.numbers import DIFFUSION, STAGES
 
 if TYPE_CHECKING:
-    from mv2_jax.infer.ahead import Plan
+    from mv2_jax.infer.planning.estimate import Plan
 
 TYPES = ("bfloat16", "float16", "float32")
+AUTO = "auto"
+# What may be planned: the stages that are run for it, and the programs that are shown (all: ()).
+PARTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "cascade": (tuple(STAGES), ()),
+    **{stage: ((stage,), ()) for stage in DIFFUSION},
+    "vae": (DIFFUSION, ("encode", "decode")),
+    "vfi": (("vfi",), ()),
+    "encoders": (DIFFUSION, ("encoders",)),
+}
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs `mv2 plan`; returns the exit code: 0, or 1 where the stage does not fit.
+    """Runs `mv2 plan`; returns the exit code: 0, or 1 where something does not fit.
 
     Raises:
-        InputError: a flag or name that is not known, or a compiler that is not installed.
+        InputError: a flag or name that is not known, or a number that cannot be.
     """
     args = _parser().parse_args(list(arguments))
-    machines.check(args.on)
-    from mv2_jax.infer import ahead
-
-    cfg = ahead.resize(
-        ahead.stage_config(args.stage, args.weights), args.size, args.frames, args.dtype
-    )
-    devices = machines.devices(args.on)
-    rows = cfg.rule.rows * args.batch
-    mesh = ahead.mesh(args.mesh, devices, cfg.stage.frames)
-    shape = ", ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1)
-    height, width = cfg.stage.size
-    frames = f"{cfg.stage.frames} frames of " if cfg.stage.frames > 1 else ""
-    print(f"{args.stage}: {frames}{width}x{height}, {rows} rows with guidance, {args.dtype}")
-    print(
-        f"on {len(devices)} x {devices[0].device_kind}; mesh: {shape or 'one device'}", flush=True
-    )
-    began = time.monotonic()
-    plan = ahead.compile_stage(cfg, mesh, args.batch)
-    print(f"compiled in {time.monotonic() - began:.0f} s")
-    print("\n".join(describe(plan, cfg.stage.steps)))
-    return 0 if plan.refused is None else 1
+    machine = machines.machine(args.on)
+    if args.train and args.part not in DIFFUSION:
+        raise InputError(f"--train goes with {', '.join(DIFFUSION)}, not {args.part}")
+    sizes = None if args.mesh in (None, AUTO) else _axes(args.mesh, machine.count)
+    chosen = choices.given(args)
+    given = {s.dest: getattr(args, s.dest) for s in SETTINGS}
+    given = {s.dest: s.parse(given[s.dest]) for s in SETTINGS if given[s.dest] is not None}
+    lacking = machines.lacking(args.on)
+    if lacking and machine.chip.platform == "tpu" and not args.quick:
+        raise InputError(
+            f"--on {args.on}: its compiler is not installed; pip install 'mv2-jax[{lacking}]', or "
+            "take --quick, which compiles nothing"
+        )
+    _without_devices()
+    return Command(args, machine, sizes, chosen, given, bool(lacking)).run()
 
 
-def describe(plan: Plan, steps: int) -> list[str]:
-    """Lines for a person."""
-    if plan.refused is not None:
-        return ["it does not fit: " + " ".join(plan.refused.split())[:400]]
-    total = plan.arguments + plan.temporaries + plan.outputs
-    lines = [
-        f"memory of each device: {_size(total)} (parameters and inputs {_size(plan.arguments)}, "
-        f"temporaries {_size(plan.temporaries)})"
-    ]
-    if plan.seconds is None:
-        return [*lines, "time: the compiler gives no estimate for this program"]
-    return [
-        *lines,
-        f"time, as the compiler estimates it: {plan.seconds:.3g} s a step, "
-        f"{plan.seconds * steps:.3g} s for {steps} steps",
-    ]
+def _without_devices() -> None:
+    """Plans run on the CPU, wherever they run: libraries for accelerators would look for some."""
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
 
 
-def _size(count: int) -> str:
-    return f"{count / 2**30:.2f} GiB"
+class Command:
+    """One call of `mv2 plan`, its arguments checked.
+
+    Args:
+        lacking: the machine's compiler is not installed.
+    """
+
+    def __init__(
+        self,
+        args: Any,
+        machine: machines.Machine,
+        sizes: dict[str, int] | None,
+        chosen: choices.Choices,
+        given: dict[str, Any],
+        lacking: bool,
+    ) -> None:
+        from mv2_jax.infer.planning import sources
+
+        self.args, self.machine, self.sizes, self.lacking = args, machine, sizes, lacking
+        preset = chosen.pop("all", {}).get("preset")
+        source = (
+            sources.of_folder(args.weights, preset, args.dtype)
+            if args.weights
+            else sources.of_preset(preset or "paper", args.dtype)
+        )
+        size = args.size
+        self.source, self.numbers = sources.chosen(source, chosen, given, size, args.controls)
+        self.quick = args.quick or lacking
+
+    def run(self) -> int:
+        """Prints the plan; the exit code."""
+        from mv2_jax.infer.planning import report
+
+        args = self.args
+        tried: list[str] = []
+        if args.mesh == AUTO and self.machine.count > 1:
+            self.sizes, tried = self._best()
+        plan = self._traced(self.sizes or self._usual())
+        unit = "training step" if args.train else "video"
+        if not args.json:
+            print("\n".join([*report.heading(plan, self._what(), self._told(plan)), *tried, ""]))
+            print("\n".join(report.table(plan)), flush=True)
+        if not self.quick:
+            plan = self._compiled(plan)
+        tile = self.source.bundle.stages["v2v"].tile
+        lines = [*report.misfits(plan, args.resident, tile)]
+        if args.json:
+            about = {"plan": args.part, "train": args.train, "preset": self.source.bundle.name}
+            about |= {"dtype": args.dtype, "compiled": not self.quick, "does_not_fit": lines}
+            print(json.dumps(report.to_json(plan, about, args.price), indent=1))
+            return int(bool(plan.misfits))
+        if not self.quick:
+            print("\n" + "\n".join(["compiled:", *report.table(plan)]))
+        print(
+            "\n" + "\n".join([report.verdict(plan), *lines, *report.sums(plan, args.price, unit)])
+        )
+        print("\n" + "\n".join([*report.notes(plan), *self._remarks()]))
+        return int(bool(plan.misfits))
+
+    def _what(self) -> str:
+        step = ", a training step" if self.args.train else ""
+        return f"{self.source.bundle.name} {self.args.part}{step}"
+
+    def _told(self, plan: Plan) -> str:
+        """Sizes, frames and steps."""
+        if self.args.train:
+            return f"{self.args.dtype}, parameters and their state in float32"
+        stages = self.source.bundle.stages
+        said = []
+        for name in DIFFUSION:
+            height, width = stages[name].size
+            frames = f"{stages[name].frames} x " if stages[name].frames > 1 else ""
+            steps = [r.program.times for r in plan.rows if r.program.label == f"{name} step"]
+            said.append(f"{name.upper()} {frames}{width}x{height}"
+                        + (f" in {steps[0]} steps" if steps else ""))  # fmt: skip
+        between = int(self.numbers["vfi"]["between"])
+        frames = (stages["v2v"].frames - 1) * (between + 1) + 1
+        many = f", {plan.batch} videos at a time" if plan.batch > 1 else ""
+        return f"{self.args.dtype}; {'; '.join(said)}; {frames} frames in the end{many}"
+
+    def _remarks(self) -> list[str]:
+        lines = []
+        if self.lacking:
+            lines.append(
+                f"{self.machine.name}'s compiler is not installed here (jax[cuda12]): read from "
+                "traces alone, which is less exact"
+            )
+        if self.quick and not self.lacking:
+            lines.append("nothing was compiled (--quick): memory is a lower bound")
+        return lines
+
+    def _usual(self) -> dict[str, int]:
+        """The mesh that `mv2 generate --mesh auto` takes."""
+        from mv2_jax.infer import meshes
+
+        frames = self.source.bundle.stages["i2v"].frames
+        return meshes.auto(self.machine.count, self._batch(), frames)
+
+    def _batch(self) -> int:
+        if self.args.train and self.args.batch is None:
+            from mv2_jax.infer.planning import training
+
+            return int(training.recipe(self.args.part).batch)
+        return self.args.batch or 1
+
+    def _traced(self, sizes: dict[str, int], only: str | None = None, useful: Any = None) -> Plan:
+        """The plan over a mesh by its traces; `only` the programs of a name."""
+        from mv2_jax.infer.planning import estimate
+
+        stages, names = PARTS[self.args.part]
+        if only:
+            names = (only,)
+            stages = tuple(stage for stage in stages if stage in DIFFUSION)
+        if self.args.train:
+            return self._training(sizes, useful)
+        _say(f"tracing {', '.join(stages)} for {self.machine.name}")
+        return estimate.cascade(
+            self.source.on, self.machine, sizes, self.numbers, stages, self._batch(),
+            self.args.resident, lambda program: not names or program.name in names,
+            self._looks(), useful,
+        )  # fmt: skip
+
+    def _looks(self) -> dict[str, Any]:
+        """The raw inputs of pictures whose look counts beside the first's."""
+        import numpy as np
+
+        size = self.source.bundle.stages["v2v"].size
+        shape = (self._batch(), self.args.looks, *size, 3)
+        return {"looks": np.zeros(shape, np.float32)} if self.args.looks else {}
+
+    def _training(self, sizes: dict[str, int], useful: Any) -> Plan:
+        from mv2_jax.infer.planning import estimate, flops, training
+
+        stage, batch, machine = self.args.part, self._batch(), self.machine
+
+        def step(sizes: dict[str, int], machine: machines.Machine) -> Any:
+            mesh = estimate.abstract(machine, sizes)
+            _say(f"tracing a training step of {stage} for {machine.count} devices")
+            return training.step(self.source.on(mesh), stage, mesh, batch, self.args.dtype)
+
+        found = step(sizes, machine)
+        if useful is None:
+            alone = step({}, dataclasses.replace(machine, count=1)) if machine.count > 1 else found
+            useful = [flops.count(alone.traced.jaxpr)]
+        state = {"state": found.args[0], "frozen": found.args[1]}
+        rows = estimate.rows([found], useful, machine.chip, state, "stage")
+        row = next(rows)
+        row = dataclasses.replace(row, outputs=0)  # the state is given away for the new one
+        return estimate.Plan(machine, dict(sizes), (row,), 1)
+
+    def _best(self) -> tuple[dict[str, int], list[str]]:
+        """The best mesh, and lines that say why."""
+        from mv2_jax.infer.planning import choose
+
+        frames = self.source.bundle.stages["i2v"].frames
+        useful, tried = None, []
+        for sizes in choose.sensible(self.machine.count, self._batch(), frames):
+            plan = self._traced(sizes, "step", useful)
+            useful = useful or [row.useful for row in plan.rows]
+            tried.append(choose.Tried(sizes, plan))
+            _say(f"{tried[-1].name}: {plan.seconds:.3g} s by the roofline of the steps")
+        found = choose.best(tried)
+        return found.sizes, choose.why(tried, found)
+
+    def _compiled(self, plan: Plan) -> Plan:
+        """The plan with every program compiled."""
+        from mv2_jax import sharding
+        from mv2_jax.infer.planning import compiled, estimate
+
+        sizes = dict(plan.mesh)
+        mesh = sharding.make_mesh(**sizes, devices=machines.devices(self.args.on))
+        for index, row in enumerate(plan.rows):
+            began = time.monotonic()
+            _say(f"compiling {row.program.label} ({index + 1}/{len(plan.rows)})")
+            program = estimate.moved(row.program, mesh)
+            made = compiled.compile(program, mesh, self.machine.chip)
+            plan = plan.replaced(index, compiled=made)
+            took = f"{time.monotonic() - began:.0f} s"
+            told = made.refused or f"{made.total / machines.GIB:.2f} GiB a device"
+            _say(f"compiled {row.program.label} in {took}: {told}")
+        return plan
+
+
+def _say(line: str) -> None:
+    print(f"mv2: {line}", file=sys.stderr, flush=True)
 
 
 def _parser() -> Parser:
     parser = Parser(
         prog="mv2 plan",
-        description="Compiles a stage's network for hardware that is not here, and says how much "
-        "memory of each device it takes and (TPU) how long a step. Sizes are the paper's.",
+        description="Says what a cascade takes on hardware that is not here: for every program "
+        "memory, FLOPs, exchanges and time, and then seconds a video. It first answers from traces "
+        "(a minute), then compiles each program for the machine (a UNet of full size takes a "
+        "quarter of an hour); --quick leaves that out.",
     )
     add = parser.add_argument
-    add("stage", choices=DIFFUSION, help="which network")
+    add("part", choices=list(PARTS), help="the whole cascade, or a part of it")
     add("--on", required=True, metavar="NAME", help=machines.EXAMPLES)
+    add("--quick", action="store_true", help="only trace: an answer in a minute, no compiler")
     add(
         "--mesh",
-        type=_axes,
         metavar="A=N,...",
-        help="sizes of the mesh's axes data, fsdp, context, tensor",
+        help="sizes of the mesh's axes data, fsdp, context, tensor; auto: try the sensible ones "
+        "and take the best (as mv2 generate --mesh auto chooses)",
     )
-    add("--batch", type=whole(1), default=1, metavar="N", help="videos at a time (1; 1 or more)")
-    add("--size", type=_pixels, metavar="WxH", help="pixels (the paper's)")
-    add("--frames", type=whole(1), metavar="N", help="frames (the paper's 32; 1 or more)")
+    add("--train", action="store_true", help="a whole training step of t2i, i2v or v2v instead")
+    add("--batch", type=whole(1, 1024), metavar="N", help="videos at a time (1; of --train the "
+        "recipe's; 1 to 1024)")  # fmt: skip
+    add("--price", type=_price, metavar="X", help="of an hour of the whole machine, in any money")
+    add("--json", action="store_true", help="everything as JSON")
+    add("--size", type=_pixels, metavar="WxH", help="size of the video in pixels (the preset's)")
     add("--dtype", choices=TYPES, default=TYPES[0], help="of parameters and computation")
-    add("--weights", metavar="DIR", help="plan for this cascade folder's networks instead")
+    add("--weights", metavar="DIR", help="plan for this cascade folder instead of a preset")
+    add("--controls", type=whole(1, 9), default=1, metavar="N", help="ControlNets (1; 1 to 9)")
+    add("--looks", type=whole(1, 64), metavar="N", help="mv2 generate's --look, N times (none)")
+    add(
+        "--resident",
+        choices=("all", "stage"),
+        default="all",
+        help="weights that lie on the devices, as in mv2 generate (all)",
+    )
+    numbers = parser.add_argument_group("mv2 generate's numbers")
+    for setting in SETTINGS:
+        numbers.add_argument(setting.flag, dest=setting.dest, metavar="N", help=setting.about.help)
+    others = parser.add_argument_group("mv2 generate's samplers, lengths and sizes")
+    for choice in choices.CHOICES:
+        usual = " (paper)" if choice.name == "preset" else ""
+        text = f"{choice.help}{choice.range}{usual}"
+        others.add_argument(choice.flag, dest=choice.dest, metavar=choice.metavar, help=text)
     return parser
+
+
+def _price(text: str) -> float:
+    import argparse
+    import math
+
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value >= 0):
+        raise argparse.ArgumentTypeError(f"takes an amount of 0 or more, not {text!r}")
+    return value
 
 
 def _pixels(text: str) -> tuple[int, int]:
@@ -99,6 +317,24 @@ def _pixels(text: str) -> tuple[int, int]:
     return whole(1)(height), whole(1)(width)
 
 
-def _axes(text: str) -> dict[str, int]:
-    pairs = (part.partition("=") for part in text.split(","))
-    return {name: whole(1)(size) for name, _, size in pairs}
+def _axes(text: str, devices: int) -> dict[str, int]:
+    """{axis: size} of "data=2,context=4". Raises InputError where it is not that."""
+    import math
+
+    from mv2_jax.infer import meshes
+
+    axes = ("data", "fsdp", "context", "tensor")
+    sizes: dict[str, int] = {}
+    for part in text.split(","):
+        name, _, size = (word.strip() for word in part.partition("="))
+        one_of(name, axes, "axis", "--mesh")
+        if not size.isdecimal() or int(size) < 1 or name in sizes:
+            raise InputError(f"--mesh {text}: each axis takes one whole number, such as {name}=2")
+        sizes[name] = int(size)
+    if math.prod(sizes.values()) != devices:
+        fitting = meshes.spelled(meshes.auto(devices, 1, devices)) or "no --mesh"
+        raise InputError(
+            f"--mesh {text}: its sizes multiply to {math.prod(sizes.values())}, and the machine "
+            f"has {devices} devices: {fitting} would fit"
+        )
+    return sizes

@@ -60,7 +60,7 @@ GROUPS = {
         "bench": "how good and fast a part is, on a clip of yours",
     },
     "hardware": {
-        "plan": "would a stage fit on hardware not here?",
+        "plan": "memory, time and money of a video on absent hardware",
         "rehearse": "run a full-size cascade with random weights",
     },
 }

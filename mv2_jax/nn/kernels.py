@@ -6,9 +6,12 @@ Letters: B batch, L tokens (Lq queries, Lk keys), N heads, D head width. Argumen
 
 from __future__ import annotations
 
+import importlib.util
+
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.extend import core
 
 _LANES = 128  # the TPU kernel's tiles
 _BLOCK = 512
@@ -87,6 +90,8 @@ def cudnn(
             "impl='chunked'"
         )
     lq, lk = q.shape[1], k.shape[1]
+    if _absent():
+        return _stand_in(q, k, v)
     if lk % 2 and lengths is None:
         lengths = jnp.full(k.shape[:1], lk, jnp.int32)
     q = jnp.pad(q, ((0, 0), (0, lq % 2), (0, 0), (0, 0)))
@@ -95,6 +100,36 @@ def cudnn(
         q, k, v, is_causal=causal, key_value_seq_lengths=lengths, implementation="cudnn"
     )
     return out[:, :lq]
+
+
+def _absent() -> bool:
+    """Whether this is a trace for GPUs that are not here, on a machine without cuDNN."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    planned = device is not None and device.platform in ("gpu", "cuda")
+    return planned and importlib.util.find_spec("jax_cuda12_plugin") is None
+
+
+# The kernel's name and shapes, which `mv2 plan` reads from a trace; they cannot be compiled.
+_FORWARDS = core.Primitive("dot_product_attention_fwd")
+_BACKWARDS = core.Primitive("dot_product_attention_bwd")
+_BACKWARDS.multiple_results = True
+_FORWARDS.def_abstract_eval(lambda q, k, v: jax.core.ShapedArray(q.shape, q.dtype))
+_BACKWARDS.def_abstract_eval(
+    lambda q, k, v, *_: [jax.core.ShapedArray(x.shape, x.dtype) for x in (q, k, v)]
+)
+
+
+@jax.custom_vjp
+def _stand_in(q: Array, k: Array, v: Array) -> Array:
+    return _FORWARDS.bind(q, k, v)
+
+
+def _stand_in_fwd(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, ...]]:
+    out = _FORWARDS.bind(q, k, v)
+    return out, (q, k, v, out)
+
+
+_stand_in.defvjp(_stand_in_fwd, lambda saved, d_out: tuple(_BACKWARDS.bind(*saved, d_out)))
 
 
 def _capability() -> float:

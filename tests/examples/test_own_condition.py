@@ -14,7 +14,8 @@ import tiny
 from mv2_jax import bundle, cascade, cli
 from mv2_jax.diffusion import keys
 from mv2_jax.errors import InputError
-from mv2_jax.infer import ahead, machines, media
+from mv2_jax.infer import machines, media
+from mv2_jax.infer.planning import estimate, recorded, sources
 from mv2_jax.stages import stage as stages
 from mv2_jax.train import cli as training
 from mv2_jax.train import recipe
@@ -94,10 +95,13 @@ def test_training_reaches_it(four):
     assert np.abs(told).max() > 1e-6 and np.abs(dropped).max() == 0
 
 
-def test_it_is_planned(four):
-    function, (parameters, *inputs) = ahead.denoiser(four.picture, batch=1)
-    assert set(parameters) == {"spatial"} and inputs[-1]["brightness"].shape == (2, 1, 4, 8)
-    assert jax.eval_shape(function, parameters, *inputs).shape == inputs[0].shape
+def test_it_is_planned(folder):
+    source, numbers = sources.chosen(sources.of_folder(folder.folder, None), {}, {})
+    mesh = estimate.abstract(machines.machine("l4"), {})
+    programs = recorded.record(source.on(mesh), mesh, numbers, ["t2i"])
+    told = {p.name: p.args[1] for p in programs if p.name in ("encoders", "step")}
+    assert told["encoders"]["brightness"].shape == (1,)
+    assert told["step"]["brightness"].shape == (2, 1, 4, 8)
 
 
 def test_it_comes_back_from_a_folder_and_is_heard(four, folder, own):
@@ -190,14 +194,6 @@ def test_a_recipe_trains_it_and_the_packed_cascade_hears_it(own, tmp_path, monke
     steps = "--t2i-steps 1 --i2v-steps 1 --v2v-steps 1".split()
     words = ["generate", *PROMPT, "--weights", "runs/bright/cascade", *steps]
     assert cli.main([*words, "-o", "a.mp4", "--tell", "brightness=-0.6"]) == 0
-    # And planned, by the command: for devices that are the CPU's.
-    planned = []
-    monkeypatch.setattr(machines, "check", lambda name: None)
-    monkeypatch.setattr(machines, "devices", lambda name: jax.devices()[:1])
-    compiled = ahead.Plan(2**30, 2**29, 2**29, seconds=0.5)
-    monkeypatch.setattr(
-        ahead, "compile_stage", lambda cfg, mesh, batch: planned.append(cfg) or compiled
-    )
-    plan = ["plan", "t2i", "--on", "any", "--weights", "runs/bright/cascade"]
+    # And planned, by the command.
+    plan = ["plan", "t2i", "--on", "l4", "--quick", "--weights", "runs/bright/cascade"]
     assert cli.main(plan) == 0
-    assert planned[0].trees == four.picture.trees

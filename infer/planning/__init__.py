@@ -1,0 +1,1 @@
+"""What `mv2 plan` is made of: which programs there are, what they cost, and what would be best."""
