@@ -48,6 +48,14 @@ def complete(cfg: ConfigDict) -> None:
         changes["size"] = size if len(size) == 2 else (*size, *size)
     if cfg.get("frames"):
         changes["frames"] = cfg.frames
-    held = dataclasses.replace(bundle.read(cfg.cascade).stages[stage], **changes)
+    whole = bundle.read(cfg.cascade)
+    network = whole.stages[stage].unet
+    kind = "sdxl" if getattr(network, "pooled_width", None) else "sd15"
+    if cfg.get("network", kind) != kind:
+        raise InputError(
+            f"network: this recipe is for {cfg.network}, and {stage} of {cfg.cascade} is {kind}; "
+            "both have recipes of their own"
+        )
+    held = dataclasses.replace(whole.stages[stage], **changes)
     with cfg.unlocked():
         cfg.model = ConfigDict({**cfg.get("model", {}), stage: config.to_dict(held)})

@@ -15,6 +15,7 @@ import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
 from mv2_jax.lookup import one_of
+from mv2_jax.train import moments
 
 OPTIMIZERS = ("adamw", "muon")
 SCHEDULES = ("constant", "cosine", "linear", "warmup_stable_decay")
@@ -29,6 +30,7 @@ def check(cfg: Any) -> None:
     one_of(cfg.name, OPTIMIZERS, "optim.name")
     one_of(cfg.schedule, SCHEDULES, "optim.schedule")
     one_of(cfg.clock, ("steps", "time"), "optim.clock")
+    one_of(cfg.states, moments.STATES, "optim.states")
 
 
 def _name(path: tuple) -> str:
@@ -62,7 +64,8 @@ def transformation(cfg: Any) -> optax.GradientTransformation:
 
     "adamw": decoupled weight decay (arXiv 1711.05101). "muon": orthogonalised momentum for
     matrices and convolution kernels, scaled to AdamW's step size (arXiv 2502.16982), Adam
-    (with Nesterov's momentum) for the rest; so both take the same learning rates.
+    (with Nesterov's momentum) for the rest; so both take the same learning rates. `cfg.states` is
+    what the moments are stored as (`train.moments`).
     """
     if cfg.name == "muon":
         core = muon(
@@ -81,6 +84,7 @@ def transformation(cfg: Any) -> optax.GradientTransformation:
             optax.add_decayed_weights(cfg.weight_decay, mask=decay_mask),
             optax.scale(-1.0),
         )
+    core = moments.coded(core, cfg.states)
     return optax.chain(optax.clip_by_global_norm(cfg.clip), core) if cfg.clip else core
 
 

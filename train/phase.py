@@ -15,7 +15,9 @@ RUNNING = ("name", "chain", "begin", "cascade", "log_every", "sample_minutes",
            "checkpoint_minutes", "keep", "keep_best", "mesh", "remat", "data.threads",
            "data.ahead")  # fmt: skip
 # What a person may change half-way besides: the loop itself asks for another optim.lr.
-ON_THE_WAY = (*RUNNING, "steps", "max_minutes", "precision", "optim")
+_OPTIM = ("lr", "warmup", "schedule", "clock", "decay_from", "final", "weight_decay", "b1", "b2",
+          "eps", "clip", "accumulate")  # fmt: skip
+ON_THE_WAY = (*RUNNING, "steps", "max_minutes", "precision", *(f"optim.{name}" for name in _OPTIM))
 
 
 def phase(task: str, **settings: Any) -> ConfigDict:
@@ -61,6 +63,7 @@ def phase(task: str, **settings: Any) -> ConfigDict:
                 "eps": 1e-8,
                 "clip": 1.0,  # global norm; 0: off
                 "accumulate": 1,  # parts a batch is worked through in
+                "states": "fp32",  # moments: fp32, bf16 or int8, for memory
             },
             "ema": {"decay": 0.999, "warmup": True},
         }

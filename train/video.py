@@ -90,15 +90,14 @@ class VideoTask:
 
         On the host: a mesh takes its shares from there, and no device need hold them all.
         """
-        shared = [name for name in ("spatial",) if name in self.net.trees and name in self.begin]
-        held = {name: trees.cast(self.begin[name].params, np.float32) for name in shared}
+        known = {name: self.given(name) for name in self.net.trees}
+        held = {n: trees.cast(part.params, np.float32) for n, part in known.items() if part}
+        if all(known.values()):
+            return held
+        spatial = {name: tree for name, tree in held.items() if name == "spatial"}
         with jax.default_device(host()):
-            made = jax.tree.map(np.asarray, stages.init(self.net, key, held))
-        for name in made:
-            component = self.given(name)
-            if component:
-                made[name] = trees.cast(component.params, np.float32)
-        return made
+            made = jax.tree.map(np.asarray, stages.init(self.net, key, spatial))
+        return {**made, **held}
 
     def given(self, name: str) -> Component | None:
         """What a tree begins from, if anything: V2V's own, its motion modules, as I2V's."""

@@ -4,7 +4,7 @@ import numpy as np
 import optax
 import pytest
 
-from mv2_jax.train import optim
+from mv2_jax.train import moments, optim
 
 from .regression import config
 
@@ -95,3 +95,75 @@ def test_muon_orthogonalises_kernels_and_leaves_the_rest_to_adam():
     for name in ("conv_in", "token"):
         for leaf in jax.tree.leaves(updates[name]):
             assert float(jnp.ptp(jnp.abs(leaf))) < 1e-3  # Adam's first step: signs of one size
+
+
+def trained(states, name="adamw", steps=200):
+    """(loss by step, state, params) of a noisy regression whose moments are stored so."""
+    tx = optim.transformation(settings(name=name, states=states, weight_decay=0.0, b2=0.999))
+    rng = np.random.default_rng(0)
+    target = jnp.asarray(rng.normal(size=(64, 16)), jnp.float32)
+    params = {"layer": {"kernel": jnp.zeros((64, 16)), "bias": jnp.zeros(16)}}
+
+    @jax.jit
+    def step(params, state, key):
+        x = jax.random.normal(key, (32, 64))
+
+        def loss(params):
+            noise = 0.1 * jax.random.normal(key, (32, 16))
+            layer = params["layer"]
+            error = x @ (layer["kernel"] - target) + layer["bias"][None] + noise
+            return jnp.mean(error**2)
+
+        value, grads = jax.value_and_grad(loss)(params)
+        updates, state = tx.update(grads, state, params)
+        return jax.tree.map(lambda p, u: p + 0.03 * u, params, updates), state, value
+
+    state, losses = tx.init(params), []
+    for n in range(steps):
+        params, state, value = step(params, state, jax.random.key(n))
+        losses.append(float(value))
+    return losses, state, params
+
+
+def size(state):
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+
+
+def test_moments_in_fewer_bits_train_as_well():
+    ends, sizes = {}, {}
+    for states in ("fp32", "bf16", "int8"):
+        losses, state, _ = trained(states)
+        ends[states], sizes[states] = np.mean(losses[-30:]), size(state)
+        assert losses[0] > 50 * ends[states]
+    assert ends["bf16"] == pytest.approx(ends["fp32"], rel=0.05)
+    assert ends["int8"] == pytest.approx(ends["fp32"], rel=0.15)
+    assert sizes["bf16"] < 0.53 * sizes["fp32"] and sizes["int8"] < 0.34 * sizes["fp32"]
+
+
+@pytest.mark.parametrize("kind, worst, bias", [("bf16", 2**-7, 2e-4), ("int8", 0.2, 2e-3)])
+def test_rounding_keeps_the_mean(kind, worst, bias):
+    """Both moments come back within a step of the code, and over many draws as they were."""
+    rng = np.random.default_rng(1)
+    mu, nu = rng.normal(size=(16, 64)), rng.lognormal(-12, 3, size=(16, 64))
+    state = optax.ScaleByAdamState(jnp.zeros((), jnp.int32), *map(jnp.float32, (mu, nu)))
+    again = jax.jit(lambda n: moments.decode(moments.encode(state, n, kind), kind))
+    draws = [again(jnp.int32(n)) for n in range(100)]
+    rows = np.abs(mu).max(-1, keepdims=True)
+    for draw in draws[:5]:
+        assert np.abs(draw.mu - mu).max() <= (worst * np.abs(mu) if kind == "bf16"
+                                              else worst / 10 * rows).max()  # fmt: skip
+        assert (np.asarray(draw.nu) > 0).all()
+    mean = np.mean([draw.mu for draw in draws], axis=0)
+    assert np.abs((mean - mu) / rows).mean() < bias
+    mean = np.mean([draw.nu for draw in draws], axis=0)
+    large = nu > 1e-3 * nu.max(-1, keepdims=True)
+    assert np.abs(mean / nu - 1)[large].mean() < 10 * bias
+    zero = jax.tree.map(jnp.zeros_like, state)
+    back = moments.decode(moments.encode(zero, jnp.int32(0), kind), kind)
+    assert all((x == 0).all() for x in jax.tree.leaves(back))
+
+
+def test_small_leaves_and_counts_stay():
+    tx = optim.transformation(settings(states="int8"))
+    kinds = {str(x.dtype) for x in jax.tree.leaves(tx.init(PARAMS))}
+    assert kinds == {"float32", "int32"}

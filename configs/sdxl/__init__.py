@@ -19,7 +19,7 @@ from mv2_jax.configs.sd15 import RULE
 
 __all__ = [
     "CONTROL", "DEFAULTS", "I2V", "PICTURE_VAE", "PROJECTION", "RIFE", "T2I", "TEXT", "TEXT_2",
-    "V2V", "VAE", "VISION",
+    "TRAINING", "V2V", "VAE", "VISION",
 ]  # fmt: skip
 
 VAE = PICTURE_VAE
@@ -31,3 +31,7 @@ MOVING = ScheduleConfig(kind="scaled_linear", beta_end=0.02)
 
 I2V = StageConfig(VIDEO, MOVING, (1024, 1024), frames=16, rule=RULE)
 V2V = StageConfig(VIDEO, MOVING, (1024, 1024), frames=16, rule=RULE)
+
+# Of training its networks (configs/sdxl/*.py): what is frozen lies on the device as folders store
+# it. The rate is AnimateDiff's (arXiv 2307.04725) and IP-Adapter's (arXiv 2308.06721).
+TRAINING = {"network": "sdxl", "frozen_dtype": "fp16", "remat": True, "optim": {"lr": 1e-4}}

@@ -45,3 +45,7 @@ DEFAULTS = {
     "v2v": {"guidance": 7.5},
     "vfi": {"between": 2, "fps": 24},
 }
+
+# Of training its networks (configs/sd15/*.py): what is frozen lies on the device as folders store
+# it. The rate is AnimateDiff's (arXiv 2307.04725) and IP-Adapter's (arXiv 2308.06721).
+TRAINING = {"network": "sd15", "frozen_dtype": "fp16", "remat": True, "optim": {"lr": 1e-4}}

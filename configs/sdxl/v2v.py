@@ -1,0 +1,13 @@
+"""V2V over SDXL on your own clips: its motion modules.
+
+mv2 train sdxl/v2v --set cascade=my-cascade data.root=clips
+"""
+
+from ml_collections import ConfigDict
+
+from mv2_jax.configs.own import clips
+from mv2_jax.configs.sdxl import TRAINING
+
+
+def get_config() -> ConfigDict:
+    return clips("v2v", **TRAINING)

@@ -1,0 +1,101 @@
+"""A public pipeline is converted, trained on real clips by a recipe, and goes back to PyTorch."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import real_clips
+from converting import convert
+from media_clips import frames_of
+
+from mv2_jax import bundle, cli
+from mv2_jax.convert import export
+from mv2_jax.train import cascades, overrides, recipe
+from mv2_jax.train import cli as training
+
+torch = pytest.importorskip("torch")
+diffusers = pytest.importorskip("diffusers")
+
+QUICK = ("steps=4", "log_every=1", "sample.steps=1", "optim.warmup=1", "optim.lr=1e-2",
+         "data.image_every=0", "ema.decay=0.5")  # fmt: skip
+TRAINED = {
+    "i2v": {"motion"},
+    "v2v": {"motion"},
+    "lora": {"spatial", "motion"},
+    "t2i_lora": {"spatial"},
+    "controlnet": {"control"},
+    "appearance": {"image_attn"},
+}
+
+
+@pytest.fixture(scope="module")
+def held(sources, tmp_path_factory):
+    """A converted cascade of small networks, and a folder of real clips."""
+    root = tmp_path_factory.mktemp("real")
+    flags = ["--unet", sources / "pipeline", "--motion", sources / "motion"]
+    flags += ["--image-adapter", sources / "adapter.safetensors"]
+    flags += ["--image-encoder", sources / "vision", "--controlnet", sources / "controlnet"]
+    assert convert(*flags, "-o", root / "cascade") == 0
+    return root / "cascade", real_clips.folder(root / "clips")
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_recipe_trains_what_it_says_alone(held, name, tmp_path):
+    start, clips = held
+    short, made = recipe.load(f"sd15/{name}")
+    overrides.apply(made, [f"cascade={start}", f"data.root={clips}", "remat=False"])
+    if name == "t2i_lora":
+        overrides.apply(made, ["data.aspect_step=16"])
+    (phase,) = made.order
+    cfg = made.phases[phase]
+    cascades.complete(cfg)
+    task = recipe.make_task(cfg, recipe.begin_from(tmp_path, short, made, phase), tmp_path / phase)
+    params = task.init(jax.random.key(0))
+    assert set(params) == TRAINED[name]
+    assert all(str(leaf.dtype) == "float16" for leaf in jax.tree.leaves(task.frozen))
+    batch = next(task.batches(0, 0))
+    grads, _ = jax.eval_shape(jax.grad(task.loss, has_aux=True), params, task.frozen, batch,
+                              jax.random.key(0))  # fmt: skip
+    assert jax.tree.map(np.shape, grads) == jax.tree.map(np.shape, params)
+
+
+def test_a_recipe_refuses_the_other_kind_of_network(held):
+    _, made = recipe.load("sdxl/lora")
+    overrides.apply(made, [f"cascade={held[0]}"])
+    with pytest.raises(ValueError, match=r"this recipe is for sdxl, and i2v of .* is sd15"):
+        cascades.complete(made.phases.i2v)
+
+
+@pytest.mark.slow
+def test_a_lora_of_real_clips_goes_back_to_diffusers_and_into_a_video(held, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    start, clips = held
+    asked = [*QUICK, f"cascade={start}", f"data.root={clips}"]
+    assert training.main("sd15/lora", asked, out=str(tmp_path)) == 0
+    lines = (tmp_path / "sd15/lora/i2v/metrics.jsonl").read_text().splitlines()
+    assert all(np.isfinite(json.loads(line)["loss"]) for line in lines) and len(lines) == 4
+    old, packed = bundle.read(start), bundle.read(tmp_path / "sd15/lora/cascade")
+    for whole, name in ((old, "base"), (packed, "trained")):
+        export.write(whole, "spatial", tmp_path / name)
+    base, trained = (
+        diffusers.UNet2DConditionModel.from_pretrained(tmp_path / name).eval()
+        for name in ("base", "trained")
+    )
+    file = packed.folder / "lora.diffusers.safetensors"
+    told = torch.randn(1, 4, 12, 10), torch.tensor([400]), torch.randn(1, 7, 32)
+    with torch.no_grad():
+        before, wanted = base(*told).sample, trained(*told).sample
+        base.load_lora_adapter(str(file), prefix="unet")
+        found = base(*told).sample
+    change = (wanted - before).abs().max()
+    assert change > 0.01 * before.abs().max()
+    # The packed weights are rounded to half precision, the LoRA's are not.
+    assert (found - wanted).abs().max() < 2e-3 * wanted.abs().max() and change > 0
+    video = tmp_path / "out.mp4"
+    loras = [str(file), f"{packed.folder / 'motion_lora.diffusers.safetensors'}@i2v"]
+    flags = [word for lora in loras for word in ("--lora", lora)]
+    asked = ["bikes in a park", "--weights", str(start), "--vfi", "none", "--i2v-steps", "2"]
+    asked += ["--t2i-steps", "2", "--v2v-steps", "2", "-o", str(video)]
+    assert cli.main(["generate", *asked, *flags]) == 0
+    assert frames_of(video).shape[0] == 4
