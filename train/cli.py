@@ -43,8 +43,14 @@ def main(
     if out and "://" in out:
         raise InputError(f"--out {out}: runs are written to a folder here; mount the bucket as one")
     processes.initialise()
+    with processes.together():
+        return _train(recipe, overrides_ or [], phase, Path(out or "runs"), resume)
+
+
+def _train(recipe: str, overrides_: list[str], phase: str | None, root: Path, resume: bool) -> int:
+    """`main`, once all processes are there."""
     short, cfg = recipes.load(recipe)
-    overrides.apply(cfg, overrides_ or [])
+    overrides.apply(cfg, overrides_)
     if phase is not None and phase not in cfg.order:
         raise InputError(f"recipe {short} has no phase {phase!r}{nearest(phase, cfg.order)}")
     chosen = [phase] if phase else list(cfg.order)
@@ -64,7 +70,7 @@ def main(
     where = meshes.counted(math.prod(first))
     processes.say(f"recipe {short}: {', '.join(chosen) or 'packing'}, on {where}")
     for name in chosen:
-        done = recipes.run_phase(Path(out or "runs"), short, cfg, name, resume)
+        done = recipes.run_phase(root, short, cfg, name, resume)
         processes.say(
             f"phase {name} {done.state}: {done.minutes:.1f} minutes, about {done.tflop:.3g} TFLOP"
         )
@@ -72,7 +78,7 @@ def main(
             processes.say("run the same command again to go on from the checkpoint")
             return 130
     if "pack" in cfg and phase is None and processes.first():
-        finish(Path(out or "runs"), short, cfg)
+        finish(root, short, cfg)
     processes.wait("the recipe is done")
     return 0
 

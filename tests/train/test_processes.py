@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -63,7 +64,7 @@ processes.wait("done")
 """
 
 
-def start(folder, devices, **variables):
+def start(folder, devices, *arguments, code=WORKER, **variables):
     folder.mkdir(exist_ok=True)
     root = Path(__file__).parents[2]
     environment = {
@@ -73,9 +74,9 @@ def start(folder, devices, **variables):
         "PYTHONPATH": os.pathsep.join((str(Path(__file__).parent), str(root))),
         **variables,
     }
-    code = WORKER.replace("STEPS", str(STEPS))
+    code = code.replace("STEPS", str(STEPS))
     return subprocess.Popen(
-        [sys.executable, "-c", code, str(folder)],
+        [sys.executable, "-c", code, str(folder), *arguments],
         env=environment,
         cwd=folder,
         stdout=subprocess.PIPE,
@@ -113,6 +114,83 @@ def test_two_processes_train_as_one_does_and_stop_together(tmp_path):
         together = np.load(two / f"weights{number}.npz")
         for name in alone.files:
             np.testing.assert_allclose(together[name], alone[name], atol=1e-5)
+
+
+LONELY = """
+import os, pathlib, sys, time
+import jax
+from mv2_jax.errors import InputError
+from mv2_jax.train import loop, processes
+from regression import batches, config, task
+
+processes.BEAT, processes.LOST = 0.5, float(sys.argv[2])
+processes.initialise()
+
+def endless(seed, start):
+    for number, batch in enumerate(batches(seed, start)):
+        time.sleep(0.05)
+        if number == 12 and sys.argv[3] == str(jax.process_index()):
+            raise InputError("no data today")
+        yield batch
+
+try:
+    with processes.together():
+        work = task(batches=endless, rules=((r"/layer/|offset", ()),))
+        cfg = config(steps=10_000, log_every=5, mesh={"data": 2}, sample_minutes=0.0)
+        loop.run(work, cfg, pathlib.Path(sys.argv[1]))
+except InputError as error:
+    print("told", error, flush=True)
+    sys.exit(2)
+"""
+
+
+def test_they_end_within_half_a_minute():
+    assert processes.LOST + 5 * processes.BEAT < 30
+
+
+def lost(*values, mark=pytest.mark.slow):
+    return pytest.param(*values, marks=mark)
+
+
+@pytest.mark.parametrize(
+    "victim, how, says",
+    [
+        lost(1, signal.SIGKILL, "process 1 has given no sign of life"),
+        lost(0, signal.SIGKILL, "process 0 is lost"),
+        lost(0, signal.SIGSTOP, "process 0 has not answered", mark=pytest.mark.long),
+        lost(1, None, "process 1 failed: InputError: no data today", mark=pytest.mark.long),
+        lost(0, None, "process 0 failed: InputError: no data today"),
+    ],
+)
+def test_none_waits_for_one_that_is_lost(tmp_path, victim, how, says):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    place = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+    arguments = ("4.0", "" if how else str(victim))
+    pair = [
+        start(tmp_path, 1, *arguments, code=LONELY, **place, JAX_PROCESS_ID=str(number))
+        for number in range(2)
+    ]
+    other = pair[1 - victim]
+    try:
+        if how:
+            lines = []
+            while not lines or ("] 10/" not in lines[-1] and lines[-1]):
+                lines.append(pair[0].stdout.readline())
+            assert lines[-1], "".join(lines)
+            pair[victim].send_signal(how)
+        said = other.communicate(timeout=60)[0]
+        last = [line for line in said.splitlines() if line.startswith("mv2:")]
+        assert other.returncode == 1 and len(last) == 1 and says in last[0], said
+        if not how:
+            told = pair[victim].communicate(timeout=60)[0]
+            assert pair[victim].returncode == 2 and "told no data today" in told
+            assert "Check failure" not in told
+    finally:
+        for process in pair:
+            process.kill()
+            process.communicate()
 
 
 def test_a_process_alone_joins_nobody(monkeypatch):
