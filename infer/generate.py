@@ -74,6 +74,7 @@ def make(
     tell: Mapping[str, str] | None = None,
     shown: Mapping[str, np.ndarray] | None = None,
     loop: bool = False,
+    seen: Callable[[str, Any], None] | None = None,
 ) -> Made:
     """Runs the stages for B prompts; each video is as if made alone.
 
@@ -88,6 +89,7 @@ def make(
         tell: what conditions of one's own are told, by name.
         shown: what the video stages are shown beside the picture (`ready.shown`), for all videos.
         loop: put frames between the last keyframe and the first too.
+        seen: called with each diffusion stage's name and float pixels, as it ends.
     """
     from mv2_jax.diffusion import keys as random
     from mv2_jax.programs import silent
@@ -108,14 +110,18 @@ def make(
     def each(x: np.ndarray) -> np.ndarray:
         return np.repeat(media.to_float(x)[None], batch, axis=0)
 
+    seen = seen or (lambda stage, pixels: None)
     if picture is None and clip is not None:
         picture = clip[0]
     image = cascade.t2i(prompts, **given("t2i")) if picture is None else each(picture)
+    seen("t2i", image)
     if clip is None:
         keyframes = cascade.i2v(prompts, image, **given("i2v"))
     else:
         keyframes = each(clip)
+    seen("i2v", keyframes)
     refined = cascade.v2v(prompts, image, keyframes, **given("v2v"))
+    seen("v2v", refined)
     between = int(numbers["vfi"]["between"])
     frames = refined
     if between:
@@ -223,12 +229,14 @@ class Videos:
         mesh: as `--mesh` takes it.
         samples: made at a time, for `--mesh auto`.
         resident: "all", or "stage": see `mv2_jax.components`.
+        seen: see `make`.
     """
 
     def __init__(
-        self, bars: Bars, mesh: str | None = None, samples: int = 1, resident: str = "all"
-    ) -> None:
-        self._bars, self._asked = bars, (mesh, samples, resident)
+        self, bars: Bars, mesh: str | None = None, samples: int = 1, resident: str = "all",
+        seen: Callable[[str, Any], None] | None = None,
+    ) -> None:  # fmt: skip
+        self._bars, self._asked, self._seen = bars, (mesh, samples, resident), seen
         self._weights: Any = None
         self._digest = self._network = ""
         self._cascade: Any = None
@@ -249,7 +257,7 @@ class Videos:
         """
         ready, (row, batch) = jobs[0].ready, jobs[0].place
         request = ready.request
-        cascade = self._loaded(ready)
+        cascade = self.loaded(ready)
         used, deaf = heard(ready, cascade)
         notes = ready.merged.notes if ready.merged else []
         for line in [*deaf, *notes] if jobs[0].index == 0 else ():
@@ -268,13 +276,14 @@ class Videos:
             tell=request.tell,
             shown=ready.shown,
             loop=ready.sized.stages["v2v"].context == "closed",
+            seen=self._seen,
         )
         for k, job in enumerate(jobs, start=row):
             one = Made(*(getattr(made, field.name)[k] for field in dataclasses.fields(made)))
             shape = {"batch": batch, "row": k} if batch > 1 else {}
             yield job, one, {**self._made_with, **shape}
 
-    def _loaded(self, ready: Ready) -> Any:
+    def loaded(self, ready: Ready) -> Any:
         """The cascade of a request, from what is loaded already where that is possible."""
         sized = ready.sized
         files = tuple(part.sha256 for part in sized.components.values())

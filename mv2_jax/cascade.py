@@ -35,7 +35,7 @@ from mv2_jax.lookup import nearest
 from mv2_jax.programs import Programs, Progress, silent
 from mv2_jax.stages import controls, i2v, idle, interpolators, latents, stage, t2i, v2v
 from mv2_jax.stages import prompts as words
-from mv2_jax.stages.chain import Chain
+from mv2_jax.stages.chain import STEPS_AT_ONCE, Chain
 from mv2_jax.stages.conditions.text import Ids
 from mv2_jax.stages.stage import Config
 from mv2_jax.text import Tokenizer
@@ -68,7 +68,7 @@ class Cascade:
     config is `interpolator` (see `stages.interpolators`). `keys` are typed keys [B], one a sample,
     so that a sample of a batch equals the sample alone. `numbers` are every stage's, as the weights
     like them best (`mv2_jax.numbers`): what a call does not name is taken from there. `progress` is
-    `programs.Progress`.
+    `programs.Progress`, told after every `at_once` steps.
     """
 
     params: Mapping[str, Any]
@@ -82,6 +82,7 @@ class Cascade:
     picture_vae: VAEConfig | None = None  # T2I's, where it has its own
     numbers: sets.Numbers = field(default_factory=sets.usual)
     programs: Programs = field(default_factory=Programs, repr=False, compare=False)
+    at_once: int = STEPS_AT_ONCE
 
     def t2i(
         self,
@@ -109,7 +110,7 @@ class Cascade:
         controls.one_each(prompts=prompts, keys=keys)
         rest = {"negative": negative, "more": more, "progress": progress}
         begun = self.chain("t2i", prompts, keys, numbers, **rest)
-        return self._made(begun, begun.end())[:, 0]
+        return self.made(begun, begun.end(at_once=self.at_once))[:, 0]
 
     def i2v(
         self,
@@ -126,7 +127,7 @@ class Cascade:
         controls.one_each(prompts=prompts, image=image, keys=keys)
         rest = {"negative": negative, "more": more, "progress": progress}
         begun = self.chain("i2v", prompts, keys, numbers, image, **rest)
-        return self._made(begun, begun.end())
+        return self.made(begun, begun.end(at_once=self.at_once))
 
     def v2v(
         self,
@@ -144,7 +145,7 @@ class Cascade:
         controls.one_each(prompts=prompts, image=image, keyframes=keyframes, keys=keys)
         rest = {"negative": negative, "more": more, "progress": progress}
         begun = self.chain("v2v", prompts, keys, numbers, image, keyframes, **rest)
-        return self._made(begun, begun.end())
+        return self.made(begun, begun.end(at_once=self.at_once))
 
     def chain(
         self,
@@ -188,7 +189,7 @@ class Cascade:
         rows = (conditioning, guidance, rule)
         return Chain(cfg, params, *rows, state, keys, steps, turns, run, progress)
 
-    def _made(self, chain: Chain, end: State) -> jax.Array:
+    def made(self, chain: Chain, end: State) -> jax.Array:
         """The pixels [B, T, H, W, 3] of a chain's end."""
         picture = chain.cfg.name == "t2i"
         vae, cfg = self._picture_vae() if picture else (self.params["vae"], self.vae)

@@ -24,6 +24,7 @@ from mv2_jax.signals import stopped, stopped_in_order
 APART = {
     "interpolate": "mv2_jax.infer.interpolate",
     "words": "mv2_jax.infer.words",
+    "serve": "mv2_jax.infer.serve.command",
     "data": "mv2_jax.train.media.show",
     "precompute": "mv2_jax.train.media.precompute_command",
     "convert": "mv2_jax.convert.cli",
@@ -41,6 +42,7 @@ GROUPS = {
         "generate": "make a video from a prompt",
         "interpolate": "make any video smoother",
         "words": "what prompts may ask these weights for",
+        "serve": "videos for other programs, by HTTP",
     },
     "weights": {
         "info": "versions, devices, caches and weights",

@@ -1,0 +1,197 @@
+"""`mv2 serve`: videos for other programs, by HTTP."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import importlib.util
+import json
+import os
+import secrets
+import socket
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from mv2_jax.arguments import Parser, whole
+from mv2_jax.errors import InputError
+from mv2_jax.infer import meshes
+
+_NEEDED = ("fastapi", "uvicorn", "multipart", "prometheus_client")
+TOKEN = "MV2_SERVE_TOKEN"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs `mv2 serve` until it is stopped; returns the exit code.
+
+    Raises:
+        InputError: a bad flag, weights that cannot be used, an address that is taken.
+    """
+    args = _parser().parse_args(list(arguments))
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InputError(f'mv2 serve needs {missing[0]}; pip install "mv2-jax[serve]"')
+    told = json.dumps({"weights": args.weights, "mesh": args.mesh, "resident": args.resident})
+    worker = [sys.executable, "-m", "mv2_jax.infer.serve.maker"]
+    return serve(args, worker, [told])
+
+
+def serve(args: Any, worker: Sequence[str], more: Sequence[str] = ()) -> int:
+    """Serves what `args` says by workers of a command (`serve.supervisor`).
+
+    Raises:
+        InputError: as `main`.
+    """
+    from mv2_jax.infer.serve import guard
+    from mv2_jax.infer.serve.admission import Admission, Limits
+    from mv2_jax.infer.serve.app import Server, build
+    from mv2_jax.infer.serve.supervisor import Supervisor
+
+    token = args.token or os.environ.get(TOKEN)
+    made_up = token is None and not guard.is_loopback(args.host)
+    token = secrets.token_urlsafe(24) if made_up else token
+    folder = Path(args.out)
+    limits = Limits(
+        rate=args.rate,
+        queue=args.queue,
+        client=args.client,
+        upload=args.upload << 20,
+        frames=args.frames,
+        pixels=args.pixels,
+    )
+    with _alone(folder) as store, _address(args.host, args.port) as address:
+        admission = Admission(store, args.weights, limits)
+        supervisor = Supervisor(store, worker, more)
+        print(f"mv2: loading {admission.model}; the port opens when its programs are compiled",
+              file=sys.stderr, flush=True)  # fmt: skip
+        supervisor.start()
+        try:
+            if not supervisor.wait():
+                return supervisor.code or 1  # it has said why
+            server = Server(store, admission, limits, supervisor.wake, lambda: supervisor.ready)
+            port = address.getsockname()[1]
+            host = f"[{args.host}]" if ":" in args.host else args.host
+            print(f"mv2: serving {admission.model} at http://{host}:{port}/v1; jobs are kept in "
+                  f"{folder}", flush=True)  # fmt: skip
+            if made_up:
+                print(f"mv2: clients need the token {token} (--token or {TOKEN} sets another)",
+                      flush=True)  # fmt: skip
+            _run(server, build(server, token), address)
+        finally:
+            supervisor.stop()
+        waiting = store.waiting()
+    print(f"mv2: stopped; {waiting} jobs wait for the next start", file=sys.stderr)
+    return 0
+
+
+def _run(server: Any, app: Any, address: socket.socket) -> None:
+    import uvicorn
+
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        proxy_headers=False,  # else a client could say that it is another
+        server_header=False,
+        timeout_graceful_shutdown=3,
+    )
+    http = uvicorn.Server(config)
+    server.stopping = lambda: http.should_exit
+    with contextlib.suppress(KeyboardInterrupt):  # raised again once uvicorn has stopped in order
+        http.run(sockets=[address])
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[Any]:
+    """The store of a folder, which no other server uses. Raises InputError."""
+    from mv2_jax.infer import outputs
+    from mv2_jax.infer.serve.store import Store
+
+    folder = outputs.here(folder)
+    with outputs.told(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / "server.lock", "w")
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(f"another mv2 serve uses {folder}; choose another -o") from None
+        with outputs.told(folder):
+            store = Store(folder)
+            store.sweep()
+        try:
+            yield store
+        finally:
+            store.close()
+
+
+@contextlib.contextmanager
+def _address(host: str, port: int) -> Iterator[socket.socket]:
+    """A socket that is bound, and so taken, but not open before it listens. Raises InputError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as made:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            made.bind((host, port))
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise InputError(f"cannot serve at {host}:{port}: {reason}") from None
+        yield made
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="mv2 serve",
+        description="Serves OpenAI's videos API: POST /v1/videos and so on (docs/serving.md). Jobs "
+        "are kept in a folder, and go on after a restart.",
+    )
+    add = parser.add_argument
+    add("-o", "--out", default="served", metavar="DIR", help="jobs and videos (served)")
+    add("--host", default="127.0.0.1", metavar="ADDRESS", help="to listen on (127.0.0.1); any "
+        "other than this machine's own needs a token")  # fmt: skip
+    add(
+        "--port",
+        type=whole(0, 65535),
+        default=8000,
+        metavar="N",
+        help="to listen on (8000; 0 to 65535, 0: any)",
+    )
+    add("--token", metavar="TEXT", help=f"that clients must send ({TOKEN}; else one is made up "
+        "and printed where it is needed)")  # fmt: skip
+    add("--weights", metavar="DIR", help="a cascade folder (the one that ships)")
+    add("--mesh", metavar="AXES", help=meshes.HELP)
+    add("--resident", choices=("all", "stage"), default="all", help="as mv2 generate's (all)")
+    _add_limits(parser.add_argument_group("limits; what is beyond is answered by 4xx"))
+    return parser
+
+
+def _add_limits(group: Any) -> None:
+    add, many = group.add_argument, {"type": whole(1, 10**6), "metavar": "N"}
+    add(
+        "--rate",
+        default=60,
+        help="requests for videos a minute from one client (60; 1 to 1000000)",
+        **many,
+    )
+    add("--queue", default=1000, help="jobs that wait (1000; 1 to 1000000)", **many)
+    add("--client", default=100, help="jobs of one client that wait (100; 1 to 1000000)", **many)
+    add(
+        "--upload",
+        type=whole(1, 4096),
+        default=64,
+        metavar="N",
+        help="MiB of a request (64; 1 to 4096)",
+    )
+    add(
+        "--frames",
+        type=whole(1, 1024),
+        metavar="N",
+        help="keyframes of a video (eight times the weights' own; 1 to 1024)",
+    )
+    add(
+        "--pixels",
+        type=whole(256, 2**26),
+        metavar="N",
+        help="of a frame (four times the weights' own; 256 to 67108864)",
+    )
