@@ -53,8 +53,8 @@ def _small(phase: ConfigDict) -> ConfigDict:
         phase.model[name] = ConfigDict(to_dict(NETWORKS[name]))
     if "count" in phase.data:
         phase.data.update(count=16, shard=8)
-    if "image_every" in phase.data:
-        phase.data.update(image_every=2 if phase.data.image_every else 0, image_batch=4)
+    if phase.data.get("image_every"):
+        phase.data.update(image_every=2, image_batch=4)
     if "sizes" in phase.data:
         phase.data.sizes = (128, 96)
     if "views" in phase.data:

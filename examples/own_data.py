@@ -4,6 +4,7 @@ PYTHONPATH=examples mv2 train my_recipe.py --set data.source=own_data:Folder dat
 """
 
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -15,6 +16,8 @@ from mv2_jax.train.source import Source
 
 class Folder(Source):
     """The .png files under `data.root`; a picture's captions are the lines of its .txt file."""
+
+    settings: ClassVar = dict.fromkeys(("clips", "pictures", "triplets"), ("root",))
 
     def __init__(self, data, seed):
         super().__init__(data, seed)

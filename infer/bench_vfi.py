@@ -28,6 +28,7 @@ from mv2_jax.infer import interpolate_packets as packets
 from mv2_jax.infer import interpolate_pictures as pictures
 from mv2_jax.infer import interpolate_read as reading
 from mv2_jax.infer import interpolators, meshes, metrics
+from mv2_jax.stages import vfi_table
 
 TOYBOX, KEYFRAME_GAPS, SIDE = "toybox", 7, 256
 LEAST = 11
@@ -268,7 +269,7 @@ def dis(cv2: Any) -> Predict:
     return predict
 
 
-def network(params: Any, cfg: Any, views: int) -> Predict:
+def network(params: Any, cfg: vfi_table.Config, views: int) -> Predict:
     """An interpolator of this package, fp32; RIFE one frame at a time, as in PyTorch."""
     import jax
 

@@ -166,7 +166,7 @@ class _Looked(Sequence[Planes]):
         return self._made[k].planes()
 
 
-def coarser(cfg: Any, scale: Fraction, name: str) -> Any:
+def coarser(cfg: vfi_table.Config, scale: Fraction, name: str) -> vfi_table.Config:
     """An interpolator's config with motion looked for on a smaller plane, as RIFE's authors have it
     for 4K: every flow block works at 1/scale of its own step. Warping and blending stay as fine.
 
@@ -210,7 +210,7 @@ def _made(
     second: Planes,
     times: jax.Array,
     *,
-    cfg: Any,
+    cfg: vfi_table.Config,
     layout: Layout,
     views: int,
     dtype: Any,

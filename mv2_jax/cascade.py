@@ -74,7 +74,7 @@ class Cascade:
     params: Mapping[str, Any]
     tokenizer: Tokenizer
     vae: VAEConfig
-    interpolator: Any
+    interpolator: interpolators.Config
     picture: Config
     keyframes: Config
     refined: Config
@@ -287,7 +287,7 @@ class Cascade:
                 raise ValueError(f"there is no component {name!r}{nearest(name, self.params)}")
         return dataclasses.replace(self, params=components.changed(self.params, trees))
 
-    def with_interpolator(self, tree: Any, cfg: Any) -> Cascade:
+    def with_interpolator(self, tree: Any, cfg: interpolators.Config) -> Cascade:
         """This cascade with another network between frames, see `stages.interpolators`."""
         placed = components.place_interpolator(tree, self.dtype, self.programs.mesh)
         changed = components.changed(self.params, {components.INTERPOLATOR: placed})
@@ -327,7 +327,9 @@ STARTS = {"t2i": t2i.start, "i2v": i2v.start, "v2v": v2v.start}
 
 
 @partial(jax.jit, static_argnames=("cfg", "times", "dtype"))
-def _interpolate(params: Any, frames: jax.Array, *, cfg: Any, times: int, dtype: Any) -> jax.Array:
+def _interpolate(
+    params: Any, frames: jax.Array, *, cfg: interpolators.Config, times: int, dtype: Any
+) -> jax.Array:
     return sharding.constrain(interpolators.interpolate(params, cfg, frames, times, dtype=dtype))
 
 
@@ -335,7 +337,7 @@ def load(
     bundle: Bundle,
     dtype: Any = jnp.float32,
     *,
-    interpolator: tuple[Any, Any] | None = None,
+    interpolator: tuple[Any, interpolators.Config] | None = None,
     mesh: Mesh | None = None,
     resident: str = "all",
 ) -> Cascade:

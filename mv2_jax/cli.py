@@ -17,7 +17,6 @@ from functools import partial
 from mv2_jax.arguments import Parser, whole
 from mv2_jax.errors import InputError
 from mv2_jax.lookup import one_of
-from mv2_jax.numbers import DIFFUSION
 from mv2_jax.signals import stopped, stopped_in_order
 
 # Commands with a parser of their own: the module whose main(arguments) runs each.
@@ -143,7 +142,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     commands = parser.add_subparsers(metavar="COMMAND", help=argparse.SUPPRESS)
     subparsers = {
-        "generate": _generate_parser(commands, {"-h", "--help"} & {*arguments}),
+        "generate": _generate_parser(commands, not {"-h", "--help"}.isdisjoint(arguments)),
         "train": _train_parser(commands),
         "info": _info_parser(commands),
         "eval": _eval_parser(commands),
@@ -189,113 +188,16 @@ def _top(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
 
 
 def _generate_parser(
-    commands: argparse._SubParsersAction, helping: object
+    commands: argparse._SubParsersAction, helping: bool
 ) -> argparse.ArgumentParser:
-    from mv2_jax.infer import meshes
-    from mv2_jax.infer.choices import CHOICES
-    from mv2_jax.infer.settings import SETTINGS, shipped
-    from mv2_jax.numbers import usual
+    from mv2_jax.infer import generate_flags
 
     parser = commands.add_parser(
         "generate",
         description="Makes an MP4 from each prompt, and beside it a contact sheet (PNG) and a "
         "sidecar (JSON) from which `mv2 generate --from` makes the same video again.",
     )
-    add = parser.add_argument
-    add("prompt", nargs="*", metavar="PROMPT", help="what the video is to show, in words")
-    add(
-        "-o",
-        "--out",
-        metavar="FILE",
-        help="the video's name (out.mp4, numbered where there is one "
-        "already); out-1.mp4 ... for several",
-    )
-    add("--force", action="store_true", help="replace what is there already")
-    add(
-        "--no-metadata",
-        action="store_true",
-        help="leave out of the video and its pictures that "
-        "they are generated, by what and from which prompt and seed",
-    )
-    add("--seed", metavar="N", help="another seed, another video (0; 0 to 4294967295); random: any")
-    add(
-        "--variations",
-        type=whole(1, 1024),
-        metavar="N",
-        help="so many videos of each prompt, from seed, seed + 1 ... (1; 1 to 1024)",
-    )
-    add("--negative", metavar="TEXT", help="what to steer away from")
-    for stage in DIFFUSION:
-        add(f"--{stage}-negative", metavar="TEXT", help=f"... in {stage.upper()} alone")
-    add("--image", metavar="FILE", help="start at I2V, from your own picture")
-    add("--video", metavar="FILE", help="start at V2V, from your own clip")
-    several = {"action": "append", "default": [], "metavar": "FILE"}
-    add(
-        "--look",
-        help="a picture whose look counts beside the first one's; for several, again",
-        **several,
-    )
-    add(
-        "--control",
-        help="a picture or clip that the ControlNet sees instead of the picture; 2=FILE is for the "
-        "second",
-        **several,
-    )
-    add("--from", dest="from_", metavar="JSON", help="make an earlier video again; flags override")
-    add("--size", metavar="WxH", help="size of the video in pixels (the weights' own)")
-    add("--stages", action="store_true", help="keep what every stage made")
-    add("--batch", type=whole(1, 1024), metavar="N", help="videos made at a time (1; 1 to 1024)")
-    add(
-        "--prompts",
-        metavar="FILE",
-        help="many: a prompt a line, or a JSON object of these options' names; - reads lines from "
-        "standard input as they come. -o is then a folder (out); run again, it goes on",
-    )
-    add(
-        "--part",
-        metavar="I/N",
-        help="with --prompts: of N processes that share them, number I (0/N to N-1/N)",
-    )
-    add("--weights", metavar="DIR", help="a cascade folder (the one that ships)")
-    add(
-        "--lora",
-        action="append",
-        default=[],
-        metavar="FILE[:W][@STAGES]",
-        help="a LoRA, W times (1), in all stages or those named (@t2i; @i2v,v2v); may be repeated",
-    )
-    add("--mesh", metavar="AXES", help=meshes.HELP)
-    add(
-        "--resident",
-        choices=("all", "stage"),
-        default="all",
-        help="weights that lie on the devices: all, or the running stage's alone, read when it "
-        "begins (all)",
-    )
-    add(
-        "--tell",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="what a condition of the weights' own is told; once for each",
-    )
-    numbers = parser.add_argument_group(
-        "numbers, by stage",
-        "In brackets: what the shipped weights like best, and the range. Other weights have their "
-        "own (`mv2 info --weights DIR`).",
-    )
-    known = shipped() if helping else usual()
-    for setting in SETTINGS:
-        numbers.add_argument(setting.flag, dest=setting.dest, metavar="N", help=setting.help(known))
-    others = parser.add_argument_group("samplers, lengths and sizes; the weights know good ones")
-    for choice in CHOICES:
-        stages = ", ".join(stage.upper() for stage in choice.stages)
-        others.add_argument(
-            choice.flag,
-            dest=choice.dest,
-            metavar=choice.metavar,
-            help=f"{stages}: {choice.help}{choice.range}",
-        )
+    generate_flags.add(parser, helping)
     parser.set_defaults(run=_generate)
     return parser
 

@@ -176,7 +176,7 @@ def place_interpolator(tree: Any, dtype: Any, mesh: Mesh | None) -> Any:
     return sharding.lay_out(trees.cast(tree, dtype), mesh, everywhere=True)
 
 
-def own_interpolator(bundle: Bundle) -> tuple[Any, Any]:
+def own_interpolator(bundle: Bundle) -> tuple[Any, vfi_table.Config]:
     """The tree and config of what a folder puts between frames."""
     own = vfi_table.chosen(bundle.components)
     if own is None:

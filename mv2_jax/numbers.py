@@ -13,7 +13,7 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from mv2_jax.errors import InputError
 from mv2_jax.lookup import nearest, one_of
@@ -287,10 +287,13 @@ class VFI:
     fps: float = _number(12.0, float, 0.1, 240, "frames a second of the video")
 
 
-STAGES: dict[str, type] = {"t2i": T2I, "i2v": I2V, "v2v": V2V, "vfi": VFI}
+Stage = T2I | I2V | V2V | VFI
+"""A stage's numbers; `Guided` are those of one that denoises, `Pictured` of a video stage."""
+STAGES: dict[str, type[Stage]] = {"t2i": T2I, "i2v": I2V, "v2v": V2V, "vfi": VFI}
 DIFFUSION = ("t2i", "i2v", "v2v")  # those of them that denoise
-Numbers = dict[str, Any]
-"""{stage: its dataclass}."""
+Numbers = dict[str, Stage]
+"""{stage: its numbers}."""
+_Same = TypeVar("_Same", bound=Stage)
 
 
 def about(stage: str) -> dict[str, About]:
@@ -298,7 +301,7 @@ def about(stage: str) -> dict[str, About]:
     return {f.name: f.metadata["about"] for f in dataclasses.fields(STAGES[stage])}
 
 
-def changed(stage: str, numbers: Any, changes: Mapping[str, Any], where: str = "") -> Any:
+def changed(stage: str, numbers: _Same, changes: Mapping[str, Any], where: str = "") -> _Same:
     """The dataclass with some numbers changed; None leaves one as it is.
 
     Args:

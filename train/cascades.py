@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from mv2_jax import bundle, config
 from mv2_jax.errors import InputError
+from mv2_jax.train import processes
 
 STAGES = ("t2i", "i2v", "v2v")
 
@@ -57,5 +58,8 @@ def complete(cfg: ConfigDict) -> None:
             "both have recipes of their own"
         )
     held = dataclasses.replace(whole.stages[stage], **changes)
+    own = cfg.get("model", {}).get(stage)
+    if own is not None and config.from_dict(own.to_dict()) != held:
+        processes.say(f"model.{stage} has no effect: the {stage} stage of `cascade` holds")
     with cfg.unlocked():
         cfg.model = ConfigDict({**cfg.get("model", {}), stage: config.to_dict(held)})

@@ -11,7 +11,7 @@ import jax
 from mv2_jax.errors import InputError
 from mv2_jax.infer import cache, meshes
 from mv2_jax.lookup import nearest
-from mv2_jax.train import cascades, loop, optim, overrides, processes
+from mv2_jax.train import cascades, loop, optim, overrides, processes, unread
 from mv2_jax.train import phase as phases
 from mv2_jax.train import recipe as recipes
 from mv2_jax.train.task import compute_dtype
@@ -57,6 +57,7 @@ def _train(recipe: str, overrides_: list[str], phase: str | None, root: Path, re
     for name in chosen:
         cascades.complete(cfg.phases[name])
         try:
+            unread.check(cfg.phases[name])
             phases.check(cfg.phases[name])
             loop.check(cfg.phases[name])
             optim.check(cfg.phases[name].optim)

@@ -25,7 +25,8 @@ from ml_collections import ConfigDict
 from mv2_jax import bundle, files, lookup, params
 from mv2_jax.errors import InputError
 from mv2_jax.lookup import nearest, one_of
-from mv2_jax.train import cascades, chosen, loop, lora, processes
+from mv2_jax.train import cascades, chosen, loop, lora, processes, unread
+from mv2_jax.train.cascades import STAGES
 from mv2_jax.train.latents import of_encoder
 from mv2_jax.train.phase import ON_THE_WAY, RUNNING, difference
 from mv2_jax.train.phase import phase as settings_of
@@ -264,6 +265,9 @@ def changed(
     # A setting that an older version did not have is at its default.
     old = settings_of(**json.loads((folder / SETTINGS).read_text()))
     free = RUNNING if done or strict else ON_THE_WAY
+    free = (*free, *(unread.off(old).keys() & unread.off(cfg).keys()))
+    if cfg.task in STAGES:  # how its sheets are drawn
+        free = (*free, "sample")
     odd = difference(*(json.loads(settings.to_json()) for settings in (old, cfg)), free)
     if odd:
         return f"was trained with {odd}"

@@ -47,11 +47,14 @@ class Source(ABC):
     Attributes:
         length: how many samples there are; None: as many as are asked for. `data.count` of them
             are an epoch, going round where there are fewer.
+        settings: {"clips", "pictures" or "triplets": names of the `data` settings that it reads to
+            make these}, so that others are refused; None: it does not say, and none is.
         traced: `read` is made of JAX's operations over traced numbers, and runs on every device
             (a renderer); else it is called with NumPy's, on the host, in the prefetching thread.
     """
 
     length: int | None = None
+    settings: Mapping[str, Sequence[str]] | None = None
     traced: ClassVar[bool] = False
     streams: ClassVar[bool] = False
 

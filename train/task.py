@@ -20,6 +20,7 @@ import numpy as np
 from mv2_jax.errors import InputError
 from mv2_jax.lookup import one_of
 from mv2_jax.sharding import Rules
+from mv2_jax.stages import stage as stages
 
 TASKS = {
     **{name: f"mv2_jax.train.tasks.{name}:make" for name in ("i2v", "t2i", "v2v", "vae", "vfi")},
@@ -104,6 +105,11 @@ def require(begin: Mapping[str, Component], *names: str) -> list[Component]:
                 f"--set \"begin={{'{name}': 'toybox/{name}'}}\""
             )
     return [begin[name] for name in names]
+
+
+def chances(settings: Mapping[str, float], net: stages.Config) -> dict[str, float]:
+    """How often each of a stage's conditions is dropped, of a recipe's `loss`."""
+    return {name: settings[name] for name in stages.drops(net) if name in settings}
 
 
 def compute_dtype(precision: str) -> Any:

@@ -17,22 +17,30 @@ import numpy as np
 from mv2_jax import config
 from mv2_jax import params as trees
 from mv2_jax.diffusion import guidance, keys, losses
+from mv2_jax.diffusion import process as processes
 from mv2_jax.errors import InputError
 from mv2_jax.stages import i2v, v2v
+from mv2_jax.stages import idle as unheard
 from mv2_jax.stages import latents as codec
 from mv2_jax.stages import stage as stages
-from mv2_jax.train import answers, chosen, encoded, streamed
+from mv2_jax.train import answers, chosen, encoded, streamed, unread
 from mv2_jax.train import source as sources
 from mv2_jax.train import words as tokens
 from mv2_jax.train.latents import Shards, at_once
 from mv2_jax.train.media.turns import Turn
 from mv2_jax.train.placement import host
 from mv2_jax.train.report import grid, to_uint8
-from mv2_jax.train.task import Batch, Component, Params, Task, compute_dtype, require
+from mv2_jax.train.task import Batch, Component, Params, Task, chances, compute_dtype, require
 
 # What a recipe's `model` calls the configs of a stage's networks.
 MODEL = {"image_encoder": "vision", "image_attn": "projection", "control": "control"}
 SCALES = ("image_scale", "control_scale")
+
+
+def guided(sample: Any) -> guidance.Guidance:
+    """The guidance of a recipe's `sample`; an `image_guidance` of None is the usual one."""
+    image = sample.get("image_guidance")
+    return guidance.make(sample.guidance, **({} if image is None else {"image": image}))
 
 
 class _Configs(dict):
@@ -104,13 +112,51 @@ class VideoTask:
         options = (f"{name}_{self.stage}", f"{name}_i2v", name)
         return next((self.begin[option] for option in options if option in self.begin), None)
 
+    def checked(self) -> VideoTask:
+        """Itself, once its settings are seen to change something.
+
+        Raises:
+            InputError: names the first that does not.
+        """
+        use = "stream" if self.source.streams else "clips"
+        for name, key in MODEL.items():
+            if name in self.begin and name in self.net.trees:
+                unread.begun(self.cfg, key, self.begin[name].config)
+        unread.refuse(self.cfg, self.reads(), self.idle(), self.source, use)
+        return self
+
+    def reads(self) -> set[str]:
+        """The settings that it reads."""
+        net, streams = self.net, self.source.streams
+        data = ("image_every", "image_batch", "decoded", "caption_rows")
+        data += ("frames",) if streams else ("count", "shard")
+        sample = ("guidance", "image_guidance", "steps")
+        sample += ("strength",) if self.stage == "v2v" else ()
+        weighed = {getattr(each, "weighed", "") for each in net.conditions}
+        begin = {name for tree in net.trees for name in (tree, f"{tree}_i2v", self._stored(tree))}
+        return {
+            *("train", "size", "frames", "network", "precision", "remat", "loss.shape"),
+            f"model.{self.stage}",
+            *(f"model.{key}" for name, key in MODEL.items() if name in net.trees),
+            *(f"begin.{name}" for name in ("vae", *begin)),
+            *(f"loss.{name}" for name in stages.drops(net)),
+            *(f"loss.{name}" for name in SCALES if name.removesuffix("_scale") in weighed),
+            *(f"sample.{name}" for name in sample),
+            *(f"data.{name}" for name in data),
+        }
+
+    def idle(self) -> dict[str, str]:
+        """{setting: why} of those that change nothing as the stage is put together."""
+        of_stage = {f"sample.{name}": why for name, why in unheard.numbers(self.net).items()}
+        return {**of_stage, **unread.of_loss(self.shape, processes.of(self.net.stage.schedule))}
+
     def loss(self, params: Params, frozen: Params, batch: Batch, key: jax.Array):
         if self.source.streams:
             batch = streamed.with_latents(batch, frozen["vae"], self.vae.config)
         batch = {**batch, "latent": batch["latent"].astype(jnp.float32), "null_ids": self.null}
-        chances = {**self.cfg.loss}
-        rates = {name: rate for name, rate in chances.items() if name.startswith("drop_")}
-        scales = {name: chances[name] for name in SCALES if name in chances}
+        settings = self.cfg.loss
+        rates = chances(settings, self.net)
+        scales = {name: settings[name] for name in SCALES if name in settings}
         given = {"rates": rates, "scales": scales, "shape": self.shape}
         return stages.loss({**frozen, **params}, self.net, batch, key, **given)
 
@@ -201,7 +247,7 @@ class VideoTask:
         image, z = truth[:, 0], self.encode(frozen["vae"], truth)
         inputs = {**stages.blank(net, len(ids)), "ids": ids, "negative": negative}
         inputs |= {"image": image, "reference": z[:, 0]}
-        scales = guidance.make(cfg.guidance, cfg.image_guidance)
+        scales = guided(cfg)
         given = (whole, net, inputs)
         if self.stage == "i2v":
             out = i2v.sample(*given, z[:, 0], each, scales, noise_prior=1.0, steps=cfg.steps)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import av
 import numpy as np
@@ -30,6 +30,8 @@ class Videos(Source):
     Raises:
         InputError: no such folder, or no video in it that is `data.side` high and wide.
     """
+
+    settings: ClassVar = {"triplets": ("root", "side", "gap")}
 
     def __init__(self, data: Mapping[str, Any], seed: int) -> None:
         super().__init__(data, seed)

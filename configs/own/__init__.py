@@ -27,10 +27,12 @@ def clips(stage: str, **changes: Any) -> ConfigDict:
         "steps": 20_000,
         "batch": 1,
         "remat": True,
-        "data": data(image_every=0, image_batch=4),
+        "data": data(),
         "model": {},
         "loss": {"drop_text": 0.1, "drop_image": 0.1, "shape": asdict(LossConfig())},
-        "sample": {"guidance": 7.5, "image_guidance": 1.5, "steps": 25, "strength": 0.6},
+        # A number for the picture is for cascades whose guidance has a scale for it ("apart").
+        "sample": {"guidance": 7.5, "image_guidance": None, "steps": 25}
+        | ({"strength": 0.6} if stage == "v2v" else {}),
         "optim": {"lr": 1e-5, "schedule": "constant", "warmup": 500},
         "ema": {"decay": 0.9999},
     }

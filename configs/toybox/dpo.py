@@ -20,12 +20,6 @@ CLIPS = ("text_encoder", "spatial", "motion_i2v", "image_encoder", "image_attn",
 
 def _arm(stage: str, kind: str) -> ConfigDict:
     pictures = stage == "t2i"
-    video = {
-        "i2v": to_dict(sizes.I2V),
-        "vision": to_dict(sizes.VISION),
-        "projection": to_dict(sizes.PROJECTION),
-        "control": to_dict(sizes.CONTROL),
-    }
     return phase(
         "dpo",
         stage=stage,
@@ -34,7 +28,7 @@ def _arm(stage: str, kind: str) -> ConfigDict:
         steps=300 if pictures else 200,
         batch=16 if pictures else 4,
         sample_minutes=0.0,
-        model={"t2i": to_dict(sizes.T2I)} if pictures else video,
+        model={stage: to_dict(sizes.T2I if pictures else sizes.I2V)},
         data={
             "count": 512 if pictures else 96,  # pairs
             "margin": 0.1,  # of the judge's log-probabilities; pairs that differ by less are ties
@@ -47,12 +41,12 @@ def _arm(stage: str, kind: str) -> ConfigDict:
         },
         loss={
             "kind": kind,
-            "beta": 2000.0,
+            **({"beta": 2000.0} if kind == "dpo" else {}),
             "drop_text": 0.0,
-            "drop_image": 0.0,
+            **({} if pictures else {"drop_image": 0.0}),
             "shape": asdict(LossConfig()),
         },
-        sample={"guidance": 4.0, "image_guidance": 1.5, "steps": 15},
+        sample={"guidance": 4.0, **({} if pictures else {"image_guidance": 1.5}), "steps": 15},
         optim={"lr": 5e-5, "warmup": 25, "schedule": "constant", "weight_decay": 0.0},
         ema={"decay": 0.99},
     )

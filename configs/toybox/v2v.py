@@ -29,7 +29,6 @@ def get_config() -> ConfigDict:
                 "count": 1024,
                 "shard": 64,
                 "image_every": 0,
-                "image_batch": 32,
                 "decoded": 0.5,
                 "motions": {"spinning": 5.0},
             },

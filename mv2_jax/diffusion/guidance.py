@@ -21,7 +21,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -68,7 +68,7 @@ def make(
     return Guidance(*(jnp.asarray(v, jnp.float32) for v in (text, image, rescale, low, high)))
 
 
-def of(own: Any) -> Guidance:
+def of(own: numbers.Guided) -> Guidance:
     """A `Guidance` from a stage's numbers, a dataclass of `mv2_jax.numbers`.
 
     T2I has no scale for a picture, and takes the usual one, which no rule of its asks for.

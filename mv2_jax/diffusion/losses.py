@@ -85,6 +85,28 @@ class LossConfig:
         return _mean(mse * scale, counts), metrics
 
 
+class _Watched(LossConfig):
+    """One that notes which of its fields are looked at."""
+
+    def __getattribute__(self, name: str) -> Any:
+        own = object.__getattribute__(self, "__dict__")
+        own.setdefault("looked_at", set()).add(name)
+        return object.__getattribute__(self, name)
+
+
+def unread(cfg: LossConfig, process: Process) -> set[str]:
+    """Its fields that its sampling and its weighting do not look at, one's own too: whatever they
+    are, the loss is the same."""
+    watched = _Watched(**vars(cfg))
+
+    def look(keys: jax.Array) -> jax.Array:
+        point = process.at(positions(keys, watched, process))
+        return weight(point.alpha, point.sigma, process.prediction, watched)
+
+    jax.eval_shape(look, named.seeds([0]))
+    return {*vars(cfg)} - vars(watched)["looked_at"]
+
+
 def of(value: Any) -> Loss:
     """The loss that a recipe's setting stands for.
 

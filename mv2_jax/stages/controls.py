@@ -19,7 +19,7 @@ from mv2_jax.stages.stage import Config
 
 
 def inputs(
-    cfg: Config, own: Any, steps: int, keyframes: Any = None, batch: int = 1
+    cfg: Config, own: sets.Pictured, steps: int, keyframes: Any = None, batch: int = 1
 ) -> dict[str, np.ndarray]:
     """The raw inputs that say how much a stage's conditions count, and what ControlNets see.
 
@@ -58,7 +58,7 @@ def inputs(
     return {**made, "motion_scale": scale}
 
 
-def of_text(cfg: Config, own: Any) -> dict[str, np.ndarray]:
+def of_text(cfg: Config, own: sets.Guided) -> dict[str, np.ndarray]:
     """What SDXL's text is told beside words: "sizes" [6], of pictures; and "encode_empty" []."""
 
     def size(text: str, other: tuple[int, int]) -> tuple[int, int]:
@@ -71,13 +71,15 @@ def of_text(cfg: Config, own: Any) -> dict[str, np.ndarray]:
     return {"sizes": np.float32(sizes).reshape(6), "encode_empty": np.asarray(encoded)}
 
 
-def extent(cfg: Config, own: Any, steps: int, keyframes: Any = None) -> tuple[int, np.ndarray]:
+def extent(
+    cfg: Config, own: sets.Guided, steps: int, keyframes: Any = None
+) -> tuple[int, np.ndarray]:
     """How many frames a chain has, and the timesteps [S] of its steps; as `inputs`."""
     first, frames = _run(cfg, own, steps, keyframes)
     return frames, np.asarray(chain.program(cfg.stage, steps)[1].t)[min(first, steps - 1) :]
 
 
-def _run(cfg: Config, own: Any, steps: int, keyframes: Any) -> tuple[int, int]:
+def _run(cfg: Config, own: sets.Guided, steps: int, keyframes: Any) -> tuple[int, int]:
     """The first step that is run, and the frames."""
     if keyframes is None:
         return 0, cfg.stage.frames
@@ -99,15 +101,15 @@ def between(cfg: Config, steps: int, first: int, start: float, end: float) -> np
     return np.asarray([t[inside].min(), t[inside].max()], np.float32)
 
 
-def _each(own: Any, name: str, count: int) -> tuple[float, ...]:
+def _each(own: sets.Guided, name: str, count: int) -> tuple[float, ...]:
     return _spread(sets.several(getattr(own, name)), name, count)
 
 
-def _words(own: Any, count: int) -> tuple[str, ...]:
+def _words(own: sets.Guided, count: int) -> tuple[str, ...]:
     return _spread(tuple(own.control_sees.split(",")), "control_sees", count)
 
 
-def _curves(own: Any, kind: str, count: int, frames: int) -> np.ndarray | None:
+def _curves(own: sets.Guided, kind: str, count: int, frames: int) -> np.ndarray | None:
     """Weights [count, frames] float32, or None where all are 1."""
     text, name = getattr(own, f"{kind}_frames"), f"{kind}_frames"
     alone = np.ones((count, frames), np.float32)

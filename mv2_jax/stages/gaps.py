@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from mv2_jax.stages.vfi_table import Config
+
 Between = Callable[[Array, Array, Array], Array]
 
 
@@ -27,7 +29,13 @@ def keep_stills(first: Array, second: Array, new: Array) -> Array:
 
 @functools.partial(jax.jit, static_argnames=("between", "cfg", "times", "dtype"))
 def filled(
-    between: Callable[..., Array], params: Any, cfg: Any, frames: Array, times: int, *, dtype: Any
+    between: Callable[..., Array],
+    params: Any,
+    cfg: Config,
+    frames: Array,
+    times: int,
+    *,
+    dtype: Any,
 ) -> Array:
     """`fill` by an interpolator's own `between`, which takes parameters and config as well."""
 

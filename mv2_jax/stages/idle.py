@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import cache
-from typing import Any
 
 import jax
 
@@ -60,7 +59,7 @@ def _from_noise_alone(cfg: Config) -> bool:
         return False
 
 
-def beside(cfg: Config, own: Any) -> dict[str, str]:
+def beside(cfg: Config, own: sets.Guided) -> dict[str, str]:
     """`numbers`, and those that change nothing beside the others in `own`, the stage's numbers;
     "negative" stands for the negative prompt."""
     why, rule = dict(numbers(cfg)), cfg.rule.least(guidance.of(own))
@@ -88,7 +87,7 @@ def inputs(cfg: Config) -> frozenset[str]:
     return read
 
 
-def refuse(cfg: Config, before: Any, after: Any, more: Iterable[str] = ()) -> None:
+def refuse(cfg: Config, before: sets.Guided, after: sets.Guided, more: Iterable[str] = ()) -> None:
     """Refuses a change of the stage's numbers, and raw inputs, that change nothing.
 
     Raises:

@@ -16,6 +16,7 @@ from jax import Array
 
 from mv2_jax import shards
 from mv2_jax.stages import gaps, vfi_table
+from mv2_jax.stages.vfi_table import Config
 
 # How a pair may be shown to a network: (mirrored, upside down, backwards in time). Each view alone
 # is as good as any other; their errors differ, and the mean of the answers has less of them. The
@@ -36,7 +37,7 @@ VIEWS = (
 @functools.partial(jax.jit, static_argnames=("cfg", "views", "dtype"))
 def between(
     params: Mapping[str, Any],
-    cfg: Any,
+    cfg: Config,
     first: Array,
     second: Array,
     times: Array,
@@ -81,7 +82,7 @@ def between(
 
 
 def interpolate(
-    params: Mapping[str, Any], cfg: Any, frames: Array, times: int, *, dtype: Any = jnp.float32
+    params: Mapping[str, Any], cfg: Config, frames: Array, times: int, *, dtype: Any = jnp.float32
 ) -> Array:
     """`times` frames for every one: `times - 1` new ones, evenly spaced, in every gap.
 

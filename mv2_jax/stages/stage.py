@@ -301,6 +301,12 @@ def in_windows(
     return windows.over(model, frames, cfg.windows, axis=2, some=some, steps=steps, step=step)
 
 
+def drops(cfg: Config) -> tuple[str, ...]:
+    """Names of the chances with which its conditions are dropped in training: "drop_text"."""
+    told = (each.drop for each in cfg.conditions if not isinstance(each, Motion))
+    return tuple(dict.fromkeys(told))
+
+
 def drop(
     params: Params, cfg: Config, inputs: Inputs, keys: jax.Array, rates: Mapping[str, float]
 ) -> Conditioning:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 from mv2_jax.config_vfi import (
     EDSCConfig,
@@ -69,12 +69,30 @@ class Interpolator:
         return find(held, {}, f"interpolator's {name}") if isinstance(held, str) else held
 
 
-def any_time(cfg: Any) -> bool:
+class OwnConfig(Protocol):
+    """The config of an interpolator from outside the package: it names it."""
+
+    interpolator: ClassVar[str | Interpolator]
+
+
+Config = (
+    RIFEConfig
+    | RefinedRIFEConfig
+    | EMAVFIConfig
+    | GANVFIConfig
+    | EDSCConfig
+    | MeanVFIConfig
+    | OwnConfig
+)
+"""The config of an interpolator: a class of `TABLE`'s, or one of one's own."""
+
+
+def any_time(cfg: Config) -> bool:
     """Whether an interpolator knows any time between two frames, not their middle alone."""
     return bool(getattr(cfg, "any_time", True))
 
 
-def shares(cfg: Any) -> bool:
+def shares(cfg: Config) -> bool:
     """Whether to ask an interpolator for all the times between two frames at once."""
     held = of(cfg).shares
     return bool(held(cfg)) if callable(held) else held
@@ -160,7 +178,7 @@ def named(name: str) -> Interpolator:
     return find(name, TABLE, "interpolator", fits=Interpolator, wants="an Interpolator")
 
 
-def of(cfg: Any) -> Interpolator:
+def of(cfg: Config) -> Interpolator:
     """The interpolator that a config describes.
 
     Raises:
@@ -178,7 +196,7 @@ def of(cfg: Any) -> Interpolator:
     raise ValueError(f"no interpolator has a {type(cfg).__name__}; there are {known}")
 
 
-def complete(tree: Any, cfg: Any) -> tuple[Any, Any]:
+def complete(tree: Any, cfg: Config) -> tuple[Any, Config]:
     """Stored weights and their config, with what such files leave out.
 
     Raises:

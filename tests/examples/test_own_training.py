@@ -12,13 +12,13 @@ import tiny
 from ml_collections import ConfigDict
 from PIL import Image
 
-from mv2_jax import bundle, params
+from mv2_jax import bundle, cascade, cli, params
 from mv2_jax.config import to_dict
 from mv2_jax.diffusion import keys
 from mv2_jax.errors import InputError
 from mv2_jax.infer import interpolators
 from mv2_jax.text import WordTokenizer
-from mv2_jax.train import cli, encoded, recipe
+from mv2_jax.train import encoded, recipe
 from mv2_jax.train import source as sources
 from mv2_jax.train.phase import phase
 from mv2_jax.train.task import Component
@@ -97,29 +97,34 @@ def absolute(model, x0, keys, process, mask=None):
 """
 
 RECIPE = """
-from mv2_jax.train.phase import phase, recipe
 import json
+from mv2_jax.train.phase import packing, phase, recipe
 def get_config():
-    made = recipe(pictures=phase("t2i", **json.loads({settings!r})))
+    told = json.loads({settings!r})
+    packed = packing(sources=(told["begin"]["vae"],), name="mine")
+    made = recipe(packed, pictures=phase("t2i", **told))
     made.quick_compile = True
     return made
 """
 
 
-def test_a_cascade_folder_learns_from_it_with_its_own_tokenizer_and_loss(
+def test_the_command_trains_on_it_with_a_loss_a_process_and_a_sampler_of_ones_own(
     pictures, tmp_path, monkeypatch
 ):
+    """From a recipe file to a cascade folder and to pictures, with the folder's own tokenizer."""
     (tmp_path / "absolute_loss.py").write_text(LOSS)
     monkeypatch.syspath_prepend(tmp_path)
     four = tiny.make()
     tiny.write(tmp_path / "cascade", four)
     begin = dict.fromkeys(("vae", "text_encoder", "spatial"), str(tmp_path / "cascade"))
+    circle = importlib.import_module("own_process").Circle()
+    stage = dataclasses.replace(tiny.PICTURE, schedule=circle, sampler="own_sampler:plms2")
     phase_of = {
         "begin": begin,
         "steps": 2,
         "batch": 3,
         "log_every": 1,
-        "model": {"t2i": to_dict(tiny.PICTURE)},
+        "model": {"t2i": to_dict(stage)},
         "data": settings(pictures).data.to_dict(),
         "loss": {"drop_text": 0.1, "shape": "absolute_loss:absolute"},
         "sample": {"guidance": 2.0, "steps": 2},
@@ -128,20 +133,21 @@ def test_a_cascade_folder_learns_from_it_with_its_own_tokenizer_and_loss(
     }
     path = tmp_path / "mine.py"
     path.write_text(RECIPE.format(settings=json.dumps(phase_of)))
-    assert cli.main(str(path), [], out=str(tmp_path / "runs")) == 0
+    assert cli.main(["train", str(path), "--out", str(tmp_path / "runs")]) == 0
     weights = tmp_path / "runs" / "mine" / "pictures" / "weights"
     logged = (weights.parent / "metrics.jsonl").read_text().splitlines()
     assert all(json.loads(line)["mse"] == 0.25 for line in logged)
     held = recipe.components_in(weights)
     assert held["text_encoder"].tokenizer == tiny.WORDS.to_json()
     assert held["text_encoder"].config == tiny.TEXT
+
+    again = cascade.load(bundle.read(tmp_path / "runs" / "mine" / "cascade"))
+    assert again.picture.stage.schedule == circle
+    assert again.picture.stage.sampler == "own_sampler:plms2"
     before = params.flatten(four.params["spatial"])
-    after = params.flatten(held["spatial"].params)
+    after = params.flatten(again.params["t2i_unet"])  # I2V keeps what it was given
     assert any(np.abs(after[name] - before[name]).max() > 1e-3 for name in before)
-    trained = dataclasses.replace(
-        four, params={**four.params, **{name: part.params for name, part in held.items()}}
-    )
-    image = trained.t2i(["a red ball"], keys=keys.seeds([0]), steps=2, guidance=2.0)
+    image = again.t2i(["a red ball"], keys=keys.seeds([0]), steps=2, guidance=2.0)
     assert np.isfinite(image).all() and image.shape == (1, 48, 48, 3)
 
 
@@ -181,7 +187,8 @@ def test_what_cannot_serve_is_said(pictures, tmp_path):
 def test_a_task_is_trained_saved_and_taken_by_vfi(tmp_path):
     own = importlib.import_module("own_interpolator")
     given = ["steps=3", "batch=2", "data.count=4", "data.size=48"]
-    assert cli.main(str(FOLDER / "own_task.py"), given, out=str(tmp_path)) == 0
+    words = ["train", str(FOLDER / "own_task.py"), "--out", str(tmp_path), "--set", *given]
+    assert cli.main(words) == 0
     weights = tmp_path / "own_task" / "fade" / "weights"
     tree, cfg = interpolators.load(interpolators.check(str(weights / "vfi_fade.safetensors")))
     assert cfg == own.FadeConfig() and 0 < abs(float(tree["pace"][0])) < 0.1

@@ -114,7 +114,8 @@ def test_the_judges_favourite_is_the_better(monkeypatch):
 
 def phase(arm, **loss):
     cfg = recipe.get_config().phases[arm]
-    cfg.model.t2i = ConfigDict(to_dict(tiny.PICTURE))
+    if cfg.stage == "t2i":
+        cfg.model.t2i = ConfigDict(to_dict(tiny.PICTURE))
     cfg.data.update(count=4, shard=4, chunk=2)
     cfg.update(batch=2)
     cfg.loss.update(loss)

@@ -41,6 +41,8 @@ class ArrayRecords(Records):
         InputError: no file, or records that are something else.
     """
 
+    settings = ("split", "file_key", "caption_key")
+
     def __init__(self, data: Mapping[str, Any]) -> None:
         super().__init__(data)
         needs.check("data.source=array_record", ARRAY_RECORD, "data")

@@ -59,6 +59,8 @@ class Folder(Records):
         InputError: no folder, no media in it, or a list that cannot be read.
     """
 
+    settings = ("captions", "file_key", "caption_key", "repeats")
+
     def __init__(self, data: Mapping[str, Any]) -> None:
         super().__init__(data)
         self.root = root_of(data, "a folder of clips and pictures")

@@ -23,6 +23,8 @@ class HubSet(Records):
         InputError: the library is not installed, it cannot read the folder, or no column serves.
     """
 
+    settings = ("split", "file_key", "caption_key")
+
     def __init__(self, data: Mapping[str, Any]) -> None:
         super().__init__(data)
         if not needs.there("datasets"):

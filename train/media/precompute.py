@@ -164,6 +164,7 @@ def run(
         "weights": [part_.weight for part_ in source.parts],
         "made_by": networks(task.begin),
         "facts": fingerprint(source.facts()),
+        "take": source.facts().get("take", {}),
         "examples": source.examples(256),
         "items": [list(vars(item).values()) for item in items],
     }

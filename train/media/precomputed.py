@@ -46,6 +46,7 @@ class Precomputed(Streamed):
             ) from None
         if self.index.get("version") != VERSION:
             raise InputError(f"data.root: {self.folder} was made by another version: make it again")
+        self._check_made(data)
         self.items = [Item(*row) for row in self.index["items"]]
         places, parts = self._parts()
         self.places = {
@@ -56,6 +57,17 @@ class Precomputed(Streamed):
         self.records = opened([str(part) for part in parts])
         self.length, self.dropped = len(self.places), ()
         self._row = lru_cache(maxsize=8)(lambda place: load(self.records[place]))
+
+    def _check_made(self, data: Mapping[str, Any]) -> None:
+        """Refuses settings that say otherwise than those the samples were made with."""
+        for name, made in self.index.get("take", {}).items():
+            usual = own_settings.DEFAULTS[name]
+            asked = data.get(name, usual)
+            if asked != usual and json.loads(json.dumps(asked)) != made:
+                raise InputError(
+                    f"data.{name} has no effect: {self.folder} was made with {made!r}, not "
+                    f"{asked!r}; mv2 precompute makes it again"
+                )
 
     def facts(self) -> Mapping[str, Any]:
         return {"precomputed": self.index["facts"], "made_by": self.index["made_by"]}

@@ -62,6 +62,8 @@ class Records(ABC):
     """
 
     records: ClassVar[bool] = True  # what `train.source.of` knows them by
+    # Names of the `data` settings that this kind alone reads; None: it does not say.
+    settings: ClassVar[tuple[str, ...] | None] = None
 
     def __init__(self, data: Mapping[str, Any]) -> None:
         self.data = data

@@ -42,6 +42,13 @@ DEFAULTS: dict[str, Any] = {
     "ahead": 2,  # batches that are ready before they are asked for
 }
 
+# What `Media` reads of them whatever it is asked for, and what else where samples are streamed;
+# the kinds of records say which of the others they read.
+FILES = ("root", "mix", "captioned", "threads", "fps", "stride", "clip")
+STREAMED = (
+    *FILES, "ahead", "aspects", "aspect_step", "aspect_most", "crop", "flip", "passes",
+)  # fmt: skip
+
 CHOICES = {"clip": ("random", "start", "middle"), "crop": ("centre", "random")}
 LEAST = {"caption_rows": 1, "stride": 1, "aspect_step": 1, "threads": 1, "ahead": 1, "passes": 0,
          "fps": 0, "flip": 0, "decoded": 0, "aspect_most": 1, "image_every": 0}  # fmt: skip

@@ -111,6 +111,12 @@ class Media(Streamed):
             (which, number) for which, part in enumerate(self.parts) for number in part.index.usable
         ]
         self.length = len(self.places)
+        of_records = [part.records.settings for part in self.parts]
+        if None not in of_records:
+            own = tuple(name for names in of_records for name in names)
+            reads = {"clips": own_settings.FILES, "stream": own_settings.STREAMED}
+            reads |= dict.fromkeys(("pictures", "triplets"), own_settings.FILES)
+            self.settings = {use: (*names, *own) for use, names in reads.items()}
 
     def _part(self, settings: dict[str, Any]) -> Part:
         name = settings["source"]

@@ -21,6 +21,8 @@ class Synthetic(Records):
         InputError: another kind of root.
     """
 
+    settings = ("count",)
+
     def __init__(self, data: Mapping[str, Any]) -> None:
         super().__init__(data)
         match = re.fullmatch(r"(\d+)x(\d+)x(\d+)", str(data.get("root") or USUAL))

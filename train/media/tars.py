@@ -53,6 +53,8 @@ class Tars(Records):
         InputError: no tar, one that is compressed or damaged, or no media in them.
     """
 
+    settings = ("file_key", "caption_key")
+
     def __init__(self, data: Mapping[str, Any]) -> None:
         super().__init__(data)
         self.root = root_of(data, "a folder of tars, or a pattern such as shard-{0000..0099}.tar")

@@ -35,6 +35,8 @@ class DataSet(Records):
             or features of which none can be seen.
     """
 
+    settings = ("split", "file_key", "caption_key")
+
     def __init__(self, data: Mapping[str, Any]) -> None:
         super().__init__(data)
         needs.check("data.source=tfds", PACKAGES, "data")

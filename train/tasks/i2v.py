@@ -16,7 +16,7 @@ def make(cfg: Any, begin: Mapping[str, Component], folder: Path) -> Task:
     Whatever else `begin` holds (motion_i2v, image_encoder, image_attn, control) it goes on from.
 
     Raises:
-        InputError: one of these is missing, or settings that do not fit them.
+        InputError: one of these is missing, settings do not fit them, or one changes nothing.
     """
     require(begin, "vae", "text_encoder")
-    return VideoTask("i2v", cfg, begin, folder).task()
+    return VideoTask("i2v", cfg, begin, folder).checked().task()

@@ -13,18 +13,20 @@ import numpy as np
 from mv2_jax import config
 from mv2_jax import params as trees
 from mv2_jax.diffusion import guidance, keys, losses
+from mv2_jax.diffusion import process as processes
 from mv2_jax.errors import InputError
+from mv2_jax.stages import idle as unheard
 from mv2_jax.stages import latents as codec
 from mv2_jax.stages import stage as stages
 from mv2_jax.stages import t2i
-from mv2_jax.train import answers, chosen, encoded, streamed
+from mv2_jax.train import answers, chosen, encoded, streamed, unread
 from mv2_jax.train import source as sources
 from mv2_jax.train import words as tokens
 from mv2_jax.train.latents import Shards, at_once
 from mv2_jax.train.media.turns import Turn
 from mv2_jax.train.report import grid, to_uint8
 from mv2_jax.train.source import Source
-from mv2_jax.train.task import Batch, Component, Params, Task, compute_dtype, require
+from mv2_jax.train.task import Batch, Component, Params, Task, chances, compute_dtype, require
 
 
 def full(tree: Params) -> Params:
@@ -47,10 +49,14 @@ def make(cfg: Any, begin: Mapping[str, Component], folder: Path) -> Task:
     at its smaller size.
 
     Raises:
-        InputError: no autoencoder to begin from, or a size that is no multiple of its factor.
+        InputError: no autoencoder to begin from, a size that is no multiple of its factor, or a
+            setting that changes nothing.
     """
     require(begin, "vae")
-    return PictureTask(cfg, begin, folder).task()
+    task = PictureTask(cfg, begin, folder)
+    use = "stream" if task.source.streams else "clips"
+    unread.refuse(cfg, task.reads(), task.idle(), task.source, use)
+    return task.task()
 
 
 class PictureTask:
@@ -88,6 +94,25 @@ class PictureTask:
         self.null = jnp.asarray(self.words.encode([""])[0])
         self.decode = jax.jit(lambda params, z: codec.decode(params, self.vae.config, z))
 
+    def reads(self) -> set[str]:
+        """The settings that it reads."""
+        data = ("sizes", "caption_rows", *(() if self.source.streams else ("count", "shard")))
+        return {
+            *("train", "size", "network", "precision", "remat", "model.t2i", "model.text"),
+            *("loss.shape", "sample.guidance", "sample.steps", "begin.vae"),
+            *(f"begin.{name}" for name in self.net.trees),
+            *(f"loss.{name}" for name in stages.drops(self.net)),
+            *(f"data.{name}" for name in data),
+        }
+
+    def idle(self) -> dict[str, str]:
+        """{setting: why} of those that change nothing as the stage is put together."""
+        if "text_encoder" in self.begin:
+            text = self.begin["text_encoder"].config
+            unread.begun(self.cfg, "text", text, but=("vocab_size", "eos_token_id"))
+        of_stage = {f"sample.{name}": why for name, why in unheard.numbers(self.net).items()}
+        return {**of_stage, **unread.of_loss(self.shape, processes.of(self.net.stage.schedule))}
+
     def init(self, key: jax.Array) -> Params:
         """What is trained: from `begin` where it is there, else fresh."""
         fresh = [name for name in self.trained if name not in self.begin]
@@ -103,8 +128,7 @@ class PictureTask:
         if self.source.streams:
             batch = streamed.with_latents(batch, frozen["vae"], self.vae.config)
         batch = {**batch, "latent": batch["latent"].astype(jnp.float32), "null_ids": self.null}
-        chances = {**self.cfg.loss}
-        rates = {name: rate for name, rate in chances.items() if name.startswith("drop_")}
+        rates = chances(self.cfg.loss, self.net)
         return stages.loss(
             self.whole(params, frozen), self.net, batch, key, rates=rates, shape=self.shape
         )

@@ -18,7 +18,7 @@ def make(cfg: Any, begin: Mapping[str, Component], folder: Path) -> Task:
     nothing is given.
 
     Raises:
-        InputError: a component is missing, or settings that do not fit them.
+        InputError: a component is missing, settings do not fit them, or one changes nothing.
     """
     require(begin, "vae", "text_encoder")
     task = VideoTask("v2v", cfg, begin, folder)
@@ -29,4 +29,4 @@ def make(cfg: Any, begin: Mapping[str, Component], folder: Path) -> Task:
         fresh = name in task.trained and not (begun and name in backbone.parts)
         if name not in known and not fresh:
             require(begin, f"{name}_i2v" if name in backbone.own else name)
-    return task.task()
+    return task.checked().task()

@@ -26,12 +26,14 @@ from mv2_jax.errors import InputError
 from mv2_jax.lookup import nearest
 from mv2_jax.models.discriminator import PatchCritic
 from mv2_jax.models.vae import ENCODING, AutoencoderKL
-from mv2_jax.train import adversary
+from mv2_jax.train import adversary, unread
 from mv2_jax.train import source as sources
 from mv2_jax.train.report import grid, to_uint8
 from mv2_jax.train.task import Batch, Component, Metrics, Params, Task, compute_dtype
 
 HALVES = ("encoder", "decoder")
+WEIGHTS = ("l1", "l2", "edge", "edge_scales", "kl")  # of `loss`
+_MEASURED = ("shift_factor", "scaling_factor", "decoder_channels")  # by training, or chosen apart
 CRITIC = "critic"  # its weights, in training, beside the halves'; in a batch, if it takes part
 
 
@@ -157,12 +159,18 @@ class VAETask:
         self.model = AutoencoderKL(self.sizes, compute_dtype(cfg.precision))
         self.views = _views(cfg, self.sizes.factor)
         self.largest = max(size for size, _ in self.views)
-        self.weights = cfg.loss.to_dict()
         tree = held.params if held else {}
         self.kept = {name: own for name, own in tree.items() if half(name) not in self.halves}
         dtype = self.model.dtype
         self.critic = PatchCritic(**cfg.critic, dtype=dtype) if CRITIC in cfg else None
+        names = (*WEIGHTS, CRITIC, "critic_from") if self.critic else WEIGHTS
+        self.weights = {name: cfg.loss[name] for name in names}
         self.through = jax.jit(partial(run, self.model, "__call__"))
+
+    def reads(self) -> set[str]:
+        """The settings that it reads."""
+        own = {"train", "decoder_channels", "precision", "begin.vae", "model.vae", "data.views"}
+        return {*own, CRITIC, *(f"loss.{name}" for name in self.weights)}
 
     def init(self, key: jax.Array) -> Params:
         """The trained halves, as training begins with them, and the critic."""
@@ -253,7 +261,12 @@ def make(cfg: Any, begin: Mapping[str, Component], folder: Path) -> Task:
     Raises:
         InputError: a view that is not a size, or does not divide by the network's factor; an
             unknown half, or one half alone of an autoencoder that has not been trained;
-            `decoder_channels` that do not fit, or of a decoder that is not trained.
+            `decoder_channels` that do not fit, or of a decoder that is not trained; a setting that
+            changes nothing.
     """
     del folder
-    return VAETask(cfg, begin.get("vae")).task()
+    task = VAETask(cfg, begin.get("vae"))
+    if task.held:
+        unread.begun(cfg, "vae", task.held.config, but=_MEASURED)
+    unread.refuse(cfg, task.reads(), source=task.source, use="pictures")
+    return task.task()

@@ -27,7 +27,7 @@ from mv2_jax.models.discriminator import PatchCritic
 from mv2_jax.models.gan_vfi import GANVFI
 from mv2_jax.models.vq import Quantised, perplexity
 from mv2_jax.stages import vfi
-from mv2_jax.train import adversary, features, triplets
+from mv2_jax.train import adversary, features, triplets, unread
 from mv2_jax.train import source as sources
 from mv2_jax.train.latents import Shards
 from mv2_jax.train.report import grid, to_uint8
@@ -35,6 +35,11 @@ from mv2_jax.train.task import Batch, Component, Metrics, Params, Task, compute_
 from mv2_jax.train.tasks.vae import psnr
 
 NAME = "vfi_gan"
+READS = {
+    *("precision", "begin.vae", f"begin.{NAME}", "model.vfi", "critic.width", "critic.layers"),
+    *("data.count", "data.shard", "data.side", "data.among"),
+    *(f"loss.{name}" for name in ("features", "codebook", "commitment", "critic", "critic_from")),
+}
 SHOWN = 6  # samples on a sheet
 
 
@@ -43,10 +48,14 @@ def make(cfg: Any, begin: Mapping[str, Component], folder: Path) -> Task:
 
     Raises:
         InputError: no autoencoder, no videos, a `data.side` that does not fit the networks, or a
-            `data.gap` that leaves no frame between.
+            `data.gap` that leaves no frame between; a setting that changes nothing.
     """
     require(begin, "vae")
-    return VFITask(cfg, begin, folder).task()
+    task = VFITask(cfg, begin, folder)
+    if task.held:
+        unread.begun(cfg, "vfi", task.held.config)
+    unread.refuse(cfg, READS, source=task.source, use="triplets")
+    return task.task()
 
 
 class VFITask:

@@ -21,21 +21,23 @@ from mv2_jax import bundle, config
 from mv2_jax import params as trees
 from mv2_jax.diffusion import guidance, losses
 from mv2_jax.diffusion import keys as named
+from mv2_jax.diffusion import process as processes
 from mv2_jax.diffusion.losses import LossConfig, diffusion_loss
 from mv2_jax.errors import InputError
 from mv2_jax.lookup import one_of
 from mv2_jax.stages import i2v, t2i
+from mv2_jax.stages import idle as unheard
 from mv2_jax.stages import latents as codec
 from mv2_jax.stages import stage as stages
 from mv2_jax.toybox import evaluate
-from mv2_jax.train import answers, chosen
+from mv2_jax.train import answers, chosen, unread
 from mv2_jax.train import source as sources
 from mv2_jax.train import words as tokens
 from mv2_jax.train.latents import Shards, position
 from mv2_jax.train.preference import dpo_loss
-from mv2_jax.train.task import Batch, Component, Params, Task, compute_dtype, require
+from mv2_jax.train.task import Batch, Component, Params, Task, chances, compute_dtype, require
 from mv2_jax.train.toybox import pairs, worlds
-from mv2_jax.train.video import VideoTask
+from mv2_jax.train.video import VideoTask, guided
 
 STAGES, KINDS = ("t2i", "i2v"), ("dpo", "winners")
 NEEDED = {
@@ -48,8 +50,8 @@ def make(cfg: Any, begin: Mapping[str, Component], folder: Path) -> Task:
     """The task, over everything that its stage is made of.
 
     Raises:
-        InputError: an unknown stage, kind of loss or tree, a component that is missing, or numbers
-            of pairs that do not go together.
+        InputError: an unknown stage, kind of loss or tree, a component that is missing, numbers
+            of pairs that do not go together, or a setting that changes nothing.
     """
     for word, known, what in ((cfg.stage, STAGES, "stage"), (cfg.loss.kind, KINDS, "loss.kind")):
         one_of(word, known, what)
@@ -59,7 +61,9 @@ def make(cfg: Any, begin: Mapping[str, Component], folder: Path) -> Task:
     if candidates < 2:
         raise InputError(f"data.candidates: a pair takes two at least, not {candidates}")
     require(begin, *NEEDED[cfg.stage])
-    return (Pictures if cfg.stage == "t2i" else Clips)(cfg, begin, folder).task()
+    task = (Pictures if cfg.stage == "t2i" else Clips)(cfg, begin, folder)
+    unread.refuse(cfg, task.reads(), task.idle(), sources.of(cfg))
+    return task.task()
 
 
 class Preferences(ABC):
@@ -81,6 +85,29 @@ class Preferences(ABC):
         self.vae = trees.cast(begin["vae"].params, np.float32)
         self.decode = jax.jit(partial(codec.decode, cfg=begin["vae"].config))
 
+    def reads(self) -> set[str]:
+        """The settings that it reads."""
+        pictures = self.cfg.stage == "t2i"
+        sample = ("guidance", "steps") if pictures else ("guidance", "image_guidance", "steps")
+        data = ("count", "shard", "margin", "chunk", "candidates", "motions", "judge")
+        loss = ("kind", "shape", *stages.drops(self.net))
+        loss += ("beta",) if self.cfg.loss.kind == "dpo" else ()
+        begin = ("vae", *(self.stored.get(name, name) for name in self.net.trees))
+        return {
+            *("stage", "train", "size", "frames", "network", "precision", "remat"),
+            f"model.{self.cfg.stage}",
+            *(f"begin.{name}" for name in begin),
+            *(f"loss.{name}" for name in loss),
+            *(f"sample.{name}" for name in sample),
+            *(f"data.{name}" for name in data),
+        }
+
+    def idle(self) -> dict[str, str]:
+        """{setting: why} of those that change nothing as the stage is put together."""
+        of_stage = {f"sample.{name}": why for name, why in unheard.numbers(self.net).items()}
+        of_loss = unread.of_loss(self.shape, processes.of(self.net.stage.schedule))
+        return {**of_stage, **of_loss}
+
     @abstractmethod
     def candidates(self, numbers: np.ndarray, words: np.ndarray) -> dict[str, np.ndarray]:
         """What a batch needs of the prompts with these numbers: "better" and "worse" latents."""
@@ -96,19 +123,19 @@ class Preferences(ABC):
         rest = {name: x for name, x in batch.items() if name not in ("better", "worse", "margin")}
         inputs = trees.cast(rest, jnp.float32)
         inputs |= {"latent": better, "negative": jnp.asarray(self.words.encode([""]))}
-        schedule, drop = self.net.stage.schedule, self.cfg.loss
+        schedule, rates = self.net.stage.schedule, chances(self.cfg.loss, self.net)
 
         def model(tree: Params, rows: int) -> Any:
             """`f(x, t)` over `rows` times the batch's samples, under the batch's conditions."""
             # Guidance needs what the network answers without them, which must not drift.
-            conditioning = stages.drop(tree, self.net, inputs, keys, {**drop})
+            conditioning = stages.drop(tree, self.net, inputs, keys, rates)
             conditioning = jax.tree.map(lambda x: jnp.repeat(x, rows, axis=0), conditioning)
             return partial(stages.predict_one, tree, self.net, conditioning=conditioning)
 
         if self.cfg.loss.kind == "winners":
             return diffusion_loss(model(whole, 1), better, keys, schedule, self.shape)
         models = (model(tree, 2) for tree in (whole, frozen))
-        return dpo_loss(*models, better, worse, keys, schedule, drop.beta, self.shape)
+        return dpo_loss(*models, better, worse, keys, schedule, self.cfg.loss.beta, self.shape)
 
     @staticmethod
     def clips(latents: jax.Array) -> jax.Array:
@@ -240,7 +267,7 @@ class Clips(Preferences):
         nothing = np.repeat(self.words.encode([""]), len(ids), axis=0)
         reference = self.encode(self.vae, image)
         inputs = {"ids": ids, "negative": nothing, "image": image}
-        scales = guidance.make(sample.guidance, sample.image_guidance)
+        scales = guided(sample)
 
         def one(number: int) -> tuple[np.ndarray, Any]:
             keys = pairs.keys(self.cfg.seed, numbers, number)

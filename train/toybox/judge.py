@@ -12,6 +12,7 @@ from mv2_jax import config
 from mv2_jax.errors import InputError
 from mv2_jax.lookup import nearest
 from mv2_jax.toybox import judge, judge_data
+from mv2_jax.train import unread
 from mv2_jax.train.report import grid, to_uint8
 from mv2_jax.train.task import Batch, Component, Params, Task
 from mv2_jax.train.toybox import worlds
@@ -25,7 +26,7 @@ def make(cfg: Any, begin: Mapping[str, Component], folder: Path) -> Task:
 
     Raises:
         InputError: the batch is no multiple of what the plan of a batch needs, an unknown half, or
-            one half alone of a judge that has not been trained.
+            one half alone of a judge that has not been trained, or a setting that changes nothing.
     """
     del folder
     held = begin.get("judge")
@@ -37,6 +38,9 @@ def make(cfg: Any, begin: Mapping[str, Component], folder: Path) -> Task:
         raise InputError("train: one half alone is trained on from a judge in `begin`")
     if cfg.batch % judge_data.UNIT:
         raise InputError(f"batch: the judge needs a multiple of {judge_data.UNIT}")
+    if held:
+        unread.begun(cfg, "judge", held.config)
+    unread.refuse(cfg, ("train", "begin.judge", "model.judge"))
     sizes = held.config if held else config.from_dict(cfg.model.judge.to_dict())
     kept = {k: v for k, v in held.params.items() if judge.half(k) not in halves} if held else {}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ class Toybox(Source):
     """
 
     traced = True
+    settings: ClassVar = {"clips": ("motions",), "triplets": ("size", "side", "gap")}
 
     def __init__(self, data: Mapping[str, Any], seed: int) -> None:
         super().__init__(data, seed)

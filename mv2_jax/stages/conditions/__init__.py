@@ -98,11 +98,11 @@ class Condition(Protocol):
 
 
 class Usual:
-    """What most conditions of one's own have in common: nothing is needed, one tree, no rules."""
+    """What most conditions of one's own have in common: nothing is needed, and one tree, which
+    every device of a mesh has whole."""
 
     role = "text"
     needs: tuple[str, ...] = ()
-    rules: tuple[tuple[str, tuple[Any, ...]], ...] = ()
     at_steps: tuple[str, ...] = ()
     sharded = True
 
@@ -113,6 +113,10 @@ class Usual:
     @property
     def trees(self) -> tuple[str, ...]:
         return (self.name,)
+
+    @property
+    def rules(self) -> tuple[tuple[str, tuple[Any, ...]], ...]:
+        return ((f"/{self.name}/", ()),)
 
     def read(self, words: list[str]) -> Any:
         """The raw input of a batch from what a user wrote, one text a sample: numbers [B].
