@@ -258,7 +258,8 @@ def test_the_loop_reads_what_every_phase_has(tmp_path, monkeypatch):
     reads = Reads(cfg, monkeypatch)
     loop.check(cfg)
     loop.run(regression.task(), cfg, tmp_path / "run")
-    elsewhere = {"task", "chain", "cascade", "steps", "name"}  # of `recipe`
+    elsewhere = {"task", "chain", "cascade", "steps", "name", "frozen_dtype"}  # of `recipe`
+    elsewhere |= {"lora.rank", "lora.alpha", "lora.match"}
     assert unread._EVERY <= reads.seen | elsewhere
 
 
