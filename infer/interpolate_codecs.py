@@ -176,7 +176,7 @@ def encoder(
         location: of chroma samples, as FFmpeg calls it.
 
     Raises:
-        InputError: the codec has no such quality, preset or pixel format.
+        InputError: the codec has no such quality, preset or pixel format, or no hardware here.
     """
     quality, speed, known = check(codec, crf, preset, pixels)
     layout = layouts.nearest(given, known)
@@ -190,7 +190,22 @@ def encoder(
     turned = given.turns % 2 and aspect > 0
     aspect = 1 / aspect if turned else aspect
     rate = rate.limit_denominator(1001)
-    return Encoder(name, stored, layout, options, rate, clock, aspect, codec.tag)
+    made = Encoder(name, stored, layout, options, rate, clock, aspect, codec.tag)
+    if _HARDWARE.fullmatch(name):
+        _try(made)
+    return made
+
+
+def _try(encoder: Encoder) -> None:
+    """Opens an encoder of some hardware, which this machine may not have."""
+    try:
+        encoder.opened().open()
+    except (av.error.FFmpegError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(
+            f"--codec {encoder.name}: FFmpeg cannot open it on this machine ({reason}); is there "
+            f"such hardware and its driver? {encoder.name.partition('_')[0]} needs none"
+        ) from None
 
 
 def check(

@@ -1,5 +1,6 @@
 """What people's files hold, and what of it `mv2 interpolate` keeps, mends or says."""
 
+import re
 from fractions import Fraction
 
 import av
@@ -8,6 +9,7 @@ import pytest
 from clips import encode, pan, shown, stored
 
 from mv2_jax import cli
+from mv2_jax.infer import interpolate_codecs as codecs
 
 
 @pytest.fixture
@@ -132,6 +134,19 @@ def test_codecs_write_what_they_say(run, codec, out):
 
 def transport(path, pixels):
     return encode(path, pixels, container="mpegts", g="5")
+
+
+def test_hardware_that_is_not_there_is_said_before_the_work(run, monkeypatch, capsys):
+    def absent(*_):
+        raise av.error.PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(codecs, "_HARDWARE", re.compile("libx264"))
+    monkeypatch.setattr(codecs.Encoder, "opened", absent)
+    encode("in.mp4", pan(2))
+    capsys.readouterr()
+    run("in.mp4", "-o", "out.mp4", code=2)
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("mv2: error: --codec libx264: FFmpeg cannot open it on this machine (")
 
 
 def test_joined_transport_streams_become_one_video(run, capsys):
