@@ -9,6 +9,7 @@ import pytest
 from quick import quick
 from torch_chains import ddim, drift, sdxl_prompt
 
+from mv2_jax import numbers
 from mv2_jax.config import (
     ControlNetConfig,
     ImageProjectionConfig,
@@ -23,7 +24,7 @@ from mv2_jax.convert.engine import convert
 from mv2_jax.convert.sources import Renamed
 from mv2_jax.convert.tables import clip, unet
 from mv2_jax.diffusion import guidance, keys
-from mv2_jax.stages import chain, t2i
+from mv2_jax.stages import chain, controls, t2i
 from mv2_jax.stages import stage as stages
 from mv2_jax.stages.conditions.text import Text
 
@@ -192,6 +193,52 @@ def test_twenty_five_guided_steps(pair):
         )
         mine.append(state.x[:, 0])
     assert drift(mine, steps) < 1e-5  # measured: 1.0e-6 at every step
+
+
+@pytest.mark.slow
+def test_sizes_a_crop_and_an_encoded_negative(pair):
+    """As diffusers' pipeline has them, whose negative prompt is encoded even where it is empty."""
+    (first, second, network), params = pair
+    state = t2i.start(keys.seeds([7, 8, 9]), cfg=CFG, steps=3)
+    noise = torch.from_numpy(np.array(state.x[:, 0])).permute(0, 3, 1, 2)
+    towards, away = (sdxl_prompt(first, second, ids, EOS) for ids in (IDS, EMPTY))
+    pipeline = diffusers.StableDiffusionXLPipeline(
+        None, first, second, None, None, network, ddim(CFG.stage.schedule), add_watermarker=False
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    theirs = pipeline(
+        height=SIZE[0],
+        width=SIZE[1],
+        num_inference_steps=3,
+        guidance_scale=5.0,
+        latents=noise,
+        prompt_embeds=towards[0],
+        pooled_prompt_embeds=towards[1],
+        negative_prompt_embeds=away[0],
+        negative_pooled_prompt_embeds=away[1],
+        original_size=(480, 640),
+        crops_coords_top_left=(16, 8),
+        target_size=(1024, 768),
+        output_type="latent",
+    ).images.permute(0, 2, 3, 1)
+
+    condition = quick(stages.condition, "cfg", "rule")
+    advance = quick(chain.advance, "cfg", "rule", "steps", "k")
+
+    def made(**told):
+        given = {"ids": IDS, "negative": EMPTY, **controls.of_text(CFG, numbers.T2I(**told))}
+        conditioning = condition(params, given, cfg=CFG, rule=CFG.rule)
+        scales, now = guidance.make(5.0), state
+        for _ in range(3):
+            now = advance(params, conditioning, scales, now, cfg=CFG, rule=CFG.rule, steps=3, k=1)
+        return now.x[:, 0]
+
+    told = {"original_size": "640x480", "crop": "8x16", "target_size": "768x1024"}
+    assert off(made(**told, empty_text="encoded"), theirs) < 1e-5
+    # Each of them counts.
+    for name in told:
+        assert off(made(**{**told, name: ""}, empty_text="encoded"), theirs) > 1e-3
+    assert off(made(**told), theirs) > 1e-3
 
 
 def test_the_loss_says_the_sizes_of_its_pictures(pair, monkeypatch):
