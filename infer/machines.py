@@ -103,6 +103,15 @@ _DESCRIBED = {
 }
 KNOWN = {**TPUS, **GPUS}
 
+# Off a TPU machine libtpu would ask the network what machine this is, wait, and complain; and a
+# second process that plans would be refused its lock. Which type is named does not matter.
+_ALONE = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -165,10 +174,8 @@ def devices(name: str) -> Sequence[Any]:
         return topologies.get_topology_desc(
             "", platform="cuda", target_config=_target(name), topology=f"1x{here.count}x1"
         ).devices
-    # Off a TPU machine the library would ask the network what machine this is, and wait; and a
-    # second process that plans would be refused.
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    for variable, value in _ALONE.items():
+        os.environ.setdefault(variable, value)
     try:
         return topologies.get_topology_desc(name, platform="tpu").devices
     except Exception as error:

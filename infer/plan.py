@@ -87,6 +87,7 @@ class Command:
 
         self.args, self.machine, self.sizes, self.lacking = args, machine, sizes, lacking
         preset = chosen.pop("all", {}).get("preset")
+        _say(f"planning {args.weights or preset or 'paper'} for {args.on}")
         source = (
             sources.of_folder(args.weights, preset, args.dtype)
             if args.weights

@@ -29,6 +29,8 @@ WHOSE = {
     "compiled program",
 }
 
+_USUAL = 4.0  # how many times the trace's temporaries a compiler may take
+
 
 def heading(plan: Plan, what: str, told: str) -> list[str]:
     """Which machine and mesh, and what is planned."""
@@ -45,8 +47,8 @@ def heading(plan: Plan, what: str, told: str) -> list[str]:
 def table(plan: Plan) -> list[str]:
     """A line a program, and the sums."""
     compiled = any(row.compiled for row in plan.rows)
-    head = f"{'program':<20}{'runs':>5}{'weights':>9}{'temp':>7}{'all GiB':>9}{'TFLOP':>9}"
-    head += f"{'padded':>8}{'GB':>8}{'roofline s':>12}"
+    head = f"{'program':<20}{'runs':>5}{'weights':>9}{'temp':>9}{'all GiB':>9}{'TFLOP':>9}"
+    head += f"{'padded':>9}{'GB':>9}{'roofline s':>12}"
     head += f"{'compiler s':>12}{'ratio':>7}" if compiled else ""
     lines = [f"{head}  sent MiB"]
     lines += [_line(plan, row, compiled) for row in plan.rows]
@@ -58,13 +60,13 @@ def _line(plan: Plan, row: Row, compiled: bool) -> str:
     temporaries = done.temporaries if made is None or made.refused else made.temporaries
     times = done.padded * plan.machine.count / row.useful if row.useful else 1.0
     line = (
-        f"{row.program.label:<20}{row.program.times:>5}{row.parameters / GIB:>9.2f}"
-        f"{temporaries / GIB:>7.2f}{row.memory / GIB:>9.2f}{row.useful / 1e12:>9.2f}"
-        f"{times:>7.2f}x{done.moved / 1e9:>8.1f}{done.seconds:>12.4f}"
+        f"{row.program.label:<20}{row.program.times:>5}{row.parameters / GIB:>9.2g}"
+        f"{temporaries / GIB:>9.2g}{row.memory / GIB:>9.3g}{row.useful / 1e12:>9.3g}"
+        f"{times:>8.2f}x{done.moved / 1e9:>9.3g}{done.seconds:>12.3g}"
     )
     if compiled:
         told = made.seconds if made else None
-        line += f"{told:>12.4f}" if told is not None else f"{'-':>12}"
+        line += f"{told:>12.3g}" if told is not None else f"{'-':>12}"
         ratio = told is not None and done.seconds > 0
         line += f"{told / done.seconds:>7.2f}" if ratio else f"{'-':>7}"
     return f"{line}  {_sent(row)}"
@@ -115,7 +117,11 @@ def verdict(plan: Plan) -> str:
         if each.work.temporaries
     ]
     least = min(spare, default=math.inf)
-    return f"it fits as long as temporaries are at most {least:.1f} times the trace's: {most}"
+    told = f"it fits as long as temporaries are at most {least:.1f} times the trace's: {most}"
+    others = max(each.others for each in plan.rows)
+    if least < _USUAL and others:
+        told += f"; --resident stage would free up to {others / GIB:.1f} GiB of weights"
+    return told
 
 
 def misfits(plan: Plan, resident: str, tile: int) -> Iterator[str]:
