@@ -87,7 +87,6 @@ class Command:
 
         self.args, self.machine, self.sizes, self.lacking = args, machine, sizes, lacking
         preset = chosen.pop("all", {}).get("preset")
-        _say(f"planning {args.weights or preset or 'paper'} for {args.on}")
         source = (
             sources.of_folder(args.weights, preset, args.dtype)
             if args.weights
@@ -96,12 +95,15 @@ class Command:
         size = args.size
         self.source, self.numbers = sources.chosen(source, chosen, given, size, args.controls)
         self.quick = args.quick or lacking
+        if not self.quick:  # whether there is such a slice, its compiler knows
+            self.devices = machines.devices(args.on)
 
     def run(self) -> int:
         """Prints the plan; the exit code."""
         from mv2_jax.infer.planning import report
 
         args = self.args
+        _say(f"planning {self._what()} for {args.on}")
         tried: list[str] = []
         if args.mesh == AUTO and self.machine.count > 1:
             self.sizes, tried = self._best()
@@ -113,7 +115,7 @@ class Command:
         if not self.quick:
             plan = self._compiled(plan)
         tile = self.source.bundle.stages["v2v"].tile
-        lines = [*report.misfits(plan, args.resident, tile)]
+        lines = [*report.misfits(plan, tile)]
         if args.json:
             about = {"plan": args.part, "train": args.train, "preset": self.source.bundle.name}
             about |= {"dtype": args.dtype, "compiled": not self.quick, "does_not_fit": lines}
@@ -213,8 +215,7 @@ class Command:
             alone = step({}, dataclasses.replace(machine, count=1)) if machine.count > 1 else found
             useful = [flops.count(alone.traced.jaxpr)]
         state = {"state": found.args[0], "frozen": found.args[1]}
-        rows = estimate.rows([found], useful, machine.chip, state, "stage")
-        row = next(rows)
+        row = next(estimate.rows([found], useful, machine.chip, {stage: state}, "stage"))
         row = dataclasses.replace(row, outputs=0)  # the state is given away for the new one
         return estimate.Plan(machine, dict(sizes), (row,), 1)
 
@@ -238,7 +239,7 @@ class Command:
         from mv2_jax.infer.planning import compiled, estimate
 
         sizes = dict(plan.mesh)
-        mesh = sharding.make_mesh(**sizes, devices=machines.devices(self.args.on))
+        mesh = sharding.make_mesh(**sizes, devices=self.devices)
         for index, row in enumerate(plan.rows):
             began = time.monotonic()
             _say(f"compiling {row.program.label} ({index + 1}/{len(plan.rows)})")

@@ -12,7 +12,8 @@ from jax.interpreters import partial_eval
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, Mesh, NamedSharding
 
 from mv2_jax import sharding
-from mv2_jax.cascade import Cascade
+from mv2_jax.cascade import HELD, Cascade
+from mv2_jax.components import INTERPOLATOR
 from mv2_jax.infer.machines import Chip, Machine
 from mv2_jax.infer.planning import flops, recorded, work
 from mv2_jax.infer.planning.compiled import Compiled
@@ -26,7 +27,8 @@ class Row:
     """A program on a machine. Bytes are of one device; `useful` FLOPs of one device's program, all
     that has to be done; `work` what each device of the mesh does.
 
-    parameters, inputs: what it is given; others: weights that lie there meanwhile and are not its.
+    parameters, inputs: what it is given; others: weights that lie there meanwhile and are not its;
+    freed: those of them that would not with `--resident stage`.
     """
 
     program: Program
@@ -34,6 +36,7 @@ class Row:
     inputs: int
     outputs: int
     others: int
+    freed: int
     useful: float
     work: work.Work
     compiled: Compiled | None = None
@@ -105,24 +108,31 @@ def rows(
     programs: Sequence[Program],
     useful: Sequence[float],
     chip: Chip,
-    params: Mapping[str, Any],
+    params: Mapping[str, Mapping[str, Any]],
     resident: str,
 ) -> Iterator[Row]:
     """A row of each program.
 
     Args:
         useful: FLOPs of each on one device.
-        params: every component's shapes, which lie on the devices with `resident` "all".
+        params: every stage's components, as shapes.
+        resident: "all" of them lie on the devices, or the running "stage"'s alone.
     """
-    every = _unique(params)
-    held = sum(on_device(leaf, chip) for leaf in every.values()) if resident == "all" else 0
+    every = {key: leaf for held in params.values() for key, leaf in _unique(held).items()}
+    whole = sum(on_device(leaf, chip) for leaf in every.values())
+    parts = {
+        stage: sum(on_device(leaf, chip) for leaf in _unique(held).values())
+        for stage, held in params.items()
+    }
     for program, flop in zip(programs, useful):
         leaves = {id(leaf): leaf for leaf in _read(program)}
         own = sum(on_device(leaf, chip) for key, leaf in leaves.items() if key in every)
         given = sum(on_device(leaf, chip) for leaf in leaves.values()) - own
         out = sum(work.in_memory(leaf, chip) for leaf in jax.tree.leaves(program.traced.out_info))
         done = work.of(program.traced.jaxpr, chip)
-        yield Row(program, own, given, out, max(0, held - own), flop, done)
+        held = whole if resident == "all" else parts[program.stage]
+        freed = held - parts[program.stage]
+        yield Row(program, own, given, out, held - own, freed, flop, done)
 
 
 def cascade(
@@ -157,8 +167,18 @@ def cascade(
         if machine.count > 1:
             alone, _ = programs({}, dataclasses.replace(machine, count=1))
         useful = [flops.count(program.traced.jaxpr) for program in alone]
-    table = rows(found, useful, machine.chip, made.params, resident)
+    table = rows(found, useful, machine.chip, by_stage(made), resident)
     return Plan(machine, dict(sizes), tuple(table), batch)
+
+
+def by_stage(four: Cascade) -> dict[str, dict[str, Any]]:
+    """Every stage's components, by name."""
+    between = {INTERPOLATOR: four.params[INTERPOLATOR]}
+    made = {"vfi": between}
+    for stage in HELD:
+        names = {four.component(stage, name) for name in (*four.stage(stage).trees, "vae")}
+        made[stage] = {name: four.params[name] for name in names}
+    return made
 
 
 def moved(program: Program, mesh: Mesh) -> Program:

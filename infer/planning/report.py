@@ -118,13 +118,13 @@ def verdict(plan: Plan) -> str:
     ]
     least = min(spare, default=math.inf)
     told = f"it fits as long as temporaries are at most {least:.1f} times the trace's: {most}"
-    others = max(each.others for each in plan.rows)
-    if least < _USUAL and others:
-        told += f"; --resident stage would free up to {others / GIB:.1f} GiB of weights"
+    tight = [each for each in plan.rows if each.freed and each.memory == row.memory]
+    if least < _USUAL and tight:
+        told += f"; --resident stage would free {tight[0].freed / GIB:.1f} GiB of weights there"
     return told
 
 
-def misfits(plan: Plan, resident: str, tile: int) -> Iterator[str]:
+def misfits(plan: Plan, tile: int) -> Iterator[str]:
     """A line for each program that does not fit, with what would."""
     chip = plan.machine.chip
     for row in plan.misfits:
@@ -136,13 +136,13 @@ def misfits(plan: Plan, resident: str, tile: int) -> Iterator[str]:
                 f"{chip.memory / GIB:.2f}"
             )
         yield f"{row.program.label} does not fit: {said}"
-        yield f"  what would help: {'; '.join(_help(plan, row, resident, tile, lacks))}"
+        yield f"  what would help: {'; '.join(_help(plan, row, tile, lacks))}"
 
 
-def _help(plan: Plan, row: Row, resident: str, tile: int, lacks: int) -> Iterator[str]:
-    if resident == "all" and row.others > 0:
-        enough = "" if row.others < lacks else ", together with others of these"
-        yield f"--resident stage (frees {row.others / GIB:.1f} GiB of other weights{enough})"
+def _help(plan: Plan, row: Row, tile: int, lacks: int) -> Iterator[str]:
+    if row.freed > 0:
+        enough = "" if row.freed >= lacks else ", which is not enough alone"
+        yield f"--resident stage (frees {row.freed / GIB:.2g} GiB of other weights{enough})"
     if row.program.name in ("encode", "decode") and not tile:
         yield "--vae-tile 512 (the autoencoder in tiles)"
     if row.parameters > plan.machine.chip.memory // 3 and plan.machine.count > 1:
@@ -209,6 +209,7 @@ def _json_row(plan: Plan, row: Row) -> dict[str, Any]:
         "memory": {
             "parameters": row.parameters,
             "other_weights": row.others,
+            "freed_by_resident_stage": row.freed,
             "inputs": row.inputs,
             "outputs": row.outputs,
             "temporaries_at_least": int(done.temporaries),

@@ -109,6 +109,13 @@ def test_every_program_of_a_cascade_is_planned_from_traces_alone(capsys, folder)
     assert plan["seconds"] == pytest.approx(sum(
         p["runs"] * p["roofline_seconds"] for p in plan["programs"]
     ))  # fmt: skip
+    whole = set()
+    for program in plan["programs"]:
+        memory = program["memory"]
+        held = memory["parameters"] + memory["other_weights"]
+        whole.add(held)
+        assert 0 < memory["freed_by_resident_stage"] < held
+    assert len(whole) == 1  # all of the cascade's, whatever runs
     assert plan["price"] == pytest.approx(9 * plan["seconds"] / 3600)
     assert all(p["compiled"] is None for p in plan["programs"])
     step = next(p for p in plan["programs"] if p["stage"] == "i2v" and p["program"] == "step")

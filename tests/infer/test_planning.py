@@ -143,7 +143,7 @@ def test_a_compiled_network_is_read_as_its_trace_was():
     program, _, _, mesh = network((1, 2, 4, 1), (2, 2, 4))
     done = work.of(program.traced.jaxpr, V5E)
     made = compiled.compile(program, mesh, V5E)
-    (row,) = estimate.rows([program], [0.0], L4, {"unet": program.args[0]}, "stage")
+    (row,) = estimate.rows([program], [0.0], L4, {"i2v": {"unet": program.args[0]}}, "stage")
     assert made.arguments == pytest.approx(row.parameters + row.inputs, abs=64)
     assert {*made.sent} == {*done.sent} and made.seconds is None
     for kind, size in made.sent.items():
