@@ -9,10 +9,15 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from mv2_jax.lookup import one_of
+
+# As `models.unet.REMAT` has it: this module loads no JAX.
+REMAT = ("levels", "units", "dots")
 # Settings that change how a phase is run, not what comes of it; what it begins from is told by its
 # digests.
 RUNNING = ("name", "chain", "begin", "cascade", "log_every", "sample_minutes",
-           "checkpoint_minutes", "keep", "keep_best", "mesh", "remat", "data.threads",
+           "checkpoint_minutes", "keep", "keep_best", "mesh", "remat", "remat_policy",
+           "data.threads",
            "data.ahead")  # fmt: skip
 # What a person may change half-way besides: the loop itself asks for another optim.lr.
 _OPTIM = ("lr", "warmup", "schedule", "clock", "decay_from", "final", "weight_decay", "b1", "b2",
@@ -35,7 +40,8 @@ def phase(task: str, **settings: Any) -> ConfigDict:
             "max_minutes": 0.0,  # 0: no limit; counted over all resumed runs
             "batch": 16,
             "precision": "auto",  # auto, fp32 or bf16
-            "remat": False,  # recompute UNet blocks in the backward pass: less memory
+            "remat": False,  # compute again in the backward pass what is not kept: less memory
+            "remat_policy": "units",  # what: levels, units, or dots (units but for their products)
             "frozen_dtype": "fp32",  # of what is not trained: fp32, fp16 (as stored) or bf16
             # rank 0: none. alpha 0: the rank. match: a regular expression that finds kernels'
             # paths, tree first ("spatial/.*attn2"); empty: all of what `train` names.
@@ -87,6 +93,11 @@ def seed_of(cfg: Any) -> int:
     return (cfg.seed + named) % 2**31
 
 
+def remat(cfg: Any) -> str | bool:
+    """What a stage's networks compute again, as `stages.build` takes it."""
+    return bool(cfg.remat) and cfg.remat_policy
+
+
 def check(cfg: Any) -> None:
     """Refuses numbers that no task could use, before anything runs.
 
@@ -95,6 +106,7 @@ def check(cfg: Any) -> None:
     """
     if not 0 <= cfg.seed < 2**31:
         raise ValueError(f"seed is {cfg.seed}; it goes from 0 to {2**31 - 1}")
+    one_of(cfg.remat_policy, REMAT, "remat_policy")
     data = cfg.get("data", {})
     if "shard" not in data:
         return

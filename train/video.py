@@ -28,6 +28,7 @@ from mv2_jax.train import source as sources
 from mv2_jax.train import words as tokens
 from mv2_jax.train.latents import Shards, at_once
 from mv2_jax.train.media.turns import Turn
+from mv2_jax.train.phase import remat
 from mv2_jax.train.placement import host
 from mv2_jax.train.report import grid, to_uint8
 from mv2_jax.train.task import Batch, Component, Params, Task, chances, compute_dtype, require
@@ -78,7 +79,7 @@ class VideoTask:
                 configs[name] = stored or config.from_dict(cfg.model[key].to_dict())
         own = config.from_dict(cfg.model[stage].to_dict())
         self.net = stages.build(
-            stage, own, configs, factor, compute_dtype(cfg.precision), cfg.remat
+            stage, own, configs, factor, compute_dtype(cfg.precision), remat(cfg)
         )
         if "spatial" in self.net.trees:  # a UNet's; a backbone of one's own may have none
             require(begin, "spatial")

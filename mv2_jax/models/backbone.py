@@ -68,12 +68,13 @@ class Backbone(Protocol):
         context: Context,
         *,
         dtype: Any = jnp.float32,
-        remat: bool = False,
+        remat: str | bool = False,
     ) -> jax.Array:
         """The output at noisy latents x [N, T, h, w, C] and timesteps t [N], shaped like x.
 
         N are the rows of guidance times the samples. `params` holds what `select` says, and more.
-        `dtype` is of computation; `remat` recomputes blocks in the backward pass, for memory.
+        `dtype` is of computation; `remat` (a word of `models.unet.REMAT`, or truth) has the
+        backward pass compute again what it can, for memory.
         """
         ...
 

@@ -72,7 +72,7 @@ class ControlNet(nn.Module):
 
     cfg: ControlNetConfig
     dtype: Dtype = jnp.float32
-    remat: bool = False
+    remat: str | bool = False
 
     @nn.compact
     def __call__(

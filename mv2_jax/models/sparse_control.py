@@ -36,7 +36,7 @@ class SparseControlNet(nn.Module):
 
     cfg: SparseControlConfig
     dtype: Dtype = jnp.float32
-    remat: bool = False
+    remat: str | bool = False
 
     @nn.compact
     def __call__(

@@ -27,6 +27,22 @@ from mv2_jax.nn.resnet import Downsample, ResnetBlock, Upsample
 from mv2_jax.nn.transformer import Context, SpatialTransformer
 from mv2_jax.params import Tree
 
+# What the backward pass computes again, for memory: whole levels; each unit of a resnet,
+# transformer and motion module; or of the units all but the products of matrices, which are kept.
+REMAT = ("levels", "units", "dots")
+
+
+def recomputed(
+    target: Any, remat: str | bool, ways: tuple[str, ...], static: tuple[int, ...] = ()
+) -> Any:
+    """A module's class, or a function of a module, that the backward pass computes again where
+    `remat` (one of `REMAT`; True is "units") is among `ways`."""
+    remat = "units" if remat is True else remat
+    if remat not in ways:
+        return target
+    kept = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
+    return nn.remat(target, static_argnums=static, policy=kept)
+
 
 class Level(nn.Module):
     """One resolution of the UNet: resnets, each with its transformer and motion module.
@@ -42,6 +58,7 @@ class Level(nn.Module):
     layers: int
     resample: str | None  # "down", "up" or None
     dtype: Dtype
+    remat: str | bool = False  # see `REMAT`
 
     @nn.compact
     def __call__(
@@ -52,22 +69,10 @@ class Level(nn.Module):
         skips: tuple[jax.Array, ...] | None = None,
         size: tuple[int, int] | None = None,
     ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-        cfg, width, made = self.cfg, self.cfg.channels[self.index], []
+        width, made = self.cfg.channels[self.index], []
+        unit = recomputed(Level.unit, self.remat, ("units", "dots"), static=(5,))
         for j in range(self.layers):
-            if skips is not None:
-                x = jnp.concatenate([x, skips[-1 - j].astype(x.dtype)], axis=-1)
-            x = resnet(cfg, width, self.dtype, x, temb, context, f"resnets_{j}")
-            if cfg.transformers[self.index]:
-                x = SpatialTransformer(
-                    cfg.heads[self.index],
-                    cfg.transformers[self.index],
-                    cfg.norm_groups,
-                    cfg.image_tokens,
-                    self.dtype,
-                    name=f"attentions_{j}",
-                )(x, context)
-            if cfg.motion is not None:
-                x = over_time(x, context, cfg.motion, self.dtype, f"motion_modules_{j}")
+            x = unit(self, x, temb, context, None if skips is None else skips[-1 - j], j)
             made.append(x)
         if self.resample == "down":
             x = Downsample(width, dtype=self.dtype, name="downsamplers_0")(x)
@@ -75,6 +80,27 @@ class Level(nn.Module):
         elif self.resample == "up":
             x = Upsample(width, self.dtype, name="upsamplers_0")(x, size)
         return x, tuple(made)
+
+    def unit(
+        self, x: jax.Array, temb: jax.Array, context: Context, skip: jax.Array | None, j: int
+    ) -> jax.Array:
+        """Resnet, transformer and motion module number j, after a skip on the way up."""
+        cfg, width = self.cfg, self.cfg.channels[self.index]
+        if skip is not None:
+            x = jnp.concatenate([x, skip.astype(x.dtype)], axis=-1)
+        x = resnet(cfg, width, self.dtype, x, temb, context, f"resnets_{j}")
+        if cfg.transformers[self.index]:
+            x = SpatialTransformer(
+                cfg.heads[self.index],
+                cfg.transformers[self.index],
+                cfg.norm_groups,
+                cfg.image_tokens,
+                self.dtype,
+                name=f"attentions_{j}",
+            )(x, context)
+        if cfg.motion is not None:
+            x = over_time(x, context, cfg.motion, self.dtype, f"motion_modules_{j}")
+        return x
 
 
 class MidBlock(nn.Module):
@@ -157,20 +183,25 @@ def embed_time(
 
 
 def encode(
-    cfg: UNetConfig, dtype: Dtype, x: jax.Array, temb: jax.Array, context: Context, remat: bool
+    cfg: UNetConfig,
+    dtype: Dtype,
+    x: jax.Array,
+    temb: jax.Array,
+    context: Context,
+    remat: str | bool,
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     """The down and mid blocks on x [B*T, H, W, C] after conv_in; returns mid state and skips.
 
     Call it inside a compact module; it owns `down_blocks_*` and `mid_block` there.
     """
-    level = nn.remat(Level) if remat else Level
+    level = recomputed(Level, remat, ("levels",))
     skips = [x]
     for i in range(len(cfg.channels)):
         resample = "down" if i < len(cfg.channels) - 1 else None
-        block = level(cfg, i, cfg.layers_per_block, resample, dtype, name=f"down_blocks_{i}")
+        block = level(cfg, i, cfg.layers_per_block, resample, dtype, remat, name=f"down_blocks_{i}")
         x, made = block(x, temb, context)
         skips.extend(made)
-    mid = nn.remat(MidBlock) if remat else MidBlock
+    mid = recomputed(MidBlock, remat, REMAT)
     return mid(cfg, dtype, name="mid_block")(x, temb, context), tuple(skips)
 
 
@@ -179,12 +210,12 @@ class UNet(nn.Module):
 
     Call: x [B, T, H, W, C] noisy latents (T = 1 for an image), t [B] timesteps of the schedule
     (fractions allowed), and the context -> [B, T, H, W, out_channels] in x's dtype, whatever the
-    schedule's prediction is. `remat` recomputes each block in the backward pass, for memory.
+    schedule's prediction is. `remat`: see `REMAT`.
     """
 
     cfg: UNetConfig
     dtype: Dtype = jnp.float32
-    remat: bool = False
+    remat: str | bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, t: jax.Array, context: Context) -> jax.Array:
@@ -199,13 +230,13 @@ class UNet(nn.Module):
             added, middle = residuals
             skips = tuple(s + r.astype(s.dtype) for s, r in zip(skips, added, strict=True))
             y = y + middle.astype(y.dtype)
-        level = nn.remat(Level, static_argnums=(5,)) if self.remat else Level
+        level = recomputed(Level, self.remat, ("levels",), static=(5,))
         count, last = cfg.layers_per_block + 1, len(cfg.channels) - 1
         for i in range(last + 1):
             own, skips = skips[-count:], skips[:-count]
             size = skips[-1].shape[1:3] if skips else None
             resample = "up" if i < last else None
-            block = level(cfg, last - i, count, resample, dtype, name=f"up_blocks_{i}")
+            block = level(cfg, last - i, count, resample, dtype, self.remat, name=f"up_blocks_{i}")
             y, _ = block(y, temb, context, own, size)
         together = normalised_together(cfg, y, context)
         y = nn.silu(GroupNorm(cfg.norm_groups, 1e-5, together, name="conv_norm_out")(y))
@@ -264,7 +295,7 @@ class UNetBackbone:
         context: Context,
         *,
         dtype: Any = jnp.float32,
-        remat: bool = False,
+        remat: str | bool = False,
     ) -> jax.Array:
         held = [params["spatial"]]
         if self.cfg.motion:

@@ -53,7 +53,7 @@ class Config:
     name: "t2i", "i2v" or "v2v": whose noise it draws, and whose own trees it takes.
     conditions: in the order in which they feed the backbone.
     factor: pixels along a latent cell; dtype: of computation.
-    remat: recompute blocks in the backward pass, for memory.
+    remat: what the backward pass computes again, for memory (`models.unet.REMAT`).
 
     Raises:
         ValueError: text encoders that are not those that the UNet wants.
@@ -64,7 +64,7 @@ class Config:
     conditions: tuple[Condition, ...]
     factor: int
     dtype: Any = jnp.float32
-    remat: bool = False
+    remat: str | bool = False
 
     def __post_init__(self) -> None:
         for condition in self.conditions:
@@ -130,7 +130,7 @@ def build(
     configs: Mapping[str, Any],
     factor: int,
     dtype: Any = jnp.float32,
-    remat: bool = False,
+    remat: str | bool = False,
 ) -> Config:
     """The stage that configs describe.
 

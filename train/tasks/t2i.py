@@ -24,6 +24,7 @@ from mv2_jax.train import source as sources
 from mv2_jax.train import words as tokens
 from mv2_jax.train.latents import Shards, at_once
 from mv2_jax.train.media.turns import Turn
+from mv2_jax.train.phase import remat
 from mv2_jax.train.report import grid, to_uint8
 from mv2_jax.train.source import Source
 from mv2_jax.train.task import Batch, Component, Params, Task, chances, compute_dtype, require
@@ -78,7 +79,7 @@ class PictureTask:
             configs["text_encoder_2"] = begin["text_encoder_2"].config
         stage = config.from_dict(cfg.model.t2i.to_dict())
         factor, dtype = self.vae.config.factor, compute_dtype(cfg.precision)
-        self.net = stages.build("t2i", stage, configs, factor, dtype, cfg.remat)
+        self.net = stages.build("t2i", stage, configs, factor, dtype, remat(cfg))
         self.trained = chosen.check(cfg.get("train", ()), self.net.trees) or self.net.trees
         self.kept = [name for name in self.net.trees if name not in self.trained]
         require(begin, *self.kept)

@@ -34,6 +34,7 @@ from mv2_jax.train import answers, chosen, unread
 from mv2_jax.train import source as sources
 from mv2_jax.train import words as tokens
 from mv2_jax.train.latents import Shards, position
+from mv2_jax.train.phase import remat
 from mv2_jax.train.preference import dpo_loss
 from mv2_jax.train.task import Batch, Component, Params, Task, chances, compute_dtype, require
 from mv2_jax.train.toybox import pairs, worlds
@@ -228,7 +229,7 @@ class Pictures(Preferences):
         stage = config.from_dict(cfg.model.t2i.to_dict())
         dtype = compute_dtype(cfg.precision)
         configs = {"text_encoder": text}
-        self.net = stages.build("t2i", stage, configs, factor, dtype, cfg.remat)
+        self.net = stages.build("t2i", stage, configs, factor, dtype, remat(cfg))
         self.words = tokens.tokenizer(begin, sources.of(cfg), text)
         self.base = {name: trees.cast(begin[name].params, np.float32) for name in self.net.trees}
 
