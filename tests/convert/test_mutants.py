@@ -39,6 +39,7 @@ OTHERS = {
     "prediction": ("v", "eps"),
     "spacing": ("trailing", "leading"),
     "blend": ("flat", "pyramid"),
+    "context": ("uniform", "static"),
     "sampler": ("euler", "ddim"),
     "rule": ("apart", "public"),
     "pooled_width": (24,),
@@ -50,6 +51,7 @@ OTHERS = {
     "conditions": (("text",),),
 }
 _CHOICE = "the user's choice: the network and its noise levels are the same"
+_LONG = ("context", "tile")  # how long clips and large planes are cut
 _KEYS = "softmax does not see what is added to all keys alike"
 _LAYOUT = "only the converter reads it: as a 1x1 convolution or as a matrix, the product is one"
 _SUM = "both are added to the same channels: exchanged, their sum is one"
@@ -60,7 +62,7 @@ SURVIVE = {
     **{
         f"{stage}.{field}": _CHOICE
         for stage in STAGES
-        for field in ("size", "frames", "steps", "sampler", "window", "overlap", "blend")
+        for field in ("size", "frames", "steps", "sampler", "window", "overlap", "blend", *_LONG)
     },
     "i2v.schedule.final_alpha_one": "AnimateDiff is published with either",
     "v2v.schedule.final_alpha_one": "AnimateDiff is published with either",
