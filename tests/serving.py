@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from mv2_jax import files
+from mv2_jax.signals import stopped_in_order
 
 
 class Served:
@@ -66,10 +67,13 @@ def png(height=40, width=50):
     return file.getvalue()
 
 
+DEADLY = "a red cube in the snow"
+
+
 class Quick:
     """Makes files that are no videos, each in so many seconds, and writes down what it made.
 
-    A prompt of "die" takes the worker down; others of an OSError's name raise it.
+    `DEADLY` takes the worker down.
     """
 
     def __init__(self, seconds: float, log: Path) -> None:
@@ -80,17 +84,15 @@ class Quick:
 
     def make(self, job, folder, report):
         prompt = job.asked["prompt"]
-        if prompt == "die":
+        if prompt == DEADLY:
             os._exit(9)
         for k in range(10):
             report("t2i", k, 10)
             time.sleep(self.seconds / 10)
-        # Before the file appears: a video that is made twice stands here with it.
-        with open(self.log, "a") as log:
-            log.write(f"{job.id}\n")
-            log.flush()
         with files.whole(folder / "video.mp4") as scratch:
             scratch.write_bytes(job.id.encode())
+        with open(self.log, "a") as log:  # a video that is made twice stands there twice
+            log.write(f"{job.id}\n")
         report.end()
         return self.found(job, folder)
 
@@ -103,7 +105,8 @@ def server(folder: str, weights: str, port: str, seconds: str) -> int:
 
     flags = f"-o {folder} --weights {weights} --port {port} --rate 100000 --client 100000"
     args: argparse.Namespace = command._parser().parse_args(flags.split())
-    return command.serve(args, [sys.executable, __file__, "worker"], [seconds])
+    with stopped_in_order():
+        return command.serve(args, [sys.executable, __file__, "worker"], [seconds])
 
 
 def worker(folder: str, name: str, seconds: str) -> int:

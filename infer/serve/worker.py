@@ -131,7 +131,11 @@ def run(folder: Path, name: str, maker: Maker) -> int:
         return 2 if isinstance(error, InputError) else 1
     print(READY, flush=True)
     while True:
-        job = store.claim(name)
+        try:
+            job = store.claim(name)
+        except sqlite3.OperationalError as error:  # a full disk, which may have room again
+            _wait_for_disk(error)
+            continue
         if job is None:
             wake.wait(1.0)
             wake.clear()
@@ -176,8 +180,12 @@ def _until_written(write: Any) -> bool:
         try:
             return write()
         except sqlite3.OperationalError as error:
-            print(f"mv2: cannot write the table of jobs: {error}", file=sys.stderr, flush=True)
-            time.sleep(_PATIENCE)
+            _wait_for_disk(error)
+
+
+def _wait_for_disk(error: Exception) -> None:
+    print(f"mv2: cannot write the table of jobs: {error}", file=sys.stderr, flush=True)
+    time.sleep(_PATIENCE)
 
 
 def _to_disk(folder: Path) -> None:
@@ -197,6 +205,8 @@ def _reason(error: Exception) -> tuple[str, str]:
         return "invalid_request", _line(error)
     if isinstance(error, OSError):
         return "disk", f"the video could not be written: {(error.strerror or str(error)).lower()}"
+    if isinstance(error, sqlite3.OperationalError):
+        return "disk", f"the table of jobs could not be written: {error}"
     if "RESOURCE_EXHAUSTED" in str(error) or isinstance(error, MemoryError):
         return "out_of_memory", "the device's memory is too small for this video; ask for a "\
             "smaller size or fewer frames"  # fmt: skip

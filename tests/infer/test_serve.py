@@ -15,7 +15,7 @@ from PIL import Image
 from serving import frames, png
 
 from mv2_jax.infer import generate, media
-from mv2_jax.infer.serve import maker, worker
+from mv2_jax.infer.serve import worker
 from mv2_jax.infer.serve.store import ATTEMPTS
 
 PROMPT = "a red ball bouncing over the meadow"
@@ -121,15 +121,20 @@ def test_queued_and_completed_videos_are_deleted_with_their_files(served):
     assert list(served.store.files.iterdir()) == []
 
 
-def test_a_full_disk_fails_the_job_with_a_reason(served, monkeypatch):
-    name = served.post(prompt=PROMPT).json()["id"]
-    full = OSError(28, "No space left on device")
-    monkeypatch.setattr(generate, "finish", lambda *_: (_ for _ in ()).throw(full))
+def test_a_full_disk_fails_the_job_with_a_reason_and_the_next_is_made(served, monkeypatch):
+    names = [served.post(prompt=PROMPT).json()["id"] for _ in range(2)]
+    errors, whole = [OSError(28, "No space left on device")], generate.finish
+
+    def full(*given):
+        if errors:
+            raise errors.pop()
+        return whole(*given)
+
+    monkeypatch.setattr(generate, "finish", full)
     served.work()
-    video = served.get(name).json()
-    assert video["status"] == "failed" and "no space left" in video["error"]["message"]
-    monkeypatch.undo()
-    monkeypatch.setattr(maker._StepByStep, "loaded", generate.Videos.loaded)
+    first, second = (served.get(name).json() for name in names)
+    assert first["status"] == "failed" and first["error"]["code"] == "disk"
+    assert "no space left" in first["error"]["message"] and second["status"] == "completed"
 
 
 def test_what_a_dead_worker_had_in_hand_is_queued_again(served):
