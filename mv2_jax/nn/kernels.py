@@ -106,7 +106,10 @@ def _absent() -> bool:
     """Whether this is a trace for GPUs that are not here, on a machine without cuDNN."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     planned = device is not None and device.platform in ("gpu", "cuda")
-    return planned and importlib.util.find_spec("jax_cuda12_plugin") is None
+    if not planned or jax.default_backend() == "gpu":
+        return False
+    plugins = ("jax_cuda12_plugin", "jax_cuda13_plugin")
+    return all(importlib.util.find_spec(name) is None for name in plugins)
 
 
 # The kernel's name and shapes, which `mv2 plan` reads from a trace; they cannot be compiled.
