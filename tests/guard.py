@@ -9,6 +9,7 @@ which runs over both):
 
 From c0d1bbe, before stages were made of values, to the code of 2026-11-27: latents are at most
 2.5e-7 of the largest apart, and at most 1.4e-5 of a stage's pixel values differ, by one grey level.
+From ecb5ec6 to the code of 2026-11-28, three seeds: equal, bit for bit.
 `tests/test_guard.py` compares a few numbers of two seeds, which are stored beside it.
 """
 

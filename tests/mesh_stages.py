@@ -12,7 +12,7 @@ import numpy as np
 import tiny
 from mesh_case import Case, Made, inflated, normal, of_shapes, spatial
 
-from mv2_jax import shards
+from mv2_jax import numbers, shards
 from mv2_jax.config import SparseControlConfig, TextConfig, UNetConfig
 from mv2_jax.diffusion import guidance, keys
 from mv2_jax.models.backbone import denoise
@@ -20,7 +20,7 @@ from mv2_jax.models.controlnet import ControlNet
 from mv2_jax.models.sparse_control import SparseControlNet, given_frames
 from mv2_jax.models.unet import UNet
 from mv2_jax.nn.transformer import Context
-from mv2_jax.stages import i2v, t2i, v2v
+from mv2_jax.stages import controls, i2v, t2i, v2v
 from mv2_jax.stages import stage as stages
 from mv2_jax.train.preference import dpo_loss
 
@@ -167,9 +167,27 @@ def of_dpo_loss(case: Case) -> Made:
     return run, params, (better, worse, asked)
 
 
+def _weights(case: Case, cfg: Any) -> dict[str, Any]:
+    """By frame, from a part of the chain on and up to one, for its look, its layout and motion."""
+    several = {"strength": 0.7} if cfg.name == "v2v" else {}
+    keyframes = np.zeros((case.batch, case.frames, *case.pixels, 3)) if several else None
+    own = numbers.STAGES[cfg.name](
+        image_frames="0:0.5,1:1.2",
+        image_start=0.5,
+        control_frames="0:1,2:0.3",
+        control_end=0.5,
+        motion_frames="0:0.8,3:1.1",
+        **several,
+    )
+    return controls.inputs(cfg, own, 3 if several else 2, keyframes, case.batch)
+
+
 def of_chain(name: str, case: Case) -> Made:
-    """Two guided steps: from noise, from noise about a picture, or part-way from keyframes."""
+    """Two guided steps: from noise, from noise about a picture, or part-way from keyframes; of a
+    deep one, conditions count otherwise from frame to frame and for a part of the chain alone."""
     cfg, params, asked = stage(case, name)
+    if case.deep and name in ("i2v", "v2v"):
+        asked |= _weights(case, cfg)
     given = {
         "i2v": normal(7, case.batch, *cfg.latent_shape[1:]),
         "v2v": normal(7, case.batch, *cfg.latent_shape),

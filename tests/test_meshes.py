@@ -76,6 +76,15 @@ def test_pairs_of_a_batch_stay_where_its_samples_are(capfd):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind, sizes", [("i2v-chain", (1, 2, 4, 1)), ("v2v-chain", (2, 1, 2, 2))])
+def test_weights_by_frame_and_for_a_part_of_a_chain_hold_in_windows(kind, sizes, capfd):
+    """Five frames, of which the network knows three, over axes that do not divide them."""
+    case = mesh_case.Case(kind, sizes, 2, 5, (3, 5), 2, deep=True)
+    assert meshes.difference(case) < BOUND
+    assert "full rematerialization" not in capfd.readouterr().err
+
+
+@pytest.mark.slow
 def test_gradients_on_a_mesh_are_the_slopes_of_the_loss():
     """Along each network's gradient, by differences of the loss on one device."""
     case = mesh_case.Case("i2v-loss", (1, 2, 2, 2), 2, 3, (3, 5), 1, deep=False)
