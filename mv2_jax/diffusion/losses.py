@@ -50,7 +50,8 @@ class LossConfig:
     by SNR. "min_snr" caps that weight at `gamma` (arXiv 2303.09556). On v it weighs a step of zero
     SNR with 0, so that a zero-terminal-SNR schedule's last step is never learnt: "min_snr_floor" is
     the same cap with the weights (but of eps) floored to an SNR of one, min(SNR + 1, gamma) in
-    place of min(SNR, gamma). "cosmap" is rectified flow's of arXiv 2403.03206, sec. 3.1.
+    place of min(SNR, gamma). "p2" is the noise's error by 1 / (1 + SNR) (arXiv 2204.00227 with its
+    k and gamma at 1). "cosmap" is rectified flow's of arXiv 2403.03206, sec. 3.1.
     """
 
     sampling: str = "uniform"
@@ -214,6 +215,10 @@ def snr(alpha: jax.Array, sigma: jax.Array, kind: prediction.Kind, cfg: LossConf
     if kind == "eps":  # that error itself, also where there is no signal
         return jnp.ones_like(alpha)
     return prediction.divide(alpha * gain(alpha, sigma, kind), sigma) ** 2
+
+
+def p2(alpha: jax.Array, sigma: jax.Array, kind: prediction.Kind, cfg: LossConfig) -> jax.Array:
+    return snr(alpha, sigma, kind, cfg) * sigma**2 / (alpha**2 + sigma**2)
 
 
 def min_snr(

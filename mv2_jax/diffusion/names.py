@@ -52,6 +52,7 @@ WEIGHTINGS = {
     "min_snr": f"{_LOSSES}:min_snr",
     "min_snr_floor": f"{_LOSSES}:min_snr_floor",
     "snr": f"{_LOSSES}:snr",
+    "p2": f"{_LOSSES}:p2",
     "cosmap": f"{_LOSSES}:cosmap",
 }
 

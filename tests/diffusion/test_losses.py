@@ -162,3 +162,23 @@ def test_an_answer_of_another_shape_is_an_error():
     with pytest.raises(ValueError, match=r"answered \(6, 2, 2, 2\) to latents of \(6, 2, 2, 1\)"):
         wide = jnp.zeros((6, 2, 2, 2))
         losses.diffusion_loss(lambda x, t: wide, jnp.zeros((6, 2, 2, 1)), KEYS, ZERO)
+
+
+@pytest.mark.parametrize("kind", ("eps", "v"))
+def test_weights_over_diffusers_snr(kind):
+    """As diffusers' training scripts have Min-SNR, and P2's formula, over its schedulers' SNR."""
+    diffusers = pytest.importorskip("diffusers")
+    import torch
+    from diffusers.training_utils import compute_snr
+
+    settings = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    t = torch.arange(0, 1000, 37)
+    snr = compute_snr(diffusers.DDPMScheduler(**settings), t).double().numpy()
+    schedule = ScheduleConfig(kind="scaled_linear", beta_start=0.00085, beta_end=0.012)
+    alpha, sigma = (a[t.numpy()] for a in schedules.signal_and_noise(schedule))
+    of = {"eps": snr, "v": snr + 1}[kind]  # what the scripts divide by
+    p2 = {"eps": 1 / (1 + snr), "v": snr / (1 + snr) ** 2}[kind]
+    for weighting, wanted in (("min_snr", np.minimum(snr, 5.0) / of), ("p2", p2)):
+        cfg = LossConfig(weighting=weighting)
+        ours = losses.weight(jnp.float32(alpha), jnp.float32(sigma), kind, cfg)
+        np.testing.assert_allclose(ours, wanted, rtol=3e-4)
