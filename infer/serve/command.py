@@ -71,6 +71,7 @@ def serve(args: Any, worker: Sequence[str], more: Sequence[str] = ()) -> int:
                 return supervisor.code or 1  # it has said why
             server = Server(store, admission, limits, supervisor.wake, lambda: supervisor.ready)
             port = address.getsockname()[1]
+            address.listen(2048)  # who reads the next line may ask at once
             host = f"[{args.host}]" if ":" in args.host else args.host
             print(f"mv2: serving {admission.model} at http://{host}:{port}/v1; jobs are kept in "
                   f"{folder}", flush=True)  # fmt: skip
