@@ -213,6 +213,8 @@ def _train_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentPars
     add("--phase", metavar="NAME", help="only this phase")
     add("--out", metavar="DIR", help="the folder of all runs (runs)")
     add("--fresh", action="store_true", help="forget what earlier runs left")
+    add("--profile", metavar="A:B", default="", help="trace steps A to B with JAX's profiler")
+    add("--wandb", action="store_true", help="report to Weights & Biases, too")
     parser.set_defaults(run=_train)
     return parser
 
@@ -286,7 +288,15 @@ def _train(args: argparse.Namespace) -> int:
     needs.check("mv2 train")
     from mv2_jax.train import cli
 
-    return cli.main(args.recipe, args.set, phase=args.phase, out=args.out, resume=not args.fresh)
+    return cli.main(
+        args.recipe,
+        args.set,
+        phase=args.phase,
+        out=args.out,
+        resume=not args.fresh,
+        profile=args.profile,
+        reports=("wandb",) if args.wandb else (),
+    )
 
 
 def _eval(args: argparse.Namespace) -> None:

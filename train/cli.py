@@ -11,8 +11,9 @@ import jax
 from mv2_jax.errors import InputError
 from mv2_jax.infer import cache, meshes
 from mv2_jax.lookup import nearest
-from mv2_jax.train import cascades, loop, optim, overrides, processes, unread
+from mv2_jax.train import boards, cascades, loop, optim, overrides, processes, unread
 from mv2_jax.train import phase as phases
+from mv2_jax.train import profile as profiles
 from mv2_jax.train import recipe as recipes
 from mv2_jax.train.task import compute_dtype
 
@@ -23,6 +24,8 @@ def main(
     phase: str | None = None,
     out: str | None = None,
     resume: bool = True,
+    profile: str = "",
+    reports: tuple[str, ...] = (),
 ) -> int:
     """Trains a recipe, phase after phase; finished phases are kept, a cut one is resumed.
 
@@ -32,6 +35,8 @@ def main(
         phase: only this one; the phases before it must have finished.
         out: the folder of all runs, "runs" by default; the recipe's is `<out>/<recipe>`.
         resume: False forgets what earlier runs of these phases left.
+        profile: steps to trace, as "20:25", in every phase.
+        reports: boards beside those of the settings (see mv2_jax.train.boards).
 
     Returns:
         0, or 130 where a signal stopped a phase (its checkpoint is written).
@@ -44,13 +49,16 @@ def main(
         raise InputError(f"--out {out}: runs are written to a folder here; mount the bucket as one")
     processes.initialise()
     with processes.together():
-        return _train(recipe, overrides_ or [], phase, Path(out or "runs"), resume)
+        short, cfg = recipes.load(recipe)
+        overrides.apply(cfg, overrides_ or [])
+        for one in cfg.phases.values():
+            one.profile = profile or one.profile
+            one.reports = (*one.reports, *reports)
+        return _train(short, cfg, phase, Path(out or "runs"), resume)
 
 
-def _train(recipe: str, overrides_: list[str], phase: str | None, root: Path, resume: bool) -> int:
-    """`main`, once all processes are there."""
-    short, cfg = recipes.load(recipe)
-    overrides.apply(cfg, overrides_)
+def _train(short: str, cfg: Any, phase: str | None, root: Path, resume: bool) -> int:
+    """`main`, once all processes are there and the recipe is known."""
     if phase is not None and phase not in cfg.order:
         raise InputError(f"recipe {short} has no phase {phase!r}{nearest(phase, cfg.order)}")
     chosen = [phase] if phase else list(cfg.order)
@@ -62,6 +70,8 @@ def _train(recipe: str, overrides_: list[str], phase: str | None, root: Path, re
             loop.check(cfg.phases[name])
             optim.check(cfg.phases[name].optim)
             compute_dtype(cfg.phases[name].precision)
+            profiles.parse(cfg.phases[name].profile or "1:1")
+            boards.known(cfg.phases[name].reports)
         except ValueError as error:
             raise InputError(f"phase {name}: {error}") from None
     if cfg.get("quick_compile"):

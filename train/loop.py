@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mv2_jax import params as trees
@@ -20,11 +21,13 @@ from mv2_jax.errors import InputError
 from mv2_jax.train import optim, processes
 from mv2_jax.train.checkpoint import Checkpoints
 from mv2_jax.train.data import Prefetch
+from mv2_jax.train.meter import Meter
 from mv2_jax.train.phase import seed_of
 from mv2_jax.train.placement import Placement, host
+from mv2_jax.train.profile import Profile
 from mv2_jax.train.report import Report
 from mv2_jax.train.state import State, create, make_step
-from mv2_jax.train.task import Params, Task
+from mv2_jax.train.task import Params, Task, compute_dtype
 
 
 @dataclass(frozen=True)
@@ -44,24 +47,31 @@ class Outcome:
 class Programs:
     """The compiled step, one per batch shape, and the work each does.
 
-    `step` is jitted. The FLOPs are XLA's own count over the traced program, or over the compiled
-    one, a device's share, on backends that count no other. It counts the body of a loop once, so
-    chunked attention is underestimated; accumulation is put right by `repeats`.
+    `step` is jitted. The FLOPs are XLA's own count over the traced program, or `devices` times the
+    compiled one's, a device's share, on backends that count no other. It counts the body of a loop
+    once, so chunked attention is underestimated; accumulation is put right by `repeats`.
     """
 
     step: Any
     repeats: int = 1
+    devices: int = 1
     compiled: dict[Any, tuple[Any, float]] = field(default_factory=dict)
+
+    @staticmethod
+    def shapes(batch: Mapping[str, Any]) -> Any:
+        """What a program is compiled for."""
+        return tuple((name, x.shape, str(x.dtype)) for name, x in sorted(batch.items()))
 
     def __call__(self, *args: Any) -> tuple[State, dict[str, jax.Array], float]:
         """Runs the step; returns its results and its FLOPs."""
-        shapes = tuple((name, x.shape, str(x.dtype)) for name, x in sorted(args[2].items()))
+        shapes = self.shapes(args[2])
         if shapes not in self.compiled:
             lowered = self.step.lower(*args)
             compiled = lowered.compile()
             # GPUs count no more than the compiled program.
-            costs = (way.cost_analysis() or {} for way in (lowered, compiled))
-            counts = (float(cost.get("flops", 0.0)) for cost in costs)
+            ways = ((lowered, 1), (compiled, self.devices))
+            costs = ((way.cost_analysis() or {}, share) for way, share in ways)
+            counts = (float(cost.get("flops", 0.0)) * share for cost, share in costs)
             flops = next((count for count in counts if count > 0), 0.0) * self.repeats
             self.compiled[shapes] = (compiled, flops)
             sizes = ", ".join(f"{name} {list(shape)}" for name, shape, _ in shapes)
@@ -151,7 +161,8 @@ class Run:
         self.key, init, self.sample_key = named.split(key, 3)
         self.state = self.fresh(init, tx)
         step = self.place.jit(make_step(task, tx, cfg), self.state)
-        self.programs = Programs(step, cfg.optim.accumulate)
+        devices = 1 if self.place.mesh is None else self.place.mesh.size
+        self.programs = Programs(step, cfg.optim.accumulate, devices)
         self.frozen = self.place.params(task.frozen)
         self.checkpoints = Checkpoints(folder / "checkpoints", cfg.keep, cfg.keep_best)
         self.before, self.flop = 0.0, 0.0
@@ -159,12 +170,13 @@ class Run:
             self.state, notes = self.checkpoints.restore(self.state)
             self.before, self.flop = notes["elapsed"], notes["flop"]
         self.step, self.elapsed = int(self.state.step), self.before
-        self.report = Report(folder, cfg.name, self.step) if processes.first() else None
+        self.report = Report(folder, cfg, self.step) if processes.first() else None
+        self.meter = Meter(devices, compute_dtype(cfg.precision) == jnp.bfloat16)
+        self.profile = Profile(cfg.profile, folder / "profile")
         self.stop = stop
         self.watch = processes.Watch(clock, lambda: stop.asked)
         self.window: list[dict[str, jax.Array]] = []
         self.last: dict[str, jax.Array] | None = None
-        self.logged = clock()
         self.losses: list[tuple[float, int]] = []  # means and their steps, since the last save
         self.marks = {"save": self.elapsed, "sheet": self.elapsed}
         size = trees.count(self.state.params) / 1e6
@@ -204,7 +216,9 @@ class Run:
     def advance(self, batch: dict[str, Any]) -> None:
         """One step, then whatever is due."""
         rate = np.float32(optim.rate(self.cfg.optim, self.step, self.fraction()))
-        with self.place.scope():
+        self.profile.before(self.step + 1)
+        new = self.programs.shapes(batch) not in self.programs.compiled
+        with self.place.scope(), self.meter.aside() if new else contextlib.nullcontext():
             self.state, self.last, flops = self.programs(
                 self.state, self.frozen, batch, self.key, rate
             )
@@ -214,6 +228,10 @@ class Run:
         self.window.append(self.last)
         self.step += 1
         self.flop += flops
+        self.meter.step(next(iter(batch.values())).shape[0], flops)
+        if self.profile.ends(self.step):
+            jax.block_until_ready(self.last)
+            self.profile.close()
         self.look()
         cfg = self.cfg
         if self.step % cfg.log_every == 0 or self.step == 1:
@@ -222,7 +240,8 @@ class Run:
         if cfg.checkpoint_minutes and self.due("save", 60 * cfg.checkpoint_minutes):
             self.save()
         if cfg.sample_minutes and self.due("sheet", 60 * cfg.sample_minutes):
-            self.sheet()
+            with self.meter.aside():
+                self.sheet()
 
     def look(self) -> None:
         """Looks at the clock: all that goes by time goes by what it showed last."""
@@ -259,15 +278,14 @@ class Run:
             FloatingPointError: the loss is not finite; the last checkpoint is still good.
         """
         steps = len(self.window)
+        jax.block_until_ready(self.window[-1])
+        speed = self.meter.take()
         names = sorted(self.window[-1], key=lambda name: (name != "loss", name))
         host = jax.device_get(self.window)
         means = {name: float(np.mean([m[name] for m in host if name in m])) for name in names}
         self.window.clear()
         self.checkpoints.check()
-        now = self.clock()
-        speed = steps / max(now - self.logged, 1e-9)
-        self.logged = now
-        extra = {"rate": rate, "steps_per_s": speed, "minutes": self.elapsed / 60}
+        extra = {"rate": rate, **speed, "minutes": self.elapsed / 60}
         self.finite(means, "loss")
         self.losses.append((means["loss"], steps))
         if self.report:
@@ -343,8 +361,10 @@ class Run:
             alone = jax.process_count() == 1  # several must take a step together, or none of them
             with Prefetch(batches, self.place.batch, lambda: alone and self.stop.asked) as feed:
                 self.look()
+                self.meter.begin()
                 while not (self.over() or self.watch.stop):
-                    batch = feed.take()
+                    with self.meter.waiting():
+                        batch = feed.take()
                     if batch is None:
                         break
                     self.advance(batch)
@@ -355,6 +375,9 @@ class Run:
             if self.over():
                 self.sheet()
         finally:
+            self.profile.close()
+            if self.report:
+                self.report.close()
             self.checkpoints.close(done=self.over())
         return Outcome(self.state, self.over(), self.elapsed / 60, self.flop / 1e12)
 
@@ -372,7 +395,7 @@ def run(
     Args:
         task: what to train.
         cfg: the phase's settings, as `mv2_jax.train.phase.phase` makes them.
-        folder: gets checkpoints/, metrics.jsonl, curves.png and samples/.
+        folder: gets checkpoints/, metrics.jsonl, curves.png, samples/, tensorboard/ and profile/.
         resume: False starts from step 0; the folder should be empty then.
         clock: seconds; tests hand in their own.
 

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 
 from mv2_jax.errors import InputError
 
-MODULES = {"optax": "optax", "orbax-checkpoint": "orbax.checkpoint", "matplotlib": "matplotlib"}
+MODULES = {"optax": "optax", "orbax-checkpoint": "orbax.checkpoint", "matplotlib": "matplotlib",
+           "tensorboardX": "tensorboardX"}  # fmt: skip
 
 
 DATA = {"grain": "grain"}

@@ -16,8 +16,8 @@ REMAT = ("levels", "units", "dots")
 # Settings that change how a phase is run, not what comes of it; what it begins from is told by its
 # digests.
 RUNNING = ("name", "chain", "begin", "cascade", "log_every", "sample_minutes",
-           "checkpoint_minutes", "keep", "keep_best", "mesh", "remat", "remat_policy",
-           "data.threads",
+           "checkpoint_minutes", "keep", "keep_best", "reports", "profile", "mesh", "remat",
+           "remat_policy", "data.threads",
            "data.ahead")  # fmt: skip
 # What a person may change half-way besides: the loop itself asks for another optim.lr.
 _OPTIM = ("lr", "warmup", "schedule", "clock", "decay_from", "final", "weight_decay", "b1", "b2",
@@ -49,6 +49,8 @@ def phase(task: str, **settings: Any) -> ConfigDict:
             "log_every": 50,
             "sample_minutes": 10.0,  # also redraws the curves; 0: at the end only
             "checkpoint_minutes": 10.0,  # 0: before the first step and at the end only
+            "reports": ("tensorboard",),  # also "wandb", or module:name; see train.boards
+            "profile": "",  # steps to trace, as "20:25"
             "keep": 2,  # checkpoints, the newest ones
             "keep_best": 1,  # checkpoints beside them, those of the lowest mean loss
             "mesh": {"data": 1, "fsdp": 1, "context": 1, "tensor": 1},  # all 1: one device

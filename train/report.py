@@ -8,15 +8,19 @@ from typing import Any
 
 import numpy as np
 
+from mv2_jax.train import boards
+
 
 class Report:
-    """Metrics of one phase: `metrics.jsonl`, `curves.png`, `samples/*.png` under its folder."""
+    """Metrics of one phase: `metrics.jsonl`, `curves.png`, `samples/*.png` under its folder, and
+    the boards that its settings name."""
 
-    def __init__(self, folder: Path, name: str, start_step: int = 0) -> None:
-        self.folder, self.name = folder, name
+    def __init__(self, folder: Path, cfg: Any, start_step: int = 0) -> None:
+        self.folder, self.name = folder, cfg.name
         self.path = folder / "metrics.jsonl"
         self.rows = [row for row in _rows(self.path) if row["step"] <= start_step]
         folder.mkdir(parents=True, exist_ok=True)
+        self.boards = boards.make(cfg.reports, folder, cfg, start_step)
         # What an interrupted run logged after its last checkpoint will be logged again.
         self.path.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
 
@@ -26,6 +30,8 @@ class Report:
         self.rows.append(row)
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
+        for board in self.boards:
+            board.log(step, values)
         said = "  ".join(f"{key} {_short(key, value)}" for key, value in values.items())
         print(f"[{self.name}] {step}/{steps}  {said}", flush=True)
 
@@ -67,7 +73,14 @@ class Report:
         path = self.folder / "samples" / f"step_{step:07d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.asarray(image, np.uint8)).save(path)
+        for board in self.boards:
+            board.sheet(step, image)
         return path
+
+    def close(self) -> None:
+        """Ends what the boards have under way."""
+        for board in self.boards:
+            board.close()
 
 
 def grid(images: np.ndarray, columns: int, gap: int = 2) -> np.ndarray:

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from mv2_jax import bundle, config, files, params
 from mv2_jax.errors import InputError
-from mv2_jax.train import loop, processes
+from mv2_jax.train import loop, processes, record
 from mv2_jax.train.task import Component, Task
 
 INDEX = "phase.json"
@@ -93,6 +93,7 @@ def write_weights(
         }
         for path in task.files(averaged, scratch) if task.files else ():
             processes.say(f"{folder / path.name}: {path.stat().st_size / 1e6:.1f} MB")
+        (scratch / record.RUN).write_text(json.dumps(record.of(cfg), indent=1) + "\n")
         (scratch / INDEX).write_text(json.dumps(index, indent=1) + "\n")
         # A folder cannot replace one that is not empty.
         shutil.rmtree(folder, ignore_errors=True)

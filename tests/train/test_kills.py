@@ -18,7 +18,7 @@ from mv2_jax.train import loop
 from regression import config, task
 
 folder, kills, seed = pathlib.Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-cfg = config(steps=20, log_every=10, checkpoint_minutes=1e-9, sample_minutes=0.0)
+cfg = config(steps=12, log_every=6, checkpoint_minutes=1e-9, sample_minutes=0.0)
 
 def begin(place):
     child = os.fork()
@@ -44,7 +44,7 @@ wanted, rng, told = dict(np.load(folder / "whole" / "end.npz")), random.Random(s
 for number in range(kills):
     place = folder / str(number)
     child = begin(place)
-    step = rng.randrange(-1, 16)  # -1: while it starts
+    step = rng.randrange(-1, 9)  # -1: while it starts
     while not reached(place, step) and not (place / "end.npz").exists():
         time.sleep(0.01)
     time.sleep(rng.uniform(0.0, 0.25))

@@ -1,0 +1,164 @@
+"""What a run tells of itself: its pace, TensorBoard, a profile, and what made its weights."""
+
+import json
+import sys
+import time
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mv2_jax import cli
+from mv2_jax.errors import InputError
+from mv2_jax.infer.machines import KNOWN
+from mv2_jax.train import boards, loop, meter, profile, record
+
+from .regression import batches, config, task
+
+TOLD = []
+
+
+class Own:
+    def __init__(self, folder, cfg, step):
+        TOLD.append(("begun", step))
+
+    def log(self, step, values):
+        TOLD.append((step, dict(values)))
+
+    def sheet(self, step, image):
+        TOLD.append(("sheet", step, image.shape))
+
+    def close(self):
+        TOLD.append(("closed",))
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory):
+    """A run whose data take a twentieth of a second each, with every board and a profile."""
+
+    def slow(seed, start):
+        for batch in batches(seed, start):
+            time.sleep(0.05)
+            yield batch
+
+    folder = tmp_path_factory.mktemp("seen")
+    sys.modules["own_board"] = module = types.ModuleType("own_board")
+    module.make = Own
+    cfg = config(steps=20, log_every=10, profile="3:4", reports=("tensorboard", "own_board:make"))
+    loop.run(task(batches=slow), cfg, folder)
+    return folder, [
+        json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()
+    ]
+
+
+def test_the_pace_is_that_of_the_steps_alone(seen):
+    row = seen[1][-1]
+    assert 0.04 < row["step_s"] < 0.5  # compiling took longer
+    assert row["steps_per_s"] == pytest.approx(1 / row["step_s"])
+    assert row["samples_per_s"] == pytest.approx(8 / row["step_s"])
+    assert 0.5 < row["input_wait"] <= 1
+    assert 0.1 < row["memory_gib"] < 16
+    assert "mfu" not in row  # nobody says what this CPU could do
+    count = jax.jit(lambda x, k: x @ k).lower(jnp.ones((8, 4)), jnp.ones((4, 1)))
+    assert row["tflops"] * row["step_s"] > count.cost_analysis()["flops"] / 1e12
+
+
+def test_the_share_of_the_makers_peak(monkeypatch):
+    class Device:
+        device_kind = "NVIDIA H100 80GB HBM3"
+
+    monkeypatch.setattr(meter.jax, "devices", lambda: [Device()])
+    monkeypatch.setattr(meter, "memory", lambda: 1.0)
+    for half, devices in ((True, 1), (True, 4), (False, 1)):
+        one = meter.Meter(devices, half)
+        one.step(2, 1e12)
+        told = one.take()
+        assert told.get("mfu") == (
+            pytest.approx(told["tflops"] / (KNOWN["h100"].tflops * devices)) if half else None
+        )
+
+
+def test_boards_get_numbers_and_sheets(seen):
+    from tensorboardX.proto.event_pb2 import Event
+
+    (path,) = (seen[0] / "tensorboard").iterdir()
+    data, values, images = path.read_bytes(), {}, []
+    while data:  # a length, its checksum, the event, its checksum
+        size = int.from_bytes(data[:8], "little")
+        event = Event.FromString(data[12 : 12 + size])
+        data = data[16 + size :]
+        for value in event.summary.value:
+            if value.HasField("simple_value"):
+                values[event.step, value.tag] = value.simple_value
+            elif value.HasField("image"):
+                images.append((event.step, value.image.height, value.image.width))
+    for row in seen[1]:
+        assert values[row["step"], "loss"] == pytest.approx(row["loss"], rel=1e-6)
+        assert values[row["step"], "step_s"] == pytest.approx(row["step_s"], rel=1e-6)
+    assert images == [(20, 4, 6)]
+    assert TOLD[0] == ("begun", 0) and TOLD[-1] == ("closed",)
+    assert ("sheet", 20, (4, 6, 3)) in TOLD and TOLD[1][0] == 1
+
+
+def test_wandb_is_told_the_same(tmp_path, monkeypatch):
+    """Without the package: a module of its name that writes down what it is asked."""
+    asked = []
+
+    class Run:
+        def log(self, values, step):
+            asked.append((step, values))
+
+        def finish(self):
+            asked.append("finished")
+
+    fake = types.ModuleType("wandb")
+    fake.util = types.SimpleNamespace(generate_id=lambda: "abc")
+    fake.init = lambda **given: asked.append(given) or Run()
+    fake.Image = lambda image: ("image", image.shape)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    for step in (0, 5):  # begun, and resumed
+        board = boards.WandB(tmp_path, config(), step)
+        board.log(step + 1, {"loss": 1.5, "odd": float("nan")})
+        board.sheet(step + 1, np.zeros((4, 6, 3), np.uint8))
+        board.close()
+    assert [given["id"] for given in asked if isinstance(given, dict)] == ["abc", "abc"]
+    assert asked[0]["name"] == "test-regression" and asked[0]["config"]["batch"] == 8
+    assert asked[1:4] == [(1, {"loss": 1.5}), (1, {"samples": ("image", (4, 6, 3))}), "finished"]
+
+
+def test_steps_are_profiled(seen):
+    assert list((seen[0] / "profile").rglob("*.xplane.pb"))
+
+
+@pytest.mark.parametrize("steps", ["20", "5:4", "0:3", "a:b", "3:"])
+def test_steps_to_profile_are_checked(steps):
+    with pytest.raises(InputError, match="it takes two steps, as in 20:25"):
+        profile.parse(steps)
+
+
+@pytest.mark.parametrize(
+    "more, says",
+    [
+        (["--profile", "9"], "it takes two steps"),
+        (["--set", "reports=('tensorbored',)"], "tensorboard"),
+        (["--wandb"], "wandb needs wandb: pip install wandb"),
+    ],
+)
+def test_the_command_checks_them_before_it_trains(more, says, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(loop, "run", None)
+    monkeypatch.setattr(boards.needs, "there", lambda name: name != "wandb")
+    assert cli.main(["train", "toybox/vae", "--out", str(tmp_path), *more]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_a_record_says_what_made_the_weights(monkeypatch):
+    cfg = config(data={"source": "toybox", "count": 8, "side": 32, "motions": ()})
+    made = record.of(cfg)
+    assert made["config"]["batch"] == 8 and made["versions"]["jax"] == jax.__version__
+    assert made["devices"]["count"] == jax.device_count() and len(made["code"]) == 64
+    assert made["data"]["facts"] and record.of(cfg) == json.loads(json.dumps(made))
+    cfg.seed = 1
+    assert record.data(cfg)["fingerprint"] != made["data"]["fingerprint"]
+    assert record.data(config()) is None
