@@ -57,8 +57,15 @@ def code() -> str:
 
 def data(cfg: Any) -> dict[str, Any] | None:
     """The facts of a phase's source (files' names and sizes, a seed, a version) and a fingerprint
-    that changes with any of them; None of a phase without one."""
+    that changes with any of them; None of a phase without one.
+
+    Where the source is no longer there, as on a lost mount, it says so: the weights are not to be
+    lost with it.
+    """
     if "data" not in cfg:
         return None
-    facts = json.loads(json.dumps(dict(source.of(cfg).facts()), default=str))
+    try:
+        facts = json.loads(json.dumps(dict(source.of(cfg).facts()), default=str))
+    except Exception as error:
+        return {"fingerprint": None, "error": f"{type(error).__name__}: {error}"}
     return {"fingerprint": fingerprint(facts), "facts": facts}
