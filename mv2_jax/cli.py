@@ -213,6 +213,7 @@ def _train_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentPars
     add("--phase", metavar="NAME", help="only this phase")
     add("--out", metavar="DIR", help="the folder of all runs (runs)")
     add("--fresh", action="store_true", help="forget what earlier runs left")
+    add("--dry-run", action="store_true", help="print the plan: sizes, memory, steps, hours")
     add("--profile", metavar="A:B", default="", help="trace steps A to B with JAX's profiler")
     add("--wandb", action="store_true", help="report to Weights & Biases, too")
     parser.set_defaults(run=_train)
@@ -294,6 +295,7 @@ def _train(args: argparse.Namespace) -> int:
         phase=args.phase,
         out=args.out,
         resume=not args.fresh,
+        dry=args.dry_run,
         profile=args.profile,
         reports=("wandb",) if args.wandb else (),
     )

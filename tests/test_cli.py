@@ -365,7 +365,7 @@ def test_train_hands_over_to_the_trainer(capsys, monkeypatch):
 
     monkeypatch.setattr(train, "main", main)
     arguments = ["train", "toybox/vae", "--set", "optim.lr=1e-4", "--set", "a.b=2", "--phase", "x"]
-    assert cli.main(arguments) == 2
+    assert cli.main([*arguments, "--profile", "2:3", "--wandb"]) == 2
     assert one_line(capsys) == "mv2: error: no such recipe"
     assert asked == {
         "recipe": "toybox/vae",
@@ -373,6 +373,9 @@ def test_train_hands_over_to_the_trainer(capsys, monkeypatch):
         "phase": "x",
         "out": None,
         "resume": True,
+        "dry": False,
+        "profile": "2:3",
+        "reports": ("wandb",),
     }
 
 

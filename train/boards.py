@@ -7,7 +7,9 @@ has, words of `BOARDS` or `module:name`.
 
 from __future__ import annotations
 
+import contextlib
 import math
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -56,26 +58,41 @@ def make(names: Any, folder: Path, cfg: Any, step: int) -> list[Board]:
 
 
 class TensorBoard:
-    """Event files in `<phase>/tensorboard`: `tensorboard --logdir runs` shows all phases."""
+    """Event files in `<phase>/tensorboard`: `tensorboard --logdir runs` shows all phases.
+
+    They are written as the loop goes, without the thread of tensorboardX's own writer: where a disk
+    is full that thread dies, and what waits for it waits for ever.
+    """
 
     def __init__(self, folder: Path, cfg: Any, step: int) -> None:
-        from tensorboardX import SummaryWriter
+        from tensorboardX import event_file_writer, summary
+        from tensorboardX.proto import event_pb2
 
+        self._summary, self._proto = summary, event_pb2
+        (folder / "tensorboard").mkdir(parents=True, exist_ok=True)
+        prefix = str(folder / "tensorboard" / "events")
+        self._events = event_file_writer.EventsWriter(prefix, f".{step}")
         # What an interrupted run told after its last checkpoint is told again.
-        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+        begun = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._write(step + 1, session_log=begun)
         if not step:
-            self._writer.add_text("config", f"```\n{cfg}\n```", 0)
+            self._write(0, summary=summary.text("config", f"```\n{cfg}\n```"))
+
+    def _write(self, step: int, **what: Any) -> None:
+        self._events.write_event(self._proto.Event(wall_time=time.time(), step=step, **what))
+        self._events.flush()
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+        parts = [self._summary.scalar(name, value) for name, value in values.items()]
+        self._write(step, summary=type(parts[0])(value=[one for p in parts for one in p.value]))
 
     def sheet(self, step: int, image: np.ndarray) -> None:
-        self._writer.add_image("samples", np.asarray(image, np.uint8), step, dataformats="HWC")
-        self._writer.flush()
+        image = np.asarray(image, np.uint8)
+        self._write(step, summary=self._summary.image("samples", image, dataformats="HWC"))
 
     def close(self) -> None:
-        self._writer.close()
+        with contextlib.suppress(OSError):  # told before, of a full disk
+            self._events.close()
 
 
 class WandB:

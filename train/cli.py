@@ -12,6 +12,7 @@ from mv2_jax.errors import InputError
 from mv2_jax.infer import cache, meshes
 from mv2_jax.lookup import nearest
 from mv2_jax.train import boards, cascades, loop, optim, overrides, processes, unread
+from mv2_jax.train import dry as plans
 from mv2_jax.train import phase as phases
 from mv2_jax.train import profile as profiles
 from mv2_jax.train import recipe as recipes
@@ -24,6 +25,7 @@ def main(
     phase: str | None = None,
     out: str | None = None,
     resume: bool = True,
+    dry: bool = False,
     profile: str = "",
     reports: tuple[str, ...] = (),
 ) -> int:
@@ -35,6 +37,7 @@ def main(
         phase: only this one; the phases before it must have finished.
         out: the folder of all runs, "runs" by default; the recipe's is `<out>/<recipe>`.
         resume: False forgets what earlier runs of these phases left.
+        dry: only prints what each phase would train, hold and take (see `train.dry`).
         profile: steps to trace, as "20:25", in every phase.
         reports: boards beside those of the settings (see mv2_jax.train.boards).
 
@@ -54,10 +57,10 @@ def main(
         for one in cfg.phases.values():
             one.profile = profile or one.profile
             one.reports = (*one.reports, *reports)
-        return _train(short, cfg, phase, Path(out or "runs"), resume)
+        return _train(short, cfg, phase, Path(out or "runs"), resume, dry)
 
 
-def _train(short: str, cfg: Any, phase: str | None, root: Path, resume: bool) -> int:
+def _train(short: str, cfg: Any, phase: str | None, root: Path, resume: bool, dry: bool) -> int:
     """`main`, once all processes are there and the recipe is known."""
     if phase is not None and phase not in cfg.order:
         raise InputError(f"recipe {short} has no phase {phase!r}{nearest(phase, cfg.order)}")
@@ -80,6 +83,10 @@ def _train(short: str, cfg: Any, phase: str | None, root: Path, resume: bool) ->
     first = cfg.phases[chosen[0]].mesh.values() if chosen else ()
     where = meshes.counted(math.prod(first))
     processes.say(f"recipe {short}: {', '.join(chosen) or 'packing'}, on {where}")
+    for name in chosen if dry else ():
+        plans.show(root, short, cfg, name)
+    if dry:
+        return 0
     for name in chosen:
         done = recipes.run_phase(root, short, cfg, name, resume)
         processes.say(

@@ -170,7 +170,10 @@ class Run:
             self.state, notes = self.checkpoints.restore(self.state)
             self.before, self.flop = notes["elapsed"], notes["flop"]
         self.step, self.elapsed = int(self.state.step), self.before
-        self.report = Report(folder, cfg, self.step) if processes.first() else None
+        self.report = None
+        if processes.first():
+            with self.writing():
+                self.report = Report(folder, cfg, self.step)
         self.meter = Meter(devices, compute_dtype(cfg.precision) == jnp.bfloat16)
         self.profile = Profile(cfg.profile, folder / "profile")
         self.stop = stop

@@ -1,6 +1,7 @@
 """What goes wrong with files: damaged checkpoints, saves that are cut, disks that are full."""
 
 import json
+import math
 import os
 import resource
 import shutil
@@ -256,3 +257,30 @@ def test_checksums_do_not_depend_on_where_the_state_lies():
     assert len({*alone.values()}) == 4
     swapped = {**tree, "odd": tree["odd"][::-1]}
     assert checkpoint.checksums(swapped)["['odd']"] != alone["['odd']"]
+
+
+def test_a_run_goes_on_over_fewer_devices_with_the_same_samples(tmp_path, monkeypatch, capsys):
+    """8 -> 4 -> 2, against one that nothing stopped."""
+
+    def over(sizes):
+        return make(**sizes, devices=jax.devices()[: math.prod(sizes.values())])
+
+    def spied(seed, start):
+        for step, batch in enumerate(batches(seed, start), start):
+            seen.append((step, np.asarray(batch["x"]).tobytes()))
+            yield batch
+
+    make, work = sharding.make_mesh, {"rules": ((r"/layer/kernel", ("fsdp", None)), ("", ()))}
+    monkeypatch.setattr(sharding, "make_mesh", lambda **sizes: over(sizes))
+    seen, ends = [], []
+    for folder, parts in (("whole", ((12, 1),)), ("cut", ((4, 8), (8, 4), (12, 2)))):
+        for steps, devices in parts:
+            mesh = {"data": max(1, devices // 2), "fsdp": min(2, devices)}
+            optim = {"lr": 0.1, "warmup": 2, "schedule": "constant"}
+            cfg = config(steps=steps, mesh=mesh, optim=optim)
+            last = loop.run(task(batches=spied, **work), cfg, tmp_path / folder)
+        ends.append(jax.device_get(last.state))
+    assert "damaged" not in capsys.readouterr().out
+    assert len({*seen}) == len({step for step, _ in seen}) >= 12
+    for one, other in zip(*map(jax.tree.leaves, ends), strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-6)

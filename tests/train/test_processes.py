@@ -55,6 +55,9 @@ def train(mesh, **changes):
 if several:
     first = train({"data": 2, "fsdp": 2}, batches=cut)
     assert not first.finished and 0 < int(first.state.step) < STEPS, first
+    if sys.argv[2:]:
+        processes.wait("done")
+        sys.exit()
 last = train({"fsdp": 4} if several else {"data": 2, "fsdp": 2})
 assert last.finished
 kernel = last.state.params["attn1"]["to_q"]["kernel"]
@@ -114,6 +117,26 @@ def test_two_processes_train_as_one_does_and_stop_together(tmp_path):
         together = np.load(two / f"weights{number}.npz")
         for name in alone.files:
             np.testing.assert_allclose(together[name], alone[name], atol=1e-5)
+
+
+@pytest.mark.slow
+def test_one_process_goes_on_where_two_stopped(tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    one, two = tmp_path / "one", tmp_path / "two"
+    place = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+    pair = [start(two, 2, "cut", **place, JAX_PROCESS_ID=str(number)) for number in range(2)]
+    said = [process.communicate(timeout=300)[0] for process in pair]
+    assert [process.returncode for process in pair] == [0, 0], said
+    alone = [start(one, 4), start(two, 4)]
+    said = [process.communicate(timeout=300)[0] for process in alone]
+    assert [process.returncode for process in alone] == [0, 0] and "resumed" in said[1], said
+    losses = [[row["loss"] for row in rows(folder)] for folder in (one, two)]
+    np.testing.assert_allclose(*losses, rtol=1e-4)  # of the same samples in the same order
+    whole, cut = (np.load(folder / "weights0.npz") for folder in (one, two))
+    for name in whole.files:
+        np.testing.assert_allclose(cut[name], whole[name], atol=1e-5)
 
 
 LONELY = """

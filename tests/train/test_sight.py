@@ -1,6 +1,7 @@
 """What a run tells of itself: its pace, TensorBoard, a profile, and what made its weights."""
 
 import json
+import re
 import sys
 import time
 import types
@@ -162,3 +163,34 @@ def test_a_record_says_what_made_the_weights(monkeypatch):
     cfg.seed = 1
     assert record.data(cfg)["fingerprint"] != made["data"]["fingerprint"]
     assert record.data(config()) is None
+
+
+RECIPE = """
+from train.regression import config, task
+from mv2_jax.train.phase import recipe
+
+def make(cfg, begin, folder):
+    return task()
+
+def get_config():
+    one = config(steps=3600)
+    one.task = "dry_recipe:make"
+    return recipe(one=one, two=one.copy_and_resolve_references())
+"""
+
+
+def test_a_dry_run_prints_the_plan_and_leaves_nothing(tmp_path, monkeypatch, capsys):
+    (tmp_path / "dry_recipe.py").write_text(RECIPE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    out = tmp_path / "runs"
+    asked = ["train", str(tmp_path / "dry_recipe.py"), "--out", str(out), "--dry-run"]
+    assert cli.main(asked) == 0
+    said = capsys.readouterr().out
+    assert "trained    0.00M parameters: layer 0.00M" in said
+    assert "batch      8 samples" in said and "steps      3600, 28800 samples" in said
+    pace, hours = (
+        float(re.search(rf"{what}", said)[1]) for what in (r"at (\S+) s a", r"(\S+) hours")
+    )
+    assert hours == pytest.approx(pace, abs=0.02 + 0.01 * pace)
+    assert "phase two: phase 'two' follows 'one', which has not finished" in said
+    assert not list(out.rglob("*")) if out.exists() else True
