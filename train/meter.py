@@ -65,8 +65,8 @@ class Meter:
         """What is known of the steps since the last call; to be called once they are done.
 
         `step_s` seconds a step, `input_wait` the share of time in which the device had no batch,
-        `tflops` by XLA's count of the program (see `loop.Programs`: a lower bound), `mfu` its share
-        of the makers' peak where that is known, `memory_gib` the peak so far.
+        `tflops` by XLA's count of the program (a lower bound, see `train.programs`), `mfu` its
+        share of the makers' peak where that is known, `memory_gib` the peak so far.
         """
         seconds = max(time.perf_counter() - self._since - self._aside, 1e-9)
         told = {
