@@ -19,7 +19,7 @@ from mv2_jax.errors import InputError
 from mv2_jax.infer import choices, machines
 from mv2_jax.infer.settings import SETTINGS
 from mv2_jax.lookup import one_of
-from mv2_jax.numbers import DIFFUSION, STAGES
+from mv2_jax.numbers import DIFFUSION, STAGES, usual
 
 if TYPE_CHECKING:
     from mv2_jax.infer.planning.estimate import Plan
@@ -154,8 +154,9 @@ class Command:
         lines = []
         if self.lacking:
             lines.append(
-                f"{self.machine.name}'s compiler is not installed here (jax[cuda12]): read from "
-                "traces alone, which is less exact"
+                f"{self.machine.name}'s compiler is not installed here "
+                f"(mv2-jax[{machines.lacking(self.args.on)}]): read from traces alone, "
+                "which is less exact"
             )
         if self.quick and not self.lacking:
             lines.append("nothing was compiled (--quick): memory is a lower bound")
@@ -277,13 +278,23 @@ def _parser() -> Parser:
     add("--train", action="store_true", help="a whole training step of t2i, i2v or v2v instead")
     add("--batch", type=whole(1, 1024), metavar="N", help="videos at a time (1; of --train the "
         "recipe's; 1 to 1024)")  # fmt: skip
-    add("--price", type=_price, metavar="X", help="of an hour of the whole machine, in any money")
+    add(
+        "--price",
+        type=_price,
+        metavar="X",
+        help="of an hour of the whole machine, in any money (not told; 0 or more)",
+    )
     add("--json", action="store_true", help="everything as JSON")
     add("--size", type=_pixels, metavar="WxH", help="size of the video in pixels (the preset's)")
     add("--dtype", choices=TYPES, default=TYPES[0], help="of parameters and computation")
     add("--weights", metavar="DIR", help="plan for this cascade folder instead of a preset")
     add("--controls", type=whole(1, 9), default=1, metavar="N", help="ControlNets (1; 1 to 9)")
-    add("--looks", type=whole(1, 64), metavar="N", help="mv2 generate's --look, N times (none)")
+    add(
+        "--looks",
+        type=whole(1, 64),
+        metavar="N",
+        help="mv2 generate's --look, N times (none; 1 to 64)",
+    )
     add(
         "--resident",
         choices=("all", "stage"),
@@ -291,12 +302,13 @@ def _parser() -> Parser:
         help="weights that lie on the devices, as in mv2 generate (all)",
     )
     numbers = parser.add_argument_group("mv2 generate's numbers")
+    known = usual()
     for setting in SETTINGS:
-        numbers.add_argument(setting.flag, dest=setting.dest, metavar="N", help=setting.about.help)
+        numbers.add_argument(setting.flag, dest=setting.dest, metavar="N", help=setting.help(known))
     others = parser.add_argument_group("mv2 generate's samplers, lengths and sizes")
     for choice in choices.CHOICES:
-        usual = " (paper)" if choice.name == "preset" else ""
-        text = f"{choice.help}{choice.range}{usual}"
+        default = " (paper)" if choice.name == "preset" else ""
+        text = f"{choice.help}{choice.range}{default}"
         others.add_argument(choice.flag, dest=choice.dest, metavar=choice.metavar, help=text)
     return parser
 
