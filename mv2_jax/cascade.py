@@ -33,7 +33,7 @@ from mv2_jax.diffusion import guidance as guides
 from mv2_jax.diffusion.samplers import State
 from mv2_jax.lookup import nearest
 from mv2_jax.programs import Programs, Progress, silent
-from mv2_jax.stages import controls, i2v, idle, interpolators, latents, stage, t2i, v2v
+from mv2_jax.stages import caching, controls, i2v, idle, interpolators, latents, stage, t2i, v2v
 from mv2_jax.stages import prompts as words
 from mv2_jax.stages.chain import STEPS_AT_ONCE, Chain
 from mv2_jax.stages.conditions.text import Ids
@@ -165,6 +165,7 @@ class Cascade:
         components.only(self.params, self._components(name))
         own = sets.changed(name, self.numbers[name], numbers)
         idle.refuse(cfg, self.numbers[name], own, more or ())
+        branch = caching.check(cfg, own.cache_interval, own.cache_branch)
         steps = int(own.steps or cfg.stage.steps)
         extent = controls.extent(cfg, own, steps, keyframes)
         inputs = dict(zip(("ids", "negative"), self.ids(prompts, negative, *extent, stage=name)))
@@ -187,7 +188,8 @@ class Cascade:
         state = run(STARTS[name], keys, *given, cfg=cfg, steps=steps)
         turns = int(getattr(own, "free_init", 0))
         rows = (conditioning, guidance, rule)
-        return Chain(cfg, params, *rows, state, keys, steps, turns, run, progress)
+        less = (own.cache_interval, branch, guidance.bounded)
+        return Chain(cfg, params, *rows, state, keys, steps, turns, *less, run, progress)
 
     def made(self, chain: Chain, end: State) -> jax.Array:
         """The pixels [B, T, H, W, 3] of a chain's end."""

@@ -202,6 +202,17 @@ class Guided:
         "guide only where there is so many times as much noise as signal, or more",
     )
     guidance_high: float = _number(0.0, float, 0, 1e6, "... or less (0: no bound)")
+    cache_interval: int = _number(
+        1,
+        int,
+        1,
+        1000,
+        "run the whole network every so many steps only, and its outer part between (DeepCache)",
+        own_flag=True,
+    )
+    cache_branch: int = _number(
+        0, int, 0, 99, "how far in that part goes: 0 is the last block alone, and the fastest"
+    )
     original_size: str = _number(
         "", str, 0, 0, "SDXL is told that pictures were so large, width x height", Size
     )

@@ -20,7 +20,7 @@ from mv2_jax.models.controlnet import ControlNet
 from mv2_jax.models.sparse_control import SparseControlNet, given_frames
 from mv2_jax.models.unet import UNet
 from mv2_jax.nn.transformer import Context
-from mv2_jax.stages import controls, i2v, t2i, v2v
+from mv2_jax.stages import caching, chain, controls, i2v, t2i, v2v
 from mv2_jax.stages import stage as stages
 from mv2_jax.train.preference import dpo_loss
 
@@ -204,3 +204,19 @@ def of_chain(name: str, case: Case) -> Made:
         return t2i.sample(params, cfg, asked, *last, steps=2)
 
     return run, params, (given, asked)
+
+
+def of_cached_chain(case: Case) -> Made:
+    """Four guided steps of I2V, of which every other runs the backbone's outer part alone."""
+    cfg, params, asked = stage(case, "i2v")
+    x, scales, rule = normal(7, case.batch, *cfg.latent_shape), guidance.make(3.0), cfg.rule
+
+    def run(params: Any, x: Any, asked: Any) -> Any:
+        told = stages.condition(params, asked, cfg=cfg, rule=rule)
+        _, grid = chain.program(cfg.stage, 4)
+        state = chain.begin(cfg, grid, x, keys.per_sample(keys.seed(3), case.batch))
+        state = caching.begin(state, cfg=cfg, rule=rule, branch=1)
+        given = (params, told, scales, state, np.int32(2))
+        return chain.advance(*given, cfg=cfg, rule=rule, steps=4, branch=1).x
+
+    return run, params, (x, asked)

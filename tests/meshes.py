@@ -45,9 +45,11 @@ MADE = {
     "mean": parts.of_interpolator,
     "sdxl-loss": functools.partial(of_stages.of_loss, "sdxl"),
     "dpo-loss": of_stages.of_dpo_loss,
+    "cached-chain": of_stages.of_cached_chain,
 }
-# DPO's gradients are what is left of two nearly equal ones: it has a bound of its own.
-KINDS = tuple(kind for kind in MADE if kind != "dpo-loss")
+# DPO's gradients are what is left of two nearly equal ones: it has a bound of its own. Kept
+# features have cases of their own, too.
+KINDS = tuple(kind for kind in MADE if kind not in ("dpo-loss", "cached-chain"))
 DEFAULT = KINDS[:18]  # of the default cases; the others are larger relatives of these
 STILL = ("t2i", "t2i-chain", "t2i-loss", "sdxl-chain", "sdxl-loss")  # of one frame
 MOVING = ("vfi", "ema", "edsc", "gan", "mean", "clip")  # of one or two there is nothing to test

@@ -85,6 +85,20 @@ def test_weights_by_frame_and_for_a_part_of_a_chain_hold_in_windows(kind, sizes,
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "sizes, batch, frames, deep",
+    [
+        ((1, 2, 2, 2), 1, 3, False),  # clips that do not divide
+        ((2, 1, 2, 2), 3, 5, True),  # and windows
+    ],
+)
+def test_kept_features_stay_with_their_devices(sizes, batch, frames, deep, capfd):
+    case = mesh_case.Case("cached-chain", sizes, batch, frames, (3, 5), 3, deep)
+    assert meshes.difference(case) < BOUND
+    assert "full rematerialization" not in capfd.readouterr().err
+
+
+@pytest.mark.slow
 def test_gradients_on_a_mesh_are_the_slopes_of_the_loss():
     """Along each network's gradient, by differences of the loss on one device."""
     case = mesh_case.Case("i2v-loss", (1, 2, 2, 2), 2, 3, (3, 5), 1, deep=False)

@@ -53,6 +53,15 @@ class Guidance(NamedTuple):
     low: jax.Array
     high: jax.Array
 
+    def active(self, k: jax.Array) -> jax.Array:
+        """Whether to guide at noise k = sigma / alpha."""
+        return (self.low <= k) & ((k <= self.high) | (self.high == 0))
+
+    @property
+    def bounded(self) -> bool:
+        """Whether the interval has a bound; of numbers that are known, not traced."""
+        return float(self.low) > 0 or float(self.high) != 0
+
 
 _USUAL = numbers.Pictured()
 
@@ -168,7 +177,7 @@ class Rule:
         full, ndim = outputs[-1], outputs.ndim - 1
         if self.rows == 1:
             return full
-        active = (guidance.low <= k) & ((k <= guidance.high) | (guidance.high == 0))
+        active = guidance.active(k)
         scales = tuple(
             expand(jnp.where(active, getattr(guidance, name), 1.0), ndim) for name in self.scales
         )

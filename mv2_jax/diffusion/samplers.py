@@ -60,12 +60,15 @@ __all__ = [
 
 class State(NamedTuple):
     """Where a chain stands: samples x `[B, ...]` float32, the next step's index `[]` int32,
-    the sampler's memory, and the samples' keys `[B]` (None for a sampler without noise)."""
+    the sampler's memory, and the samples' keys `[B]` (None for a sampler without noise).
+
+    `kept` is what the network keeps from step to step, for a `denoise` that takes it; else None."""
 
     x: jax.Array
     index: jax.Array
     memory: Any
     keys: jax.Array | None
+    kept: Any = None
 
 
 def get(name: str) -> Callable[..., Sampler]:
@@ -94,17 +97,20 @@ def make(name: str) -> Sampler:
     return found
 
 
-def denoiser(predict: Callable[[jax.Array, Point], jax.Array], kind: prediction.Kind) -> Denoise:
-    """`denoise(x, point) -> x0` from `predict(x, point) -> output` of the prediction type `kind`.
+def denoiser(predict: Callable[..., Any], kind: prediction.Kind) -> Callable[..., Any]:
+    """`denoise(x, point) -> x0` from `predict(x, point) -> output` of the prediction type `kind`;
+    or both with something kept as a third argument, and as a second result.
 
     With guidance `predict` runs several rows (`guidance.Rule.repeat`, `combine`); `kind` is the
     process's `prediction`.
     """
     kind = prediction.get(kind)
 
-    def denoise(x: jax.Array, point: Point) -> jax.Array:
-        output = predict(x, point).astype(jnp.float32)
-        return prediction.to_x0(kind, output, x, point.alpha, point.sigma)
+    def denoise(x: jax.Array, point: Point, *kept: Any) -> Any:
+        made = predict(x, point, *kept)
+        output, *kept = made if kept else (made,)
+        x0 = prediction.to_x0(kind, output.astype(jnp.float32), x, point.alpha, point.sigma)
+        return (x0, *kept) if kept else x0
 
     return denoise
 
@@ -162,20 +168,21 @@ def sample(
 
     `k` is static, where the chain stands is traced. What is asked for past the chain's end costs
     nothing: the network is not evaluated. Not to be vmapped over states, for then it is.
+    Where the state has something `kept`, it is `denoise(x, point, kept) -> (x0, kept)`.
 
     Raises:
         ValueError: the sampler draws noise and the state has no keys.
     """
     columns = jax.tree.map(jnp.asarray, grid)
 
-    def advance(carry: tuple[jax.Array, jax.Array, Any]) -> tuple[jax.Array, jax.Array, Any]:
-        x, index, memory = carry
+    def advance(carry: tuple[Any, ...]) -> tuple[Any, ...]:
+        x, index, memory, kept = carry
         here = (columns.t[index], columns.alpha[index], columns.sigma[index])
         now = Point(*here, index=index)
         # No network is asked at `then`, so that its t is only that of the next visited point.
         t_next = columns.t[jnp.minimum(index + 1, grid.steps - 1)]
-        kept = None if columns.kept is None else columns.kept[index]
-        then = Point(t_next, columns.alpha_next[index], columns.sigma_next[index], kept)
+        own = None if columns.kept is None else columns.kept[index]
+        then = Point(t_next, columns.alpha_next[index], columns.sigma_next[index], own)
 
         def noise() -> jax.Array:
             if state.keys is None:
@@ -185,12 +192,13 @@ def sample(
             step_keys = named.fold(named.fold(state.keys, "sampler"), index)
             return named.normal(step_keys, x.shape[1:])
 
-        x, memory = sampler.step(x, denoise(x, now), now, then, memory, noise)
-        return x, index + 1, memory
+        x0, kept = (denoise(x, now), None) if kept is None else denoise(x, now, kept)
+        x, memory = sampler.step(x, x0, now, then, memory, noise)
+        return x, index + 1, memory, kept
 
     def body(carry, _):
         return lax.cond(carry[1] < grid.steps, advance, lambda same: same, carry), None
 
-    carry = (state.x, state.index, state.memory)
-    (x, index, memory), _ = lax.scan(body, carry, length=grid.steps if k is None else k)
-    return State(x, index, memory, state.keys)
+    carry = (state.x, state.index, state.memory, state.kept)
+    (x, index, memory, kept), _ = lax.scan(body, carry, length=grid.steps if k is None else k)
+    return State(x, index, memory, state.keys, kept)

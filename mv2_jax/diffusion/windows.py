@@ -143,14 +143,14 @@ class Windows:
 
 
 def over(
-    model: Callable[[jax.Array, jax.Array, Any], jax.Array],
+    model: Callable[..., Any],
     frames: int,
     shape: Windows,
     axis: int = 1,
     some: Callable[[Any, jax.Array], Any] | None = None,
     steps: int = 1,
     step: int | jax.Array = 0,
-) -> Callable[[jax.Array, jax.Array, Any], jax.Array]:
+) -> Callable[..., Any]:
     """`model(x, t, condition) -> output` of clips of `frames` from one that knows a window's.
 
     x and the output have their frames at `axis`; t has none. What the condition has of them is cut
@@ -158,8 +158,11 @@ def over(
     clip that fits the window is left to `model` itself. Windows are run one after another: memory
     is one window's. `step` (traced) of `steps` says where windows lie that move.
 
+    A model that keeps something from step to step takes it as a fourth argument, and returns
+    (output, what it keeps); over windows that has a leading axis [W], one of each.
+
     Raises:
-        ValueError: as `Windows.over_steps`.
+        ValueError: as `Windows.over_steps`, or something is kept where windows move.
     """
     first, share = shape.over_steps(frames, steps)
     if frames <= shape.window:
@@ -167,19 +170,28 @@ def over(
     row = step if len(first) > 1 else 0
     first, share = jnp.asarray(first)[row], jnp.asarray(share)[row]
 
-    def whole(x: jax.Array, t: jax.Array, condition: Any) -> jax.Array:
-        def add(total: jax.Array, begin: jax.Array, weight: jax.Array) -> jax.Array:
+    def whole(x: jax.Array, t: jax.Array, condition: Any, *kept: Any) -> Any:
+        if kept and shape.context != "static":
+            raise ValueError(f"windows that move ({shape.context}) keep nothing from step to step")
+
+        def add(total: jax.Array, begin: jax.Array, weight: jax.Array, *kept: Any) -> Any:
             at = (begin + jnp.arange(shape.window)) % frames
             weight = weight.reshape(*[1] * axis, shape.window, *[1] * (x.ndim - axis - 1))
             told = some(condition, at) if some else condition
-            output = model(jnp.take(x, at, axis), t, told).astype(jnp.float32)
-            return total.at[(slice(None),) * axis + (at,)].add(weight * output)
+            made = model(jnp.take(x, at, axis), t, told, *kept)
+            output, *kept = made if kept else (made,)
+            share = weight * output.astype(jnp.float32)
+            return total.at[(slice(None),) * axis + (at,)].add(share), *kept
 
-        def one(total: jax.Array, this: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        def one(total: jax.Array, this: Any) -> tuple[jax.Array, Any]:
             if shape.context == "static":
-                return add(total, *this), None
-            return lax.cond(this[1].any(), add, lambda total, *_: total, total, *this), None
+                total, *kept = add(total, *this)
+                return total, tuple(kept)
+            total, *_ = lax.cond(this[1].any(), add, lambda total, *_: (total,), total, *this)
+            return total, ()
 
-        return lax.scan(one, jnp.zeros(x.shape, jnp.float32), (first, share))[0]
+        start = jnp.zeros(x.shape, jnp.float32)
+        total, kept = lax.scan(one, start, (first, share, *kept))
+        return (total, *kept) if kept else total
 
     return whole

@@ -12,6 +12,7 @@ Behind `denoise` each device of a mesh runs the network on its own samples and f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
@@ -79,6 +80,35 @@ class Backbone(Protocol):
         ...
 
 
+@runtime_checkable
+class Keeping(Protocol):
+    """A backbone that can run its outermost part alone, around features of an earlier step.
+
+    branches: how many cuts there are between the two parts, numbered from the outermost.
+    """
+
+    branches: int
+
+    def features(self, branch: int, plane: tuple[int, int]) -> tuple[int, int, int]:
+        """The shape (h, w, c) of what is kept of a frame, for latents of this plane."""
+        ...
+
+    def apply_kept(
+        self,
+        params: Tree,
+        x: jax.Array,
+        t: jax.Array,
+        context: Context,
+        kept: jax.Array | None,
+        branch: int,
+        *,
+        dtype: Any = jnp.float32,
+    ) -> tuple[jax.Array, jax.Array]:
+        """`Backbone.apply`'s output, and features [N, T, h, w, c]: with None in `kept` of the whole
+        network, which makes them anew; with an earlier step's of the outer part around them."""
+        ...
+
+
 def of(config: Any) -> Backbone:
     """The backbone that a stage's config names.
 
@@ -102,10 +132,10 @@ def denoise(
     x: jax.Array,
     t: jax.Array,
     conditioning: Any,
-    *,
+    *kept: jax.Array,
     shared: bool = True,
     rules: sharding.Rules = (),
-) -> jax.Array:
+) -> Any:
     """The network's output for every row and sample; the same on any mesh within float error.
 
     Args:
@@ -116,6 +146,8 @@ def denoise(
         t: `[R, B]` timesteps, float32.
         conditioning: a tree of arrays `[R, B, ...]`. What is told to each frame goes in with all
             the clip's frames, and the network takes its own by `shards.own`.
+        kept: features `[R, B, T, ...]` of an earlier step, where the network takes them as well and
+            returns (output, features). They stay with the devices that made them (`kept_frames`).
         shared: whether the network is made of layers that know of shards, as this package's are:
             they gather their parameters where they use them, and meet the other frames of a clip
             where they need them (`shards.frames` says how many there are). Any other network gets
@@ -123,21 +155,32 @@ def denoise(
         rules: (pattern, axes) rows, asked before `sharding.RULES`.
 
     Returns:
-        Like x. Under a mesh samples are split over data and fsdp, and the rest is whole: latents
-        are small beside what the network makes of them.
+        Like x (and the features). Under a mesh samples are split over data and fsdp, and the rest
+        is whole: latents are small beside what the network makes of them.
     """
 
-    def local(params: Any, x: jax.Array, t: jax.Array, conditioning: Any) -> jax.Array:
-        return shards.joined(network(params, shards.own(x, 2), t, conditioning), 2)
+    def local(params: Any, x: jax.Array, t: jax.Array, conditioning: Any, *kept: Any) -> Any:
+        made = network(params, shards.own(x, 2), t, conditioning, *kept)
+        return (shards.joined(made[0], 2), made[1]) if kept else shards.joined(made, 2)
 
     mesh = sharding.current_mesh()
     if mesh is None:
-        return network(params, x, t, conditioning)
+        return network(params, x, t, conditioning, *kept)
     split, layout = shards.lay_out(*x.shape[1:3], mesh)
+    layout = layout._replace(rules=tuple(rules)) if shared else shards.Layout()
 
     def specs(mesh: AbstractMesh) -> tuple[Any, Any]:
-        spec = P(None, split)
-        return (shards.params_specs(params, mesh, shared, rules), spec, spec, spec), spec
+        spec, own = P(None, split), P(None, split, layout.over or None)
+        given = (shards.params_specs(params, mesh, shared, rules), spec, spec, spec)
+        return (*given, *(own for _ in kept)), (spec, own) if kept else spec
 
-    layout = layout._replace(rules=tuple(rules)) if shared else shards.Layout()
-    return shards.per_device(local, (params, x, t, conditioning), specs, layout)
+    return shards.per_device(local, (params, x, t, conditioning, *kept), specs, layout)
+
+
+def kept_frames(samples: int, frames: int) -> int:
+    """How many frames features have for clips of so many: on a mesh that splits clips unevenly,
+    those that fill them up as well."""
+    mesh = sharding.current_mesh()
+    over = () if mesh is None else shards.lay_out(samples, frames, mesh)[1].over
+    parts = math.prod(mesh.shape[name] for name in over) if over else 1
+    return -(-frames // parts) * parts

@@ -39,14 +39,14 @@ class ConditionEmbedding(nn.Module):
 def outlets(
     dtype: Dtype,
     skips: tuple[jax.Array, ...],
-    middle: jax.Array,
+    middle: jax.Array | None,
     scale: jax.Array | float,
     frames: int,
-) -> tuple[tuple[jax.Array, ...], jax.Array]:
+) -> tuple[tuple[jax.Array, ...], jax.Array | None]:
     """The residuals that a body's states [B*T, h, w, c] give, each through a 1x1 convolution.
 
-    `scale` (scalar, [B] or [B, T]) multiplies them. Call it inside a compact module; it owns
-    `controlnet_down_blocks_*` and `controlnet_mid_block` there.
+    `scale` (scalar, [B] or [B, T]) multiplies them. No middle gives none. Call it inside a compact
+    module; it owns `controlnet_down_blocks_*` and `controlnet_mid_block` there.
     """
 
     def residual(name: str, state: jax.Array) -> jax.Array:
@@ -58,7 +58,7 @@ def outlets(
         return out * factor
 
     skips = tuple(residual(f"controlnet_down_blocks_{i}", s) for i, s in enumerate(skips))
-    return skips, residual("controlnet_mid_block", middle)
+    return skips, None if middle is None else residual("controlnet_mid_block", middle)
 
 
 class ControlNet(nn.Module):
@@ -67,7 +67,8 @@ class ControlNet(nn.Module):
     `condition` is [B, H*f, W*f, 3] in [0, 1], one picture for all frames of a sample, or
     [B, T, H*f, W*f, 3], one a frame. `scale` (scalar, [B] or [B, T]) multiplies every residual.
     Residuals are [B*T, h, w, c] ([B*T, 1, 1, c] where they are pooled), outermost first, as `UNet`
-    takes them. They are zero at initialisation.
+    takes them: of a step that runs the outer part alone (`context.branch`) those of its skips, and
+    None in the middle. They are zero at initialisation.
     """
 
     cfg: ControlNetConfig
@@ -82,7 +83,7 @@ class ControlNet(nn.Module):
         context: Context,
         condition: jax.Array,
         scale: jax.Array | float = 1.0,
-    ) -> tuple[tuple[jax.Array, ...], jax.Array]:
+    ) -> tuple[tuple[jax.Array, ...], jax.Array | None]:
         cfg, unet, dtype = self.cfg, self.cfg.unet, self.dtype
         if unet.motion is not None or unet.image_tokens:
             raise ValueError("a ControlNet's body has neither motion modules nor image tokens")
@@ -104,7 +105,7 @@ class ControlNet(nn.Module):
         skips, middle = outlets(dtype, skips, middle, scale, frames)
         if not cfg.global_pool:
             return skips, middle
-        return tuple(map(over_plane, skips)), over_plane(middle)
+        return jax.tree.map(over_plane, (skips, middle))
 
 
 def over_plane(residual: jax.Array) -> jax.Array:

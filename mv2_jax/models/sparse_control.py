@@ -23,7 +23,7 @@ class SparseControlNet(nn.Module):
 
     `condition` holds scaled latents at the frames where `mask` is 1; elsewhere both are 0 (the
     condition is not masked again here). `scale` (scalar, [B] or [B, T]) multiplies every residual.
-    Residuals are [B*T, h, w, c], outermost first, as `UNet` takes them. They are zero at
+    Residuals are [B*T, h, w, c], outermost first, as `ControlNet`'s. They are zero at
     initialisation.
 
     The noisy sample is no argument: the published encoder sees zeros in its place, so that the
@@ -46,7 +46,7 @@ class SparseControlNet(nn.Module):
         t: jax.Array,
         context: Context,
         scale: jax.Array | float = 1.0,
-    ) -> tuple[tuple[jax.Array, ...], jax.Array]:
+    ) -> tuple[tuple[jax.Array, ...], jax.Array | None]:
         unet, dtype = self.cfg.unet, self.dtype
         if unet.motion is None or unet.image_tokens:
             raise ValueError("SparseCtrl's body has motion modules and no image tokens")

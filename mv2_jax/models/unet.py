@@ -49,7 +49,8 @@ class Level(nn.Module):
 
     Down (`skips` None): `layers` units, then a stride-2 convolution unless it is the last level;
     returns the state and every intermediate for the way up.
-    Up: each unit takes a skip off the end of `skips`; `size` is the plane to upsample to.
+    Up: each unit takes a skip off the end of `skips`; `size` is the plane to upsample to. The
+    units before the `first` are left out.
     States are [B*T, H, W, C].
     """
 
@@ -59,6 +60,7 @@ class Level(nn.Module):
     resample: str | None  # "down", "up" or None
     dtype: Dtype
     remat: str | bool = False  # see `REMAT`
+    first: int = 0
 
     @nn.compact
     def __call__(
@@ -71,8 +73,9 @@ class Level(nn.Module):
     ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
         width, made = self.cfg.channels[self.index], []
         unit = recomputed(Level.unit, self.remat, ("units", "dots"), static=(5,))
-        for j in range(self.layers):
-            x = unit(self, x, temb, context, None if skips is None else skips[-1 - j], j)
+        for j in range(self.first, self.layers):
+            skip = None if skips is None else skips[self.first - 1 - j]
+            x = unit(self, x, temb, context, skip, j)
             made.append(x)
         if self.resample == "down":
             x = Downsample(width, dtype=self.dtype, name="downsamplers_0")(x)
@@ -189,20 +192,35 @@ def encode(
     temb: jax.Array,
     context: Context,
     remat: str | bool,
-) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+) -> tuple[jax.Array | None, tuple[jax.Array, ...]]:
     """The down and mid blocks on x [B*T, H, W, C] after conv_in; returns mid state and skips.
 
+    Of a step that runs the outer part alone (`context.branch`), no mid state and fewer skips.
     Call it inside a compact module; it owns `down_blocks_*` and `mid_block` there.
     """
     level = recomputed(Level, remat, ("levels",))
     skips = [x]
-    for i in range(len(cfg.channels)):
+    deepest, units = len(cfg.channels) - 1, cfg.layers_per_block
+    if context.branch is not None:
+        deepest, units = place(cfg, context.branch)
+    for i in range(deepest + 1):
         resample = "down" if i < len(cfg.channels) - 1 else None
-        block = level(cfg, i, cfg.layers_per_block, resample, dtype, remat, name=f"down_blocks_{i}")
-        x, made = block(x, temb, context)
-        skips.extend(made)
+        layers = cfg.layers_per_block
+        if context.branch is not None and i == deepest:
+            layers, resample = units, None
+        if layers or resample:
+            block = level(cfg, i, layers, resample, dtype, remat, name=f"down_blocks_{i}")
+            x, made = block(x, temb, context)
+            skips.extend(made)
+    if context.branch is not None:
+        return None, tuple(skips)
     mid = recomputed(MidBlock, remat, REMAT)
     return mid(cfg, dtype, name="mid_block")(x, temb, context), tuple(skips)
+
+
+def place(cfg: UNetConfig, branch: int) -> tuple[int, int]:
+    """The level of a skip connection, counted from the outermost, and its place in there."""
+    return divmod(branch, cfg.layers_per_block + 1)
 
 
 class UNet(nn.Module):
@@ -211,6 +229,11 @@ class UNet(nn.Module):
     Call: x [B, T, H, W, C] noisy latents (T = 1 for an image), t [B] timesteps of the schedule
     (fractions allowed), and the context -> [B, T, H, W, out_channels] in x's dtype, whatever the
     schedule's prediction is. `remat`: see `REMAT`.
+
+    With a `branch`, DeepCache's (arXiv 2312.00858), the output and the features [B*T, h, w, c] that
+    the way up has where it meets the skip connection of this number, counted from the outermost.
+    With such features of another step in `kept`, only what lies around them is run: the way down to
+    that skip connection, and the way up from it.
     """
 
     cfg: UNetConfig
@@ -218,9 +241,17 @@ class UNet(nn.Module):
     remat: str | bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array, t: jax.Array, context: Context) -> jax.Array:
+    def __call__(
+        self,
+        x: jax.Array,
+        t: jax.Array,
+        context: Context,
+        branch: int | None = None,
+        kept: jax.Array | None = None,
+    ) -> Any:
         cfg, dtype = self.cfg, self.dtype
         b, frames, h, w, _ = x.shape
+        context = context.replace(branch=None if kept is None else branch)
         residuals, context = context.residuals, context.replace(residuals=None)
         temb = embed_time(cfg, dtype, t, context, frames)
         y = x.reshape(b * frames, h, w, -1).astype(dtype)
@@ -228,20 +259,31 @@ class UNet(nn.Module):
         y, skips = encode(cfg, dtype, y, temb, context, self.remat)
         if residuals is not None:
             added, middle = residuals
+            added = added if kept is None else added[: len(skips)]
             skips = tuple(s + r.astype(s.dtype) for s, r in zip(skips, added, strict=True))
-            y = y + middle.astype(y.dtype)
+            if kept is None:
+                y = y + middle.astype(y.dtype)
         level = recomputed(Level, self.remat, ("levels",), static=(5,))
         count, last = cfg.layers_per_block + 1, len(cfg.channels) - 1
-        for i in range(last + 1):
-            own, skips = skips[-count:], skips[:-count]
+        at, left = (None, 0) if branch is None else place(cfg, branch)
+        begins, features = (last if kept is None else at), kept
+        y = y if kept is None else kept.astype(dtype)
+        for index in range(begins, -1, -1):
+            own, skips = skips[index * count :], skips[: index * count]
             size = skips[-1].shape[1:3] if skips else None
-            resample = "up" if i < last else None
-            block = level(cfg, last - i, count, resample, dtype, self.remat, name=f"up_blocks_{i}")
-            y, _ = block(y, temb, context, own, size)
+            resample = "up" if index else None
+            first = count - 1 - left if index == at and kept is not None else 0
+            name = f"up_blocks_{last - index}"
+            block = level(cfg, index, count, resample, dtype, self.remat, first, name=name)
+            before = y
+            y, made = block(y, temb, context, own, size)
+            if index == at and kept is None:
+                features = (before, *made)[count - 1 - left]
         together = normalised_together(cfg, y, context)
         y = nn.silu(GroupNorm(cfg.norm_groups, 1e-5, together, name="conv_norm_out")(y))
         y = conv(cfg.out_channels, name="conv_out", dtype=dtype, zero=True)(y)
-        return y.reshape(b, frames, h, w, -1).astype(x.dtype)
+        y = y.reshape(b, frames, h, w, -1).astype(x.dtype)
+        return y if branch is None else (y, features)
 
 
 @dataclass(frozen=True)
@@ -297,12 +339,44 @@ class UNetBackbone:
         dtype: Any = jnp.float32,
         remat: str | bool = False,
     ) -> jax.Array:
+        return UNet(self.cfg, dtype, remat).apply(self._held(params), x, t, context)
+
+    @property
+    def branches(self) -> int:
+        count = self.cfg.layers_per_block + 1
+        return len(self.cfg.channels) * count
+
+    def features(self, branch: int, plane: tuple[int, int]) -> tuple[int, int, int]:
+        index, left = place(self.cfg, branch)
+        deepest, units = len(self.cfg.channels) - 1, self.cfg.layers_per_block
+        width = self.cfg.channels[index if left < units else min(index + 1, deepest)]
+        h, w = (-(-side // 2**index) for side in plane)
+        return h, w, width
+
+    def apply_kept(
+        self,
+        params: Tree,
+        x: jax.Array,
+        t: jax.Array,
+        context: Context,
+        kept: jax.Array | None,
+        branch: int,
+        *,
+        dtype: Any = jnp.float32,
+    ) -> tuple[jax.Array, jax.Array]:
+        given = x, t, context, branch
+        if kept is not None:
+            kept = kept.reshape(-1, *kept.shape[2:])
+        out, features = UNet(self.cfg, dtype).apply(self._held(params), *given, kept)
+        return out, features.reshape(*x.shape[:2], *features.shape[1:])
+
+    def _held(self, params: Tree) -> Tree:
         held = [params["spatial"]]
         if self.cfg.motion:
             held.append(params["motion"])
         if self.cfg.image_tokens:
             held.append(params["image_attn"]["unet"])
-        return UNet(self.cfg, dtype, remat).apply({"params": trees.merge(*held)}, x, t, context)
+        return {"params": trees.merge(*held)}
 
 
 def split_unet(tree: Tree) -> dict[str, Tree]:

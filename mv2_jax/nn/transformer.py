@@ -26,6 +26,8 @@ class Context:
     motion_scale: how much motion modules' frames look at one another, [B] or by frame [B, T] of the
         whole clip; None: as they were trained.
     more: whatever conditions and backbones of one's own agree on.
+    branch: of a step that runs a network's outer part alone, the skip connection where that ends
+        (`models.unet.UNet`): residuals of skips beyond it, and of the middle, are not asked for.
     """
 
     text: jax.Array | None = None
@@ -36,6 +38,7 @@ class Context:
     residuals: tuple[tuple[jax.Array, ...], jax.Array] | None = None
     motion_scale: jax.Array | None = None
     more: dict[str, Any] = flax.struct.field(default_factory=dict)
+    branch: int | None = flax.struct.field(pytree_node=False, default=None)
 
     def read(self) -> tuple[jax.Array, jax.Array | None, jax.Array | float]:
         """What cross-attention reads, text, image and its scale: a row for each sample, or for each

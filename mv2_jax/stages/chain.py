@@ -25,6 +25,7 @@ from mv2_jax.diffusion.guidance import Guidance, Rule
 from mv2_jax.diffusion.samplers import State
 from mv2_jax.diffusion.schedules import Grid
 from mv2_jax.programs import Progress, silent
+from mv2_jax.stages import caching
 from mv2_jax.stages import stage as stages
 from mv2_jax.stages.conditions import Params
 from mv2_jax.stages.stage import Conditioning, Config
@@ -70,17 +71,20 @@ def again(
     return begin(cfg, grid, x, fresh)
 
 
-@partial(jax.jit, static_argnames=("cfg", "rule", "steps", "k"))
+@partial(jax.jit, static_argnames=("cfg", "rule", "steps", "k", "branch", "bounded"))
 def advance(
     params: Params,
     conditioning: Conditioning,
     guidance: Guidance,
     state: State,
+    interval: jax.Array | None = None,
     *,
     cfg: Config,
     rule: Rule,
     steps: int,
     k: int | None = None,
+    branch: int | None = None,
+    bounded: bool = False,
 ) -> State:
     """The next `k` of `steps` steps (all where None); the last state's x is the latent.
 
@@ -88,17 +92,16 @@ def advance(
 
     Args:
         conditioning: `stage.condition`'s, of the same rule.
+        interval, branch, bounded: steps that do less (`caching.predictor`); a state with a branch
+            is of `caching.begin`.
 
     Raises:
         ValueError: a condition that cannot be told to so long a clip.
     """
     sampler, grid = program(cfg.stage, steps)
-    frames = state.x.shape[1]
-
-    def predict(x: jax.Array, point: samplers.Point) -> jax.Array:
-        model = stages.in_windows(params, cfg, frames, steps, point.index)
-        return rule.combine(model(*rule.repeat(x, point), conditioning), guidance, point.k)
-
+    less = {"branch": branch, "bounded": bounded}
+    given = (params, conditioning, guidance, interval)
+    predict = caching.predictor(*given, cfg=cfg, rule=rule, steps=steps, **less)
     denoise = samplers.denoiser(predict, process.of(cfg.stage.schedule).prediction)
     return samplers.sample(denoise, sampler, grid, state, k)
 
@@ -115,6 +118,9 @@ class Chain:
     conditioning: what its rows are told (`stage.condition`), of the same `rule`.
     keys: [B], those that `state` began with. steps: of a whole chain.
     free_init: how often it begins again from the slow part of its end.
+    interval, branch: a whole step comes every so many, and where the others are cut; a branch of
+        None makes all of them whole. bounded: outside of the guidance's interval the last row alone
+        is run. See `caching`.
     run: calls the jitted functions; progress: is told of every part.
     """
 
@@ -127,6 +133,9 @@ class Chain:
     keys: jax.Array
     steps: int
     free_init: int = 0
+    interval: int = 1
+    branch: int | None = None
+    bounded: bool = False
     run: Callable[..., Any] = plainly
     progress: Progress = silent
 
@@ -142,13 +151,19 @@ class Chain:
                 so that it may be traced.
         """
         state, of = self.state, {"cfg": self.cfg, "steps": self.steps}
-        static = {**of, "rule": self.rule}
+        static = {**of, "rule": self.rule, "branch": self.branch, "bounded": self.bounded}
         rows = self.params, self.conditioning, self.guidance
+        every: tuple[Any, ...] = ()
+        if self.branch is not None:
+            every = (np.int32(self.interval),)
         for turn in range(self.free_init + 1):
             if turn:
                 state = self.run(again, self.keys, state.x, np.int32(turn - 1), **of)
+            if every:
+                cut = {"rule": self.rule, "branch": self.branch}
+                state = self.run(caching.begin, state, cfg=self.cfg, **cut)
             if at_once is None:
-                state = self.run(advance, *rows, state, **static)
+                state = self.run(advance, *rows, state, *every, **static)
                 continue
             first = int(state.index)
             k = min(at_once, self.steps)
@@ -156,7 +171,8 @@ class Chain:
             for _ in range(first, self.steps, k):
                 if look is not None and turn == self.free_init and look(state):
                     return state
-                state = jax.block_until_ready(self.run(advance, *rows, state, **static, k=k))
+                made = self.run(advance, *rows, state, *every, **static, k=k)
+                state = jax.block_until_ready(made)
                 done = min(int(state.index), self.steps) - first
                 self.progress(self.cfg.name, done, self.steps - first)
         return state

@@ -15,6 +15,7 @@ from mv2_jax.config import USUAL_RULE
 from mv2_jax.diffusion import guidance
 from mv2_jax.errors import InputError
 from mv2_jax.lookup import nearest
+from mv2_jax.models.backbone import Keeping
 from mv2_jax.stages import chain
 from mv2_jax.stages.conditions.motion import Motion
 from mv2_jax.stages.stage import Config
@@ -46,6 +47,9 @@ def numbers(cfg: Config) -> dict[str, str]:
         why |= dict.fromkeys(_OF_SDXL, "the stage is not SDXL's")
     if not any(isinstance(each, Motion) for each in cfg.conditions):
         why |= dict.fromkeys(("motion_scale", "motion_frames"), "the stage has no motion modules")
+    if not isinstance(cfg.backbone, Keeping):
+        told = f"{type(cfg.stage.unet).__name__} keeps nothing from step to step"
+        why |= dict.fromkeys(("cache_interval", "cache_branch"), told)
     if _from_noise_alone(cfg):
         why["noise_prior"] = "the process begins in noise alone, which holds nothing of a picture"
     return {name: reason for name, reason in why.items() if name in sets.about(cfg.name)}
@@ -70,6 +74,8 @@ def beside(cfg: Config, own: sets.Guided) -> dict[str, str]:
             why["negative"] = why["guidance"]
     elif not any("text" in withheld for withheld in rule.withheld):
         why["negative"] = "guidance steers away from no text here"
+    if own.cache_interval == 1:
+        why.setdefault("cache_branch", "every step is whole at a cache_interval of 1")
     steps, strength = own.steps or cfg.stage.steps, getattr(own, "strength", 1.0)
     if steps * strength + 1e-3 < 1:
         told = f"no step is run at a strength of {strength:g}"

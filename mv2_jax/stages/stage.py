@@ -256,19 +256,28 @@ def predict(
 ) -> jax.Array:
     """The backbone's output at noisy latents x [R, B, T, h, w, C] and timesteps t [R, B]; the same
     on any mesh within float error (`models.backbone.denoise`)."""
-    backbone = cfg.backbone
 
     def network(params: Params, *rows: Any) -> jax.Array:
-        shape, context = rows[0].shape, Context()
-        x, t, conditioning = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), rows)
-        for each in cfg.conditions:
-            context = each.feed(params, cfg, conditioning[each.name], x, t, context)
-        out = backbone.apply(params, x, t, context, dtype=cfg.dtype, remat=cfg.remat)
-        return out.reshape(*shape[:-1], out.shape[-1])
+        given = fed(params, cfg, Context(), *rows)
+        out = cfg.backbone.apply(params, *given, dtype=cfg.dtype, remat=cfg.remat)
+        return out.reshape(*rows[0].shape[:-1], out.shape[-1])
 
-    shared = backbone.sharded and all(each.sharded for each in cfg.conditions)
-    rows, how = (x, t, conditioning), {"shared": shared, "rules": rules(cfg)}
+    return denoise(network, params, cfg, x, t, conditioning)
+
+
+def denoise(network: Any, params: Params, cfg: Config, *rows: Any) -> Any:
+    """`models.backbone.denoise` of a stage."""
+    shared = cfg.backbone.sharded and all(each.sharded for each in cfg.conditions)
+    how = {"shared": shared, "rules": rules(cfg)}
     return backbones.denoise(network, at_steps(params, cfg), *rows, **how)
+
+
+def fed(params: Params, cfg: Config, context: Context, *rows: Any) -> tuple[Any, Any, Context]:
+    """x, t and the context that the backbone is given, of x, t and conditioning [R, B, ...]."""
+    x, t, conditioning = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), rows)
+    for each in cfg.conditions:
+        context = each.feed(params, cfg, conditioning[each.name], x, t, context)
+    return x, t, context
 
 
 def at_steps(params: Params, cfg: Config) -> Params:
@@ -286,7 +295,12 @@ def predict_one(
 
 
 def in_windows(
-    params: Params, cfg: Config, frames: int, steps: int = 1, step: int | jax.Array = 0
+    params: Params,
+    cfg: Config,
+    frames: int,
+    steps: int = 1,
+    step: int | jax.Array = 0,
+    model: Any = predict,
 ) -> Any:
     """`model(x, t, conditioning)` of clips of `frames`, in overlapping windows where the backbone
     knows fewer; for step `step` of `steps`, since windows may move."""
@@ -297,8 +311,9 @@ def in_windows(
         here = {e.name: jax.vmap(e.of_frames, (0, None)) for e in by_frame}
         return conditioning | {name: of(conditioning[name], frames) for name, of in here.items()}
 
-    model = partial(predict, params, cfg)
-    return windows.over(model, frames, cfg.windows, axis=2, some=some, steps=steps, step=step)
+    return windows.over(
+        partial(model, params, cfg), frames, cfg.windows, axis=2, some=some, steps=steps, step=step
+    )
 
 
 def drops(cfg: Config) -> tuple[str, ...]:

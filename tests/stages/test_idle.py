@@ -37,8 +37,11 @@ OTHERS = {
     "target_size": "64x64",
     "crop": "8x8",
     "empty_text": "encoded",
+    "cache_interval": 2,
+    "cache_branch": 1,
 }
 SDXL = {"original_size", "target_size", "crop", "empty_text"}  # idle here, whatever else is
+IDLE = SDXL | {"cache_branch"}  # every step is whole
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +79,7 @@ def test_those_that_are_idle_change_nothing_and_the_others_do(four, stage, chang
     four = four.with_stage(stage, **changes)
     own = four.numbers[stage]
     plain, deaf = latent(four, stage), four.idle(stage)
-    assert len(deaf.keys() - {"negative"} - SDXL) == count and deaf.keys() >= SDXL
+    assert len(deaf.keys() - {"negative"} - IDLE) == count and deaf.keys() >= IDLE
     for name in vars(own).keys() - {"steps"}:
         same = np.array_equal(plain, latent(four, stage, **{name: OTHERS[name]}))
         assert same == (name in deaf), name
@@ -85,11 +88,11 @@ def test_those_that_are_idle_change_nothing_and_the_others_do(four, stage, chang
 def test_some_are_idle_beside_others(four):
     alone = four.idle("i2v", guidance=1, image_guidance=1)
     guided = {"guidance_rescale", "guidance_low", "guidance_high", "negative"}
-    assert alone.keys() == guided | SDXL
+    assert alone.keys() == guided | IDLE
     assert alone["negative"] == "nothing is guided at a guidance of 1"
     still = four.idle("v2v", strength=0.4)  # of 2 steps
     assert still.keys() == vars(four.numbers["v2v"]).keys() - {"steps", "strength"} | {"negative"}
-    assert four.idle("v2v", strength=0.5).keys() == SDXL and not four.idle("vfi")
+    assert four.idle("v2v", strength=0.5).keys() == IDLE and not four.idle("vfi")
     text = four.with_stage("i2v", conditions=("image", "control"))
     assert text.idle("i2v")["negative"] == "guidance steers away from no text here"
 
