@@ -63,6 +63,8 @@ def gather(folders: Iterable[Path], licence: str) -> tuple[dict[str, bundle.Part
                     tree = {key: own for key, own in tree.items() if key != "light"}
                 source = f"mv2 train {index['phase'].rpartition('/')[0]}"
                 parts[name] = bundle.Part(tree, part.config, licence, source, trained)
+        for name, own in index.get("numbers", {}).items():  # of weights that know how to be sampled
+            notes["defaults"][name] = {**notes["defaults"].get(name, {}), **own}
         for name, stage in stages.items():
             notes["stages"][name] = config.from_dict(stage)
         notes["tokenizer"] = index.get("tokenizer") or notes["tokenizer"]

@@ -23,7 +23,10 @@ from mv2_jax.sharding import Rules
 from mv2_jax.stages import stage as stages
 
 TASKS = {
-    **{name: f"mv2_jax.train.tasks.{name}:make" for name in ("i2v", "t2i", "v2v", "vae", "vfi")},
+    **{
+        name: f"mv2_jax.train.tasks.{name}:make"
+        for name in ("distil", "i2v", "t2i", "v2v", "vae", "vfi")
+    },
     # Tasks that only a world has.
     **{name: f"mv2_jax.train.toybox.{name}:make" for name in ("dpo", "judge")},
 }

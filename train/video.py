@@ -151,10 +151,14 @@ class VideoTask:
         of_stage = {f"sample.{name}": why for name, why in unheard.numbers(self.net).items()}
         return {**of_stage, **unread.of_loss(self.shape, processes.of(self.net.stage.schedule))}
 
-    def loss(self, params: Params, frozen: Params, batch: Batch, key: jax.Array):
+    def ready(self, frozen: Params, batch: Batch) -> Batch:
+        """A batch as the stage's loss takes it."""
         if self.source.streams:
             batch = streamed.with_latents(batch, frozen["vae"], self.vae.config)
-        batch = {**batch, "latent": batch["latent"].astype(jnp.float32), "null_ids": self.null}
+        return {**batch, "latent": batch["latent"].astype(jnp.float32), "null_ids": self.null}
+
+    def loss(self, params: Params, frozen: Params, batch: Batch, key: jax.Array):
+        batch = self.ready(frozen, batch)
         settings = self.cfg.loss
         rates = chances(settings, self.net)
         scales = {name: settings[name] for name in SCALES if name in settings}

@@ -163,7 +163,8 @@ class Rule:
         return guided
 
     def combine(self, outputs: jax.Array, guidance: Guidance, k: jax.Array) -> jax.Array:
-        """One output `[B, ...]` from the rows' `[R, B, ...]` at noise k = sigma / alpha.
+        """One output `[B, ...]` from the rows' `[R, B, ...]` at noise k = sigma / alpha,
+        [] or `[B]`.
 
         Linear in the outputs with weights that sum to 1, so that it is the same whether they are
         eps, v or x0 (but for the rescale, which is of the outputs as they are, as in diffusers).
@@ -177,9 +178,9 @@ class Rule:
         full, ndim = outputs[-1], outputs.ndim - 1
         if self.rows == 1:
             return full
-        active = guidance.active(k)
+        active = expand(guidance.active(k), ndim)
         scales = tuple(
-            expand(jnp.where(active, getattr(guidance, name), 1.0), ndim) for name in self.scales
+            jnp.where(active, expand(getattr(guidance, name), ndim), 1.0) for name in self.scales
         )
         guided = self.mix(outputs, scales)
         axes = tuple(range(1, ndim))

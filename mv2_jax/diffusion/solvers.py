@@ -87,6 +87,14 @@ def consistency() -> Sampler:
     return Sampler(process.grid, nothing, step)
 
 
+def boundary(t: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """How much of the sample and of its x0 a latent consistency model's jump from timestep t is:
+    at 0 it is the sample itself (arXiv 2310.04378, section 4.1)."""
+    spread = t * LCM_TIME_SCALE
+    total = spread**2 + LCM_SIGMA_DATA**2
+    return LCM_SIGMA_DATA**2 / total, spread * jax.lax.rsqrt(total)
+
+
 def lcm(original_steps: int = 50) -> Sampler:
     """Multistep sampling of a latent consistency model (arXiv 2310.04378, algorithm 3).
 
@@ -95,9 +103,8 @@ def lcm(original_steps: int = 50) -> Sampler:
     """
 
     def step(x, x0, now, then, memory, noise):
-        spread = now.t * LCM_TIME_SCALE
-        total = spread**2 + LCM_SIGMA_DATA**2
-        clean = (spread * jax.lax.rsqrt(total)) * x0 + (LCM_SIGMA_DATA**2 / total) * x
+        skip, out = boundary(now.t)
+        clean = out * x0 + skip * x
         return prediction.noised(clean, noise(), then.alpha, then.sigma), memory
 
     grid = partial(schedules.consistency_grid, original_steps=original_steps)

@@ -149,7 +149,12 @@ def theirs(networks, text, x, schedule, branch, interval=INTERVAL, active=lambda
 
 
 @pytest.mark.parametrize(
-    "branch", [3, *(pytest.param(b, marks=pytest.mark.slow) for b in (0, 1, 2, 4, 6, 8))]
+    "branch",
+    [
+        3,
+        *(pytest.param(b, marks=pytest.mark.slow) for b in (0, 6)),
+        *(pytest.param(b, marks=pytest.mark.long) for b in (1, 2, 4, 8)),
+    ],
 )
 def test_a_chain_goes_as_by_deepcaches_rule(networks, branch):
     cfg, tree, given, text, state = case(networks)

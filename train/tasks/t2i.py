@@ -125,10 +125,14 @@ class PictureTask:
 
         return {**(jax.jit(made)(key) if fresh else {}), **known}
 
-    def loss(self, params: Params, frozen: Params, batch: Batch, key: jax.Array):
+    def ready(self, frozen: Params, batch: Batch) -> Batch:
+        """A batch as the stage's loss takes it."""
         if self.source.streams:
             batch = streamed.with_latents(batch, frozen["vae"], self.vae.config)
-        batch = {**batch, "latent": batch["latent"].astype(jnp.float32), "null_ids": self.null}
+        return {**batch, "latent": batch["latent"].astype(jnp.float32), "null_ids": self.null}
+
+    def loss(self, params: Params, frozen: Params, batch: Batch, key: jax.Array):
+        batch = self.ready(frozen, batch)
         rates = chances(self.cfg.loss, self.net)
         return stages.loss(
             self.whole(params, frozen), self.net, batch, key, rates=rates, shape=self.shape

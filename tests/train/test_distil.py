@@ -1,0 +1,102 @@
+"""Distilling a cascade's stages to few steps: trained, packed, and run as their weights say."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import tiny
+from ml_collections import ConfigDict
+
+from mv2_jax import bundle, cascade
+from mv2_jax.configs.toybox import few
+from mv2_jax.diffusion import keys
+from mv2_jax.errors import InputError
+from mv2_jax.train import cascades, pack, recipe
+from mv2_jax.train.phase import arms, packing
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    made = tiny.make()
+    made = made.with_numbers("t2i", guidance=3.0).with_numbers("i2v", image_guidance=1.5)
+    return tiny.write(tmp_path_factory.mktemp("few") / "cascade", made).folder
+
+
+def settings(folder, stage, **more):
+    clips = {"count": 4, "shard": 4, "image_every": 0, "image_batch": 2, "decoded": 0.5}
+    data = {"count": 4, "shard": 4, "sizes": (48,)} if stage == "t2i" else clips
+    train = ("spatial",) if stage == "t2i" else ("motion",)
+    given = {"data": data, "train": train, "cascade": str(folder), **more}
+    given["optim"] = {"lr": 1e-2, "warmup": 1, "schedule": "constant"}
+    return few.distilled(stage, steps=3, batch=2, sample_minutes=0.0, log_every=1, **given)
+
+
+def trained(root, cfg):
+    """The weights' folder of a phase of this configuration."""
+    made = arms(one=cfg)
+    made.phases.one.name = "few/one"
+    cascades.complete(made.phases.one)
+    recipe.run_phase(root, "few", made, "one", resume=False)
+    return root / "few" / "one" / "weights"
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [
+        "t2i",
+        pytest.param("i2v", marks=pytest.mark.long),
+        pytest.param("v2v", marks=pytest.mark.slow),
+    ],
+)
+def test_a_distilled_stage_runs_as_its_weights_say(folder, stage, tmp_path):
+    steps = {"steps": 4}
+    weights = trained(tmp_path, settings(folder, stage, teacher={"guidance": 3.0}, student=steps))
+    index = json.loads((weights / "phase.json").read_text())
+    assert index["steps"] == 3 and index["numbers"][stage]["guidance"] == 1.0
+    logged = [json.loads(line) for line in (weights.parent / "metrics.jsonl").open()]
+    assert all(np.isfinite(line["loss"]) and line["gap"] > 0 for line in logged)
+    sources = (str(folder), str(weights))
+    settled = packing(sources=sources, into=str(tmp_path / "packed"))
+    four = cascade.load(pack.pack(tmp_path, "few", settled, ()))
+    assert four.stage(stage).stage.sampler == "lcm" and four.numbers[stage].steps == 4
+    rng = np.random.default_rng(0)
+    given = [rng.uniform(-1, 1, (1, 48, 48, 3)), rng.uniform(-1, 1, (1, 3, 32, 32, 3))]
+    given = given[: ("t2i", "i2v", "v2v").index(stage)]
+    begun = four.chain(stage, ["a red ball"], keys.seeds([1]), {}, *given)
+    assert begun.rule.rows == 1 and begun.steps == 4
+    assert np.isfinite(begun.end().x).all()
+    # Trained, and the rest as it was.
+    before = bundle.read(folder)
+    name = {"t2i": "spatial", "i2v": "motion_i2v", "v2v": "motion_v2v"}[stage]
+    held = four.component("t2i", "spatial") if stage == "t2i" else name
+    pair = four.params[held], before.load(name)
+    apart = jax.tree.leaves(jax.tree.map(lambda a, b: float(np.abs(a - b).max()), *pair))
+    assert max(apart) > 1e-4
+
+
+def test_the_teacher_is_guided_by_the_cascades_numbers_unless_told(folder, tmp_path):
+    from mv2_jax.train import weights
+    from mv2_jax.train.tasks import distil, t2i
+
+    def scales(**teacher):
+        cfg = ConfigDict(settings(folder, "t2i", teacher=teacher))
+        cascades.complete(cfg)
+        begin = cascades.parts(weights.components_in(folder), True)
+        return distil.Student(cfg, t2i.PictureTask(cfg, begin, tmp_path)).scales
+
+    own = bundle.read(folder).numbers["t2i"].guidance
+    assert scales().text == own and scales(guidance=2.0).text == 2.0
+    with pytest.raises(InputError, match="teacher: t2i has no setting 'guidanse'; did you mean"):
+        scales(guidanse=2.0)
+
+
+@pytest.mark.slow
+def test_a_lora_of_it_loads_as_an_lcm_lora_in_diffusers(folder, tmp_path):
+    pytest.importorskip("diffusers")
+    from safetensors.torch import load_file
+
+    lora = {"rank": 2, "alpha": 2.0}
+    weights = trained(tmp_path, settings(folder, "t2i", lora=lora, teacher={"guidance": 3.0}))
+    state = load_file(weights / "lora.diffusers.safetensors")
+    assert state and all(name.startswith("unet.") for name in state)
