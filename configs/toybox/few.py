@@ -18,16 +18,19 @@ def distilled(stage: str, **settings: dict) -> ConfigDict:
         "distil": {"form": "lcm", "points": 50, "part": 1.0, "huber": 1e-3},
         "student": {"steps": 4},
         "model": {},
-        "loss": {"shape": {"class": "LossConfig"}},
-        "sample": {"guidance": 1.0, "image_guidance": 1.0, "strength": 0.5, "steps": 4},
+        "sample": {"guidance": 1.0, "steps": 4},
         "optim": {"lr": 2e-4, "schedule": "warmup_stable_decay", "clock": "time"},
         "ema": {"decay": 0.999},
     }
+    if stage != "t2i":
+        shared["sample"] |= {"image_guidance": 1.0}
+    if stage == "v2v":
+        shared["sample"] |= {"strength": 0.5}
     return phase("distil", **{**shared, **settings})
 
 
 def get_config() -> ConfigDict:
-    clips = {"count": 4096, "shard": 128, "image_every": 0, "image_batch": 16, "decoded": 0.5}
+    clips = {"count": 4096, "shard": 128, "image_every": 0, "decoded": 0.5}
     clips["motions"] = {"spinning": 5.0}
     return arms(
         t2i=distilled(

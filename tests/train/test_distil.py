@@ -24,7 +24,7 @@ def folder(tmp_path_factory):
 
 
 def settings(folder, stage, **more):
-    clips = {"count": 4, "shard": 4, "image_every": 0, "image_batch": 2, "decoded": 0.5}
+    clips = {"count": 4, "shard": 4, "image_every": 0, "decoded": 0.5}
     data = {"count": 4, "shard": 4, "sizes": (48,)} if stage == "t2i" else clips
     train = ("spatial",) if stage == "t2i" else ("motion",)
     given = {"data": data, "train": train, "cascade": str(folder), **more}
@@ -83,12 +83,16 @@ def test_the_teacher_is_guided_by_the_cascades_numbers_unless_told(folder, tmp_p
         cfg = ConfigDict(settings(folder, "t2i", teacher=teacher))
         cascades.complete(cfg)
         begin = cascades.parts(weights.components_in(folder), True)
-        return distil.Student(cfg, t2i.PictureTask(cfg, begin, tmp_path)).scales
+        distil.make(cfg, begin, tmp_path)
+        whole = distil._with_a_loss(cfg)
+        return distil.Student(cfg, t2i.PictureTask(whole, begin, tmp_path)).scales
 
     own = bundle.read(folder).numbers["t2i"].guidance
     assert scales().text == own and scales(guidance=2.0).text == 2.0
     with pytest.raises(InputError, match="teacher: t2i has no setting 'guidanse'; did you mean"):
         scales(guidanse=2.0)
+    with pytest.raises(InputError, match="task 'distil' reads no setting 'loss'"):
+        trained(tmp_path, settings(folder, "t2i", loss={"drop_text": 0.5}))
 
 
 @pytest.mark.slow

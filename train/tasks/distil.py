@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from mv2_jax import bundle, config
 from mv2_jax import numbers as sets
@@ -27,6 +28,7 @@ from mv2_jax.diffusion.distillation import Distillation
 from mv2_jax.diffusion.points import Point
 from mv2_jax.lookup import one_of
 from mv2_jax.stages import stage as stages
+from mv2_jax.train import unread
 from mv2_jax.train.task import Batch, Component, Params, Task, require
 from mv2_jax.train.tasks.t2i import PictureTask
 from mv2_jax.train.video import VideoTask
@@ -46,21 +48,31 @@ def make(cfg: Any, begin: Mapping[str, Component], folder: Path) -> Task:
     """
     stage = one_of(cfg.stage, sets.DIFFUSION, "stage")
     require(begin, "vae", "text_encoder")
+    whole = _with_a_loss(cfg)
     if stage == "t2i":
-        student = Student(cfg, PictureTask(cfg, begin, folder))
+        student = Student(cfg, PictureTask(whole, begin, folder))
         require(begin, *student.net.trees)
     else:
-        base = VideoTask(stage, cfg, begin, folder)
+        base = VideoTask(stage, whole, begin, folder)
         student = Student(cfg, base)
         require(begin, *(base._stored(n) for n in student.net.trees if not base.given(n)))
+    student.check()
     return student.task()
+
+
+def _with_a_loss(cfg: Any) -> ConfigDict:
+    """The settings with a stage's own loss, which is not computed."""
+    made = ConfigDict(cfg).copy_and_resolve_references()
+    with made.unlocked():
+        made.loss = ConfigDict({"shape": {"class": "LossConfig"}})
+    return made
 
 
 class Student:
     """A stage's task, taught by the stage as it begins."""
 
     def __init__(self, cfg: Any, base: PictureTask | VideoTask) -> None:
-        self.base, self.name = base, cfg.stage
+        self.cfg, self.base, self.name = cfg, base, cfg.stage
         own = bundle.read(cfg.cascade).numbers if cfg.get("cascade") else sets.usual()
         numbers = sets.changed(cfg.stage, own[cfg.stage], {**cfg.teacher}, "teacher")
         self.scales = guidance.of(numbers)
@@ -70,6 +82,14 @@ class Student:
         sampled = {"sampler": self.how.form, "steps": cfg.student.steps}
         self.net = base.net = stages.with_stage(base.net, **sampled)
         self.rule = self.net.rule.least(self.scales)
+
+    def check(self) -> None:
+        """Refuses settings that nothing reads, the stage's own loss among them. Raises InputError,
+        which names the first."""
+        source = self.base.source
+        reads = {name for name in self.base.reads() if not name.startswith("loss.")}
+        reads |= {"stage", "teacher", "distil", "student"}
+        unread.refuse(self.cfg, reads, {}, source, "stream" if source.streams else "clips")
 
     def loss(self, params: Params, frozen: Params, batch: Batch, key: jax.Array):
         """`distillation.loss` of a batch of clips, or of pictures."""
