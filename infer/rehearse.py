@@ -240,7 +240,7 @@ def peak() -> int:
 
     import jax
 
-    stats = jax.devices()[0].memory_stats() or {}
+    stats = jax.local_devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in stats:
         return int(stats["peak_bytes_in_use"])
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
