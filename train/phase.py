@@ -97,7 +97,8 @@ def seed_of(cfg: Any) -> int:
 
 def remat(cfg: Any) -> str | bool:
     """What a stage's networks compute again, as `stages.build` takes it."""
-    return bool(cfg.remat) and cfg.remat_policy
+    policy = cfg.remat_policy
+    return policy if cfg.remat else False
 
 
 def check(cfg: Any) -> None:

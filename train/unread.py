@@ -21,7 +21,8 @@ from mv2_jax.train.phase import phase
 from mv2_jax.train.source import Source
 
 _PHASE = overrides.leaves(phase(""))
-_OF_TASKS = ("precision", "remat", "begin")  # those of every phase that not every task reads
+# Those of every phase that not every task reads.
+_OF_TASKS = ("precision", "remat", "remat_policy", "begin")
 _EVERY = {*_PHASE, "chain", "cascade"} - {*_OF_TASKS}
 _USUAL = {
     **_PHASE,

@@ -136,7 +136,16 @@ class VideoTask:
         weighed = {getattr(each, "weighed", "") for each in net.conditions}
         begin = {name for tree in net.trees for name in (tree, f"{tree}_i2v", self._stored(tree))}
         return {
-            *("train", "size", "frames", "network", "precision", "remat", "loss.shape"),
+            *(
+                "train",
+                "size",
+                "frames",
+                "network",
+                "precision",
+                "remat",
+                "remat_policy",
+                "loss.shape",
+            ),
             f"model.{self.stage}",
             *(f"model.{key}" for name, key in MODEL.items() if name in net.trees),
             *(f"begin.{name}" for name in ("vae", *begin)),

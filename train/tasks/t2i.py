@@ -99,7 +99,16 @@ class PictureTask:
         """The settings that it reads."""
         data = ("sizes", "caption_rows", *(() if self.source.streams else ("count", "shard")))
         return {
-            *("train", "size", "network", "precision", "remat", "model.t2i", "model.text"),
+            *(
+                "train",
+                "size",
+                "network",
+                "precision",
+                "remat",
+                "remat_policy",
+                "model.t2i",
+                "model.text",
+            ),
             *("loss.shape", "sample.guidance", "sample.steps", "begin.vae"),
             *(f"begin.{name}" for name in self.net.trees),
             *(f"loss.{name}" for name in stages.drops(self.net)),

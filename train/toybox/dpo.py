@@ -95,7 +95,7 @@ class Preferences(ABC):
         loss += ("beta",) if self.cfg.loss.kind == "dpo" else ()
         begin = ("vae", *(self.stored.get(name, name) for name in self.net.trees))
         return {
-            *("stage", "train", "size", "frames", "network", "precision", "remat"),
+            *("stage", "train", "size", "frames", "network", "precision", "remat", "remat_policy"),
             f"model.{self.cfg.stage}",
             *(f"begin.{name}" for name in begin),
             *(f"loss.{name}" for name in loss),
