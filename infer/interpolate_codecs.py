@@ -84,6 +84,8 @@ CODECS = {
     "ffv1": Codec(("ffv1",), (".mkv",), _ffv1),
 }  # fmt: skip
 USUAL = {".webm": "vp9"}
+ALSO = {"h265": "hevc", "x265": "hevc", "libx265": "hevc", "avc": "h264", "x264": "h264",
+        "libx264": "h264"}  # other names of the same  # fmt: skip
 
 
 def _hardware(name: str) -> Codec:
@@ -104,6 +106,7 @@ def find(name: str | None, suffix: str) -> Codec:
         InputError: there is none of the name, or files of the suffix do not hold it.
     """
     name = name or USUAL.get(suffix, "h264")
+    name = ALSO.get(name, name)
     if name in CODECS:
         codec = CODECS[name]
     elif _HARDWARE.fullmatch(name):

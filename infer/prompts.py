@@ -31,7 +31,7 @@ from mv2_jax.numbers import DIFFUSION
 
 STDIN = "-"
 _OPTIONS = tuple(option.dest for option in (*SETTINGS, *CHOICES))
-_MANY = ("look", "control")  # options that may stand more than once
+_MANY = ("look", "control", "lora")  # options that may stand more than once
 FIELDS = ("prompt", "out", "negative", *(f"{stage}_negative" for stage in DIFFUSION), "seed",
           "image", "video", "from", "size", "variations", *_MANY, "tell", "weights",
           *_OPTIONS)  # fmt: skip

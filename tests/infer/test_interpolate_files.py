@@ -206,3 +206,8 @@ def test_interlaced_video_is_deinterlaced_and_it_is_said(run, capsys):
     before, after = stored("in.mp4")[1], stored("out.mp4")[1]
     assert len(after) == 6
     assert comb(after[3]) < comb(before[3]) / 3
+
+
+@pytest.mark.parametrize(("name", "same"), [("h265", "hevc"), ("libx265", "hevc"), ("avc", "h264")])
+def test_other_names_of_a_codec(name, same):
+    assert codecs.find(name, ".mp4") == codecs.find(same, ".mp4")
