@@ -8,6 +8,7 @@ is what `mv2 generate` would run, whatever its flags change.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -182,5 +183,5 @@ def _shapes(arg: Any, mesh: AnyMesh, spec: P) -> Any:
 
 def _zeros(shape: Any) -> Any:
     if jnp.issubdtype(shape.dtype, jax.dtypes.prng_key):
-        return jax.random.split(jax.random.key(0), shape.shape)
+        return keys.seeds([0] * math.prod(shape.shape)).reshape(shape.shape)
     return np.zeros(shape.shape, shape.dtype)

@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from mv2_jax import sharding
 from mv2_jax.cascade import Cascade
+from mv2_jax.diffusion import keys
 from mv2_jax.errors import InputError
 from mv2_jax.infer.planning import recorded
 from mv2_jax.infer.planning.recorded import AnyMesh, Program
@@ -61,7 +62,7 @@ def step(four: Cascade, stage: str, mesh: AnyMesh, batch: int | None, dtype: Any
     state = _laid(plain, mesh, stages.rules(net))
     out = (jax.tree.map(lambda leaf: leaf.sharding, state), None) if mesh.size > 1 else None
     jitted = jax.jit(make_step(task, tx, cfg), donate_argnums=0, out_shardings=out)
-    key = jax.eval_shape(lambda: jax.random.key(0))
+    key = jax.eval_shape(lambda: keys.seed(0))
     args = (state, frozen, _batch(net, rows, mesh), _put(key, mesh), _put(jnp.float32(0), mesh))
     program = Program(stage, NAME, jitted, args, {})
     program.traced = recorded.trace(program, mesh)
