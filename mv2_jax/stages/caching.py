@@ -105,7 +105,8 @@ def predict(
         shape = rows[0].shape[:3]
         return tuple(y.reshape(*shape, *y.shape[2:]) for y in (out, made))
 
-    return stages.denoise(network, params, cfg, x, t, conditioning, features)
+    rows = (x, t, conditioning, features)
+    return backbones.denoise(network, stages.at_steps(params, cfg), *rows, **stages.on_meshes(cfg))
 
 
 def predictor(
@@ -133,16 +134,16 @@ def predictor(
         model = partial(predict, branch=branch, **how) if kept else stages.predict
         model = stages.in_windows(params, cfg, x.shape[1], steps, point.index, model)
         made = model(*rule.repeat(x, point), some, *kept)
-        output, *kept = made if kept else (made,)
-        return rule.combine(output, guidance, point.k), *kept
+        if not kept:
+            return rule.combine(made, guidance, point.k)
+        output, features = made
+        return rule.combine(output, guidance, point.k), features
 
     last = jax.tree.map(lambda leaf: leaf[-1:], conditioning)
+    all_or_last = partial(run, rule, conditioning), partial(run, guides.NONE, last)
 
-    def plain(x: jax.Array, point: Point) -> jax.Array:
-        rows = (partial(run, rule, conditioning), partial(run, guides.NONE, last))
-        if not bounded:
-            return rows[0](x, point)[0]
-        return lax.cond(guidance.active(point.k), *rows, x, point)[0]
+    def some_rows(x: jax.Array, point: Point) -> jax.Array:
+        return lax.cond(guidance.active(point.k), *all_or_last, x, point)
 
     def caching(x: jax.Array, point: Point, kept: Kept) -> tuple[jax.Array, Kept]:
         guided = guidance.active(point.k) if bounded else jnp.bool_(True)
@@ -168,4 +169,6 @@ def predictor(
             output, features = either(all_rows)(kept.features)
         return output, Kept(kept.age + 1, guided, features)
 
-    return plain if branch is None else caching
+    if branch is not None:
+        return caching
+    return some_rows if bounded else all_or_last[0]

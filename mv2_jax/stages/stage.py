@@ -262,14 +262,14 @@ def predict(
         out = cfg.backbone.apply(params, *given, dtype=cfg.dtype, remat=cfg.remat)
         return out.reshape(*rows[0].shape[:-1], out.shape[-1])
 
-    return denoise(network, params, cfg, x, t, conditioning)
+    rows = (x, t, conditioning)
+    return backbones.denoise(network, at_steps(params, cfg), *rows, **on_meshes(cfg))
 
 
-def denoise(network: Any, params: Params, cfg: Config, *rows: Any) -> Any:
-    """`models.backbone.denoise` of a stage."""
+def on_meshes(cfg: Config) -> dict[str, Any]:
+    """What `models.backbone.denoise` is to know of a stage."""
     shared = cfg.backbone.sharded and all(each.sharded for each in cfg.conditions)
-    how = {"shared": shared, "rules": rules(cfg)}
-    return backbones.denoise(network, at_steps(params, cfg), *rows, **how)
+    return {"shared": shared, "rules": rules(cfg)}
 
 
 def fed(params: Params, cfg: Config, context: Context, *rows: Any) -> tuple[Any, Any, Context]:

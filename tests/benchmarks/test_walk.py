@@ -13,4 +13,4 @@ def test_a_prompt_reaches_the_cross_attention_in_few_calls():
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     calls, modules = map(int, re.search(r"(\d+) calls in (\d+) modules", said).groups())
     assert "nn.attention:attend" in said and "conditioning" in said.partition("names: ")[2]
-    assert (calls, modules) <= (20, 9), said
+    assert calls <= 22 and modules <= 10, said
