@@ -93,7 +93,7 @@ def test_it_goes_on_and_is_shared_among_processes(given, tmp_path, capsys):
     with pytest.raises(InputError, match=r"parts of .* are missing: run mv2 precompute again"):
         task(given, "i2v", tmp_path, source="precomputed", root=str(shared))
     # As if it had been killed between a part and its note.
-    (shared / names[0]).with_suffix(".json").unlink()
+    (shared / names[0]).with_suffix(".json").unlink(missing_ok=True)
     made(given, shared)
     for path in whole.glob("*.json"):
         assert json.loads(path.read_text()) == json.loads((shared / path.name).read_text())
