@@ -191,6 +191,7 @@ def run(
 def _begun(folder: Path, index: Mapping[str, Any]) -> None:
     """Writes the index, or finds it as it would be written."""
     path = folder / INDEX
+    index = json.loads(json.dumps(index))  # as it will be read: lists in the place of tuples
     folder.mkdir(parents=True, exist_ok=True)
     if path.is_file():
         try:

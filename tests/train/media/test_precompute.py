@@ -83,18 +83,17 @@ def other_at(kept, step):
     return next(itertools.islice(kept.batches(5, 0), step, None))
 
 
-@pytest.mark.long  # fails, to be mended: a part is missing after the second run
+@pytest.mark.slow
 def test_it_goes_on_and_is_shared_among_processes(given, tmp_path, capsys):
     whole, shared = tmp_path / "whole", tmp_path / "shared"
-    made(given, whole)
-    made(given, shared, "--part", "1/2")
+    assert made(given, whole) == made(given, shared, "--part", "1/2") == 0
     names = sorted(path.name for path in shared.glob("*.array_record"))
     assert names and len(names) < len(list(whole.glob("*.array_record")))
     with pytest.raises(InputError, match=r"parts of .* are missing: run mv2 precompute again"):
         task(given, "i2v", tmp_path, source="precomputed", root=str(shared))
     # As if it had been killed between a part and its note.
-    (shared / names[0]).with_suffix(".json").unlink(missing_ok=True)
-    made(given, shared)
+    (shared / names[0]).with_suffix(".json").unlink()
+    assert made(given, shared) == 0
     for path in whole.glob("*.json"):
         assert json.loads(path.read_text()) == json.loads((shared / path.name).read_text())
     one, other = (
