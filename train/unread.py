@@ -48,6 +48,8 @@ def off(cfg: Any) -> dict[str, str]:
         why |= dict.fromkeys(("lora.alpha", "lora.match"), "lora.rank is 0")
     if not cfg.ema.decay:
         why["ema.warmup"] = "ema.decay is 0"
+    if not data.get("image_every"):
+        why["data.image_batch"] = "data.image_every is 0"
     if data.get("fps", DEFAULTS["fps"]):
         why["data.stride"] = "data.fps says how far frames are apart; 0 leaves it to data.stride"
     if not data.get("aspects"):

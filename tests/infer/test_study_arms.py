@@ -32,7 +32,7 @@ def small(phase):
         phase.data.update(chunk=2, candidates=2, margin=0.0)
         phase.sample.steps = 2
     if "image_batch" in phase.data:
-        phase.data.update(image_every=0, image_batch=2)
+        phase.data.image_every = 0
     return phase
 
 def get_config():
