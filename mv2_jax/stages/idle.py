@@ -77,7 +77,11 @@ def beside(cfg: Config, own: sets.Guided) -> dict[str, str]:
     if own.cache_interval == 1:
         why.setdefault("cache_branch", "every step is whole at a cache_interval of 1")
     steps, strength = own.steps or cfg.stage.steps, getattr(own, "strength", 1.0)
-    if steps * strength + 1e-3 < 1:
+    run = steps * strength + 1e-3
+    if run < 2:
+        alone = dict.fromkeys(("cache_interval", "cache_branch"), "a single step is run, whole")
+        why = {**alone, **why}
+    if run < 1:
         told = f"no step is run at a strength of {strength:g}"
         names = ("negative", *(name for name in vars(own) if name not in ("steps", "strength")))
         why = {**dict.fromkeys(names, told), **why}
