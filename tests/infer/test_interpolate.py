@@ -368,7 +368,7 @@ def test_bad_files_get_one_clear_line(run, tmp_path, capsys):
         (["-o", "out.avi"], ".mp4, .mkv, .mov"),
         (["-o", "there.mp4"], "there.mp4 is there already; --force"),
         (["--codec", "ffv1"], "ffv1 goes into .mkv"),
-        (["--codec", "h265"], "did you mean 'h264'"),
+        (["--codec", "h266"], "did you mean 'h264'"),
         (["--codec", "prores", "-o", "out.mov", "--crf", "3"], "has no such quality"),
         (["--preset", "fastest"], "did you mean 'faster'"),
         (["--crf", "60"], "goes from 0 to 51"),
