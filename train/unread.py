@@ -46,6 +46,8 @@ def off(cfg: Any) -> dict[str, str]:
         why["optim.eps"] = "optim.name is 'muon'"
     if not cfg.lora.rank:
         why |= dict.fromkeys(("lora.alpha", "lora.match"), "lora.rank is 0")
+    if "remat" in cfg and not cfg.remat:
+        why["remat_policy"] = "remat is False"
     if not cfg.ema.decay:
         why["ema.warmup"] = "ema.decay is 0"
     if not data.get("image_every"):

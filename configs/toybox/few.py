@@ -3,9 +3,12 @@
 Another cascade's, packed by `mv2 train toybox/pack`: --set cascade=FOLDER.
 """
 
+from dataclasses import asdict
+
 from ml_collections import ConfigDict
 
 from mv2_jax.bundle import SHIPPED
+from mv2_jax.diffusion.distillation import Distillation
 from mv2_jax.train.phase import arms, phase
 
 
@@ -15,7 +18,7 @@ def distilled(stage: str, **settings: dict) -> ConfigDict:
         "stage": stage,
         "cascade": str(SHIPPED),
         "teacher": {},  # numbers that guide it; empty: those that the cascade likes best
-        "distil": {"form": "lcm", "points": 50, "part": 1.0, "huber": 1e-3},
+        "distil": asdict(Distillation()),
         "student": {"steps": 4},
         "model": {},
         "sample": {"guidance": 1.0, "steps": 4},
@@ -52,7 +55,7 @@ def get_config() -> ConfigDict:
             steps=10_000,
             batch=4,
             max_minutes=60.0,
-            distil={"form": "lcm", "points": 50, "part": 0.5, "huber": 1e-3},
+            distil=asdict(Distillation(part=0.5)),
             student={"steps": 8},
             data={**clips, "count": 1024, "shard": 64},
         ),

@@ -157,10 +157,14 @@ class _Now:
 
 
 class _Log:
-    """The report of what is done before the first job."""
+    """The report of what is done before the first job: a line a stage, of however many programs."""
+
+    def __init__(self) -> None:
+        self._said: set[str] = set()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        if stage.startswith("compiling") and not done:
+        if stage.startswith("compiling") and stage not in self._said:
+            self._said.add(stage)
             self.say(f"mv2: {stage}")
 
     def say(self, line: str) -> None:

@@ -328,6 +328,7 @@ def test_fields_of_a_loss_change_it_or_are_refused():
         ({"sample.image_guidance": 2.0, "rule": "none"}, "sample.guidance has no effect: "),
         ({"loss.control_scale": 0.5, "conditions": ("text", "image")}, "no setting 'begin.control"),
         ({"data.image_batch": 5}, "data.image_batch has no effect: data.image_every is 0"),
+        ({"remat": False, "remat_policy": "dots"}, "remat_policy has no effect: remat is False"),
     ],
 )  # fmt: skip
 def test_what_a_stage_does_not_hear_is_refused(changes, said, begin, tmp_path):
