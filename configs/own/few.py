@@ -1,5 +1,5 @@
 """A stage of a converted cascade distilled to few steps on your own clips and pictures, by default
-as a LoRA, whose files load as an LCM-LoRA (diffusers, ComfyUI).
+as a LoRA, whose files diffusers and kohya's programs read.
 
 mv2 train own/few --set cascade=my-cascade data.root=pictures
 """
