@@ -21,14 +21,9 @@ def distilled(stage: str, **settings: dict) -> ConfigDict:
         "distil": asdict(Distillation()),
         "student": {"steps": 4},
         "model": {},
-        "sample": {"guidance": 1.0, "steps": 4},
         "optim": {"lr": 2e-4, "schedule": "warmup_stable_decay", "clock": "time"},
         "ema": {"decay": 0.999},
     }
-    if stage != "t2i":
-        shared["sample"] |= {"image_guidance": 1.0}
-    if stage == "v2v":
-        shared["sample"] |= {"strength": 0.5}
     return phase("distil", **{**shared, **settings})
 
 

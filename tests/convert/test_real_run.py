@@ -8,14 +8,17 @@ import pytest
 import real_clips
 from converting import convert
 from media_clips import frames_of
+from torch_chains import ddim
 
-from mv2_jax import bundle, cli
+from mv2_jax import bundle, cascade, cli
 from mv2_jax.convert import export
+from mv2_jax.diffusion import keys
 from mv2_jax.train import cascades, overrides, recipe
 from mv2_jax.train import cli as training
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
+transformers = pytest.importorskip("transformers")
 
 QUICK = ("steps=4", "log_every=1", "sample.steps=1", "optim.warmup=1", "optim.lr=1e-2",
          "data.image_every=0", "ema.decay=0.5")  # fmt: skip
@@ -27,6 +30,11 @@ TRAINED = {
     "controlnet": {"control"},
     "appearance": {"image_attn"},
 }
+
+
+def first(x):
+    """Our one picture in torch's layout."""
+    return torch.from_numpy(np.array(x)[:, 0]).permute(0, 3, 1, 2).contiguous()
 
 
 @pytest.fixture(scope="module")
@@ -99,3 +107,76 @@ def test_a_lora_of_real_clips_goes_back_to_diffusers_and_into_a_video(held, tmp_
     asked += ["--t2i-steps", "2", "--v2v-steps", "2", "-o", str(video)]
     assert cli.main(["generate", *asked, *flags]) == 0
     assert frames_of(video).shape[0] == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["i2v", "v2v"])
+def test_a_video_stage_is_distilled_on_ones_own_data(held, stage, tmp_path):
+    start, clips = held
+    _, made = recipe.load("own/few")
+    asked = [f"cascade={start}", f"data.root={clips}", "data.aspect_step=16", "remat=False"]
+    overrides.apply(made, [*asked, f"stage={stage}", "train=('motion',)"])
+    cfg = made.phases.few
+    cascades.complete(cfg)
+    task = recipe.make_task(cfg, recipe.begin_from(tmp_path, "few", made, "few"), tmp_path / "few")
+    params, batch = task.init(jax.random.key(0)), next(task.batches(0, 0))
+    assert "teacher" not in task.frozen  # it is what the LoRA is over
+    (loss, _), grads = jax.eval_shape(
+        jax.value_and_grad(task.loss, has_aux=True), params, task.frozen, batch, jax.random.key(0)
+    )
+    assert loss.shape == () and jax.tree.map(np.shape, grads) == jax.tree.map(np.shape, params)
+    # The sheet is sampled as the student is.
+    assert task.sample(params, task.frozen, jax.random.key(0)).ndim == 3
+
+
+@pytest.mark.slow
+def test_a_distilled_lora_is_an_lcm_lora_in_diffusers(held, tmp_path, monkeypatch):
+    start, clips = held
+    asked = ["steps=4", "log_every=1", "optim.warmup=1", "optim.lr=1e-2", "ema.decay=0.5"]
+    asked += [f"cascade={start}", f"data.root={clips}", "data.aspect_step=16", "lora.rank=4"]
+    assert training.main("own/few", [*asked, "lora.alpha=2"], out=str(tmp_path)) == 0
+    folder = tmp_path / "own/few/cascade"
+    packed = cascade.load(bundle.read(folder))
+    whole, schedule = bundle.read(start), packed.stage("t2i").stage.schedule
+    for name in ("spatial", "text_encoder", "vae"):
+        export.write(whole, name, tmp_path / name)
+    pipeline = diffusers.StableDiffusionPipeline(
+        vae=diffusers.AutoencoderKL.from_pretrained(tmp_path / "vae"),
+        text_encoder=transformers.CLIPTextModel.from_pretrained(tmp_path / "text_encoder").float(),
+        tokenizer=None,
+        unet=diffusers.UNet2DConditionModel.from_pretrained(tmp_path / "spatial"),
+        scheduler=diffusers.LCMScheduler.from_config(ddim(schedule).config),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    chain = packed.chain("t2i", ["bikes in a park"], keys.seeds([1]), {})
+    begun, shape = chain.state, chain.state.x.shape[2:]
+
+    def theirs():
+        step = iter(range(chain.steps))
+
+        def drawn(*args, **kwargs):
+            each = keys.fold(keys.fold(begun.keys, "sampler"), next(step))
+            return first(keys.normal(each, (1, *shape)))
+
+        monkeypatch.setattr(diffusers.schedulers.scheduling_lcm, "randn_tensor", drawn)
+        ids = torch.from_numpy(np.array(packed.ids(["bikes in a park"], stage="t2i")[0])).long()
+        told = pipeline.text_encoder(ids.reshape(1, -1))[0]
+        return pipeline(
+            prompt_embeds=told,
+            latents=first(begun.x),
+            height=shape[0] * pipeline.vae_scale_factor,
+            width=shape[1] * pipeline.vae_scale_factor,
+            num_inference_steps=chain.steps,
+            guidance_scale=1.0,
+            output_type="latent",
+        ).images
+
+    base = theirs()
+    pipeline.load_lora_weights(str(folder), weight_name="lora.diffusers.safetensors")
+    found, ours = theirs(), first(chain.end().x)
+    assert chain.steps == 4 and chain.rule.rows == 1
+    # The packed weights are rounded to half precision, the LoRA's are not.
+    change = (found - base).abs().max()
+    assert change > 0.1 * base.abs().max() and (found - ours).abs().max() < 0.005 * change

@@ -79,28 +79,23 @@ def test_the_teacher_is_guided_by_the_cascades_numbers_unless_told(folder, tmp_p
     from mv2_jax.train import weights
     from mv2_jax.train.tasks import distil, t2i
 
-    def scales(**teacher):
-        cfg = ConfigDict(settings(folder, "t2i", teacher=teacher))
+    def scales(more=(), **teacher):
+        cfg = ConfigDict(settings(folder, "t2i", teacher=teacher, **dict(more)))
         cascades.complete(cfg)
         begin = cascades.parts(weights.components_in(folder), True)
         distil.make(cfg, begin, tmp_path)
-        whole = distil._with_a_loss(cfg)
+        whole = distil._as_the_stages_own(cfg)
         return distil.Student(cfg, t2i.PictureTask(whole, begin, tmp_path)).scales
 
     own = bundle.read(folder).numbers["t2i"].guidance
     assert scales().text == own and scales(guidance=2.0).text == 2.0
     with pytest.raises(InputError, match="teacher: t2i has no setting 'guidanse'; did you mean"):
         scales(guidanse=2.0)
+    with pytest.raises(InputError, match=r"task 'distil' reads no setting 'teacher\.steps'"):
+        scales(steps=30)
+    with pytest.raises(InputError, match=r"distil: unknown setting 'point'.*mean 'points'"):
+        scales({"distil": {"point": 20}})
+    with pytest.raises(InputError, match=r"student\.steps: .*51"):
+        scales({"student": {"steps": 51}})
     with pytest.raises(InputError, match="task 'distil' reads no setting 'loss'"):
         trained(tmp_path, settings(folder, "t2i", loss={"drop_text": 0.5}))
-
-
-@pytest.mark.slow
-def test_a_lora_of_it_loads_as_an_lcm_lora_in_diffusers(folder, tmp_path):
-    pytest.importorskip("diffusers")
-    from safetensors.torch import load_file
-
-    lora = {"rank": 2, "alpha": 2.0}
-    weights = trained(tmp_path, settings(folder, "t2i", lora=lora, teacher={"guidance": 3.0}))
-    state = load_file(weights / "lora.diffusers.safetensors")
-    assert state and all(name.startswith("unet.") for name in state)
