@@ -10,17 +10,19 @@ from ml_collections import ConfigDict
 
 from mv2_jax import bundle, cascade
 from mv2_jax.configs.toybox import few
-from mv2_jax.diffusion import keys
+from mv2_jax.diffusion import distillation, guidance, keys
 from mv2_jax.errors import InputError
-from mv2_jax.train import cascades, pack, recipe
+from mv2_jax.stages import stage as stages
+from mv2_jax.train import cascades, pack, recipe, weights
 from mv2_jax.train.phase import arms, packing
+from mv2_jax.train.tasks import distil, t2i
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    made = tiny.make()
-    made = made.with_numbers("t2i", guidance=3.0).with_numbers("i2v", image_guidance=1.5)
-    return tiny.write(tmp_path_factory.mktemp("few") / "cascade", made).folder
+    four = tiny.make()
+    four = four.with_numbers("t2i", guidance=3.0).with_numbers("i2v", image_guidance=1.5)
+    return tiny.write(tmp_path_factory.mktemp("few") / "cascade", four).folder
 
 
 def settings(folder, stage, **more):
@@ -34,10 +36,10 @@ def settings(folder, stage, **more):
 
 def trained(root, cfg):
     """The weights' folder of a phase of this configuration."""
-    made = arms(one=cfg)
-    made.phases.one.name = "few/one"
-    cascades.complete(made.phases.one)
-    recipe.run_phase(root, "few", made, "one", resume=False)
+    whole = arms(one=cfg)
+    whole.phases.one.name = "few/one"
+    cascades.complete(whole.phases.one)
+    recipe.run_phase(root, "few", whole, "one", resume=False)
     return root / "few" / "one" / "weights"
 
 
@@ -51,12 +53,13 @@ def trained(root, cfg):
 )
 def test_a_distilled_stage_runs_as_its_weights_say(folder, stage, tmp_path):
     steps = {"steps": 4}
-    weights = trained(tmp_path, settings(folder, stage, teacher={"guidance": 3.0}, student=steps))
-    index = json.loads((weights / "phase.json").read_text())
+    made_by = settings(folder, stage, teacher={"guidance": 3.0}, student=steps)
+    out = trained(tmp_path, made_by)
+    index = json.loads((out / "phase.json").read_text())
     assert index["steps"] == 3 and index["numbers"][stage]["guidance"] == 1.0
-    logged = [json.loads(line) for line in (weights.parent / "metrics.jsonl").open()]
+    logged = [json.loads(line) for line in (out.parent / "metrics.jsonl").open()]
     assert all(np.isfinite(line["loss"]) and line["gap"] > 0 for line in logged)
-    sources = (str(folder), str(weights))
+    sources = (str(folder), str(out))
     settled = packing(sources=sources, into=str(tmp_path / "packed"))
     four = cascade.load(pack.pack(tmp_path, "few", settled, ()))
     assert four.stage(stage).stage.sampler == "lcm" and four.numbers[stage].steps == 4
@@ -75,17 +78,47 @@ def test_a_distilled_stage_runs_as_its_weights_say(folder, stage, tmp_path):
     assert max(apart) > 1e-4
 
 
-def test_the_teacher_is_guided_by_the_cascades_numbers_unless_told(folder, tmp_path):
-    from mv2_jax.train import weights
-    from mv2_jax.train.tasks import distil, t2i
+def made(folder, where, **more):
+    """The student of T2I in a cascade's folder."""
+    cfg = ConfigDict(settings(folder, "t2i", **more))
+    cascades.complete(cfg)
+    begin = cascades.parts(weights.components_in(folder), True)
+    distil.make(cfg, begin, where)
+    return distil.Student(cfg, t2i.PictureTask(distil._as_the_stages_own(cfg), begin, where))
 
+
+def test_the_loss_is_of_a_guided_teacher_that_stays_and_one_row_of_the_student(folder, tmp_path):
+    student = made(folder, tmp_path, teacher={"guidance": 30.0})
+    task, net, key = student.task(), student.net, keys.seed(1)
+    batch, begun = next(task.batches(0, 0)), task.init(key)
+    learnt = jax.tree.map(lambda leaf: 1.1 * leaf, begun)
+    latent = np.float32(batch["latent"])[:, None]
+    nothing = np.repeat(student.base.words.encode([""]), len(latent), axis=0)
+
+    def told(params, ids):
+        whole = {**task.frozen, **params}
+        inputs = {"ids": ids, "negative": nothing}
+        given = stages.condition(whole, inputs, cfg=net, rule=guidance.NONE)
+        given = jax.tree.map(lambda leaf: leaf[0], given)
+        return lambda x, point: stages.predict_one(whole, net, x, point.t, given)
+
+    text, none = told(begun, batch["ids"]), told(begun, nothing)
+
+    def teacher(x, point):
+        return none(x, point) + 30.0 * (text(x, point) - none(x, point))
+
+    @jax.jit
+    def wanted(params):
+        given = (told(params, batch["ids"]), teacher, latent, keys.per_sample(key, len(latent)))
+        return distillation.loss(*given, net.stage.schedule, student.how)[0]
+
+    loss, _ = jax.jit(task.loss)(learnt, task.frozen, batch, key)
+    np.testing.assert_allclose(loss, wanted(learnt), rtol=2e-5)
+
+
+def test_the_teacher_is_guided_by_the_cascades_numbers_unless_told(folder, tmp_path):
     def scales(more=(), **teacher):
-        cfg = ConfigDict(settings(folder, "t2i", teacher=teacher, **dict(more)))
-        cascades.complete(cfg)
-        begin = cascades.parts(weights.components_in(folder), True)
-        distil.make(cfg, begin, tmp_path)
-        whole = distil._as_the_stages_own(cfg)
-        return distil.Student(cfg, t2i.PictureTask(whole, begin, tmp_path)).scales
+        return made(folder, tmp_path, teacher=teacher, **dict(more)).scales
 
     own = bundle.read(folder).numbers["t2i"].guidance
     assert scales().text == own and scales(guidance=2.0).text == 2.0
