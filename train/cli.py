@@ -73,7 +73,7 @@ def _train(short: str, cfg: Any, phase: str | None, root: Path, resume: bool, dr
             loop.check(cfg.phases[name])
             optim.check(cfg.phases[name].optim)
             compute_dtype(cfg.phases[name].precision)
-            profiles.parse(cfg.phases[name].profile or "1:1")
+            profiles.parse(cfg.phases[name].profile)
             boards.known(cfg.phases[name].reports)
         except ValueError as error:
             raise InputError(f"phase {name}: {error}") from None

@@ -19,7 +19,7 @@ class Profile:
     """
 
     def __init__(self, steps: str, folder: Path) -> None:
-        self._first, self._last = parse(steps) if steps else (0, 0)
+        self._first, self._last = parse(steps)
         self._folder, self._on = folder, False
 
     def before(self, step: int) -> None:
@@ -41,7 +41,9 @@ class Profile:
 
 
 def parse(steps: str) -> tuple[int, int]:
-    """ "20:25" -> (20, 25). Raises InputError."""
+    """ "20:25" -> (20, 25); "" -> (0, 0), no step. Raises InputError."""
+    if not steps:
+        return 0, 0
     found = re.fullmatch(r"([1-9][0-9]*):([1-9][0-9]*)", steps)
     if not found or int(found[2]) < int(found[1]):
         raise InputError(f"profile is {steps!r}: it takes two steps, as in 20:25")
