@@ -18,18 +18,19 @@ from mv2_jax.numbers import DIFFUSION
 TYPES = ("float16", "bfloat16", "float32", "keep")
 _SOURCES = {
     "unet": "an SD1.5 or SDXL UNet, or a whole checkpoint or pipeline with one",
-    "vae": "another VAE than the checkpoint's",
-    "text-encoder": "another text encoder than the checkpoint's (of SDXL, both)",
+    "vae": "a VAE to use in place of the checkpoint's",
+    "text-encoder": "a text encoder to use in place of the checkpoint's (for SDXL, both)",
     "motion": "AnimateDiff motion modules",
-    "motion-v2v": "others for V2V (those of --motion)",
+    "motion-v2v": "motion modules for V2V (those of --motion)",
     "image-adapter": "an IP-Adapter for that UNet, plain or Plus",
     "image-encoder": "its CLIP vision encoder",
     "controlnet": "a ControlNet for it (tile suits best), or SparseCtrl's encoder of "
-    "pictures; may be given several times",
-    "t2i": "SDXL, or another whole checkpoint, for T2I alone",
-    "t2i-vae": "another VAE than that checkpoint's",
-    "t2i-text-encoder": "other text encoders than that checkpoint's (of a UNet alone, needed)",
-    "vfi": "an interpolator, in the place of the RIFE that ships",
+    "pictures; may be repeated",
+    "t2i": "SDXL, or another whole checkpoint, for T2I only",
+    "t2i-vae": "a VAE to use in place of that checkpoint's",
+    "t2i-text-encoder": "text encoders to use in place of that checkpoint's (required for a UNet "
+    "alone)",
+    "vfi": "an interpolator to use in place of the shipped RIFE",
 }
 
 
@@ -264,47 +265,54 @@ def _parser() -> Parser:
     parser = Parser(
         prog="mv2 convert",
         description="Assembles a cascade folder from public PyTorch checkpoints: files, folders as "
-        "diffusers and transformers save them, or ids of the model hub. What each one is is "
-        "told by its contents; whatever does not fit is refused, and then nothing is written.",
+        "diffusers and transformers save them, or ids of the model hub. Each is recognised by its "
+        "contents; if one does not fit it is refused, and nothing is written.",
     )
     add = parser.add_argument
-    add("file", nargs="?", metavar="FILE", help="alone: say what it is, and what it serves for; "
-        "an interpolator, with -o FILE.safetensors: make what --vfi takes")  # fmt: skip
+    add("file", nargs="?", metavar="FILE", help="alone: say what it is and how it can be used; of "
+        "an interpolator, with -o FILE.safetensors: write the file that --vfi takes")  # fmt: skip
     for name, what in _SOURCES.items():
         add(f"--{name}", metavar="SOURCE", help=what, **_SEVERAL.get(name, {}))
     repeat = {"action": "append", "default": [], "metavar": "SOURCE[:W][@STAGES]", "type": placed}
-    add("--lora", **repeat, help="merge a LoRA, W times (1), into all stages or those named (@t2i; "
-        "@i2v,v2v, which share their spatial weights); may be given several times")  # fmt: skip
-    add("--motion-lora", help="merge a Motion-LoRA, likewise", **repeat)
+    add("--lora", **repeat, help="merge a LoRA with weight W (1) into all stages, or those named "
+        "(@t2i; @i2v,v2v, which share their spatial weights); may be repeated")  # fmt: skip
+    add("--motion-lora", help="merge a Motion-LoRA in the same way", **repeat)
     add("--embedding", action="append", default=[], metavar="SOURCE[:NAME][@STAGES]", type=called,
-        help="a textual inversion embedding, which prompts call NAME (the file's); may be given "
-        "several times")  # fmt: skip
-    add("--ignore", action="append", default=[], metavar="PATTERN", help="leave tensors of such "
-        "names ('first_stage_model.loss.*') out of every source; may be repeated")  # fmt: skip
-    add("--kind", action="append", default=[], metavar="module:NAME", help="a kind of network from "
-        "elsewhere that sources may hold; may be repeated")  # fmt: skip
-    add("--any-time", action="store_true", help="of an EMA-VFI file: one of its _t variants")
-    add("--interpolator", metavar="module:NAME", help="of FILE alone: one from elsewhere")
+        help="a textual inversion embedding, which prompts call NAME (the file's name); may be "
+        "repeated")  # fmt: skip
+    add("--ignore", action="append", default=[], metavar="PATTERN", help="ignore tensors whose "
+        "names match ('first_stage_model.loss.*') in every source; may be repeated")  # fmt: skip
+    add("--kind", action="append", default=[], metavar="module:NAME", help="your own kind of "
+        "network that sources may hold; may be repeated")  # fmt: skip
+    add("--any-time", action="store_true", help="the EMA-VFI file is one of the _t variants")
+    add("--interpolator", metavar="module:NAME", help="your own interpolator, for FILE alone")
     add("-o", "--out", metavar="DIR", help="the cascade folder to make")
     add("--name", help="the cascade's name (the folder's)")
-    add("--replace", action="store_true", help="replace a cascade folder that is there already")
-    add("--dtype", choices=TYPES, default=TYPES[0], help="stored type (float16); keep: as it came")
-    add("--variant", metavar="NAME", help="of folders with several precisions: fp16")
+    add("--replace", action="store_true", help="replace an existing cascade folder")
+    add(
+        "--dtype", choices=TYPES, default=TYPES[0], help="stored type (float16); keep: the source's"
+    )
+    add("--variant", metavar="NAME", help="variant of folders that hold several, such as fp16")
     add("--preset", choices=tuple(PRESETS), help="sizes and frames of the stages (the one that "
-        "fits: sd15's, with SDXL for T2I the paper's, all of SDXL sdxl's)")  # fmt: skip
-    add("--frames", type=int, metavar="N", help="keyframes (the preset's; 1 or more)")
+        "fits: sd15; paper with SDXL for T2I; sdxl with SDXL for all)")  # fmt: skip
+    add("--frames", type=int, metavar="N", help="number of keyframes (the preset's; 1 or more)")
     for stage in DIFFUSION:
-        add(f"--{stage}-size", type=size, metavar="WxH", help="pixels of its frames (the preset's)")
-    add("--norm-scope", choices=("frame", "clip"), help="of the motion modules' norms, if known "
-        "better: frame is the original code's, clip diffusers'")  # fmt: skip
+        add(
+            f"--{stage}-size",
+            type=size,
+            metavar="WxH",
+            help=f"frame size of {stage.upper()} (the preset's)",
+        )
+    add("--norm-scope", choices=("frame", "clip"), help="group norms of the motion modules: over "
+        "a frame (the original code) or the clip (diffusers); as recognised")  # fmt: skip
     add("--few-steps", choices=tuple(FEW_STEPS), help="the motion modules are distilled: "
         "AnimateDiff-Lightning, or AnimateLCM (whose own file is recognised)")  # fmt: skip
     predictions, kinds = ("eps", "v", "x0"), ("sd", "ztsnr", "cosxl", "edm", "flow", "sd3")
-    for of, whose in (("", "the UNet's checkpoint"), ("t2i-", "that of --t2i")):
+    for of, whose in (("", "the UNet's checkpoint"), ("t2i-", "the checkpoint of --t2i")):
         add(f"--{of}prediction", choices=predictions, help=f"what {whose} predicts, if its files "
-            "do not say it or say it wrongly")  # fmt: skip
-        add(f"--{of}schedule", choices=kinds, help=f"the noise of {whose}, likewise: Stable "
+            "do not say so or are wrong")  # fmt: skip
+        add(f"--{of}schedule", choices=kinds, help=f"the noise schedule of {whose}: Stable "
             "Diffusion's, the same with zero terminal SNR, or another process")  # fmt: skip
-    add("--t2i-few-steps", choices=(*PICTURE_STEPS, "none"), help="T2I's network is distilled so, "
-        "or is not (its scheduler tells)")  # fmt: skip
+    add("--t2i-few-steps", choices=(*PICTURE_STEPS, "none"), help="how T2I's network is "
+        "distilled (as its scheduler says)")  # fmt: skip
     return parser

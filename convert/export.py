@@ -148,9 +148,9 @@ def _parser() -> Parser:
         "loaded with from_pretrained (an IP-Adapter: with load_ip_adapter).",
     )
     parser.add_argument("folder", metavar="DIR", help="a cascade folder")
-    parser.add_argument("component", nargs="?", metavar="COMPONENT", help="one of them (all that "
-                        "those libraries have a class for; what they have none for is named)"
+    parser.add_argument("component", nargs="?", metavar="COMPONENT", help="a component (all "
+                        "that those libraries have a class for; the others are named)"
                         )  # fmt: skip
-    parser.add_argument("-o", "--out", metavar="OUT", required=True, help="the folder to make "
-                        "(of an IP-Adapter alone, the .safetensors file)")  # fmt: skip
+    parser.add_argument("-o", "--out", metavar="OUT", required=True, help="the folder to write "
+                        "(for an IP-Adapter alone, the .safetensors file)")  # fmt: skip
     return parser

@@ -160,6 +160,9 @@ def _parser() -> Parser:
     )
     parser.add_argument("folder", metavar="DIR", help="a cascade folder that mv2 convert wrote")
     parser.add_argument(
-        "--component", action="append", metavar="NAME", help="only this one (all); repeat for more"
+        "--component",
+        action="append",
+        metavar="NAME",
+        help="compare only this one (all); may be repeated",
     )
     return parser

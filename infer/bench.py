@@ -57,13 +57,13 @@ def _parser() -> Parser:
         metavar="N,...",
         help="keep each Nth frame (2,3; 2 to 16)",
     )
-    add("--gaps", type=_count, metavar="N", help="so many gaps, evenly spread (all; 1 or more)")
+    add("--gaps", type=_count, metavar="N", help="number of gaps, evenly spread (all; 1 or more)")
     add(
         "--views",
         type=_views,
         default=(1, 4),
         metavar="N,...",
-        help="of the network's (1,4; 1 to 8)",
+        help="passes to average, as in mv2 interpolate (1,4; 1 to 8)",
     )
     several = f"{interpolators.HELP}; several with commas"
     add("--vfi", type=_split, default=("rife",), metavar="NAME,...", help=several)
@@ -73,18 +73,24 @@ def _parser() -> Parser:
         "cascade",
         help="each network of a cascade beside PyTorch's, on a CPU",
         description="Times each network beside diffusers' or transformers', on the same random "
-        "weights and inputs, in fp32 on the CPU: two processes that take turns. Prints torch's "
+        "weights and inputs, in fp32 on the CPU: two processes in alternation. Prints torch's "
         "time, CPU time and peak memory over ours; above 1, this package is ahead. The video UNet "
         "keeps about 13 GB of memory in use and 5 GB of disk in TMPDIR; SDXL 22 and 11.",
     )
     add = cascade.add_argument
     add("--only", type=_networks, metavar="NAME,...", help=",".join(bench_cascade.NETWORKS))
-    add("--runs", type=_count, default=5, metavar="N", help="of each, the median counts (5)")
-    add("--threads", type=_count, metavar="N", help="of each side (all cores)")
-    add("--sdxl", action="store_true", help="SDXL's UNet too: 22 GB of memory")
-    add("--plain", action="store_true", help="compile with XLA's own options, to compare with ours")
-    add("--small", action="store_true", help="tiny networks: whether it runs, not how fast")
-    add("--json", action="store_true", help="an object a line: every run, medians and ratios")
+    add(
+        "--runs",
+        type=_count,
+        default=5,
+        metavar="N",
+        help="runs of each, of which the median counts (5)",
+    )
+    add("--threads", type=_count, metavar="N", help="threads of each side (all cores)")
+    add("--sdxl", action="store_true", help="also time SDXL's UNet, which needs 22 GB of memory")
+    add("--plain", action="store_true", help="compile with XLA's default options, for comparison")
+    add("--small", action="store_true", help="tiny networks, to see that it runs")
+    add("--json", action="store_true", help="print JSON lines: every run, medians and ratios")
     cascade.set_defaults(command=bench_cascade.command)
     return parser
 

@@ -91,40 +91,40 @@ class Choice:
 
 _VIDEO = ("i2v", "v2v")
 CHOICES = (
-    Choice("--preset", ("all",), "preset", tuple(presets.PRESETS), "sizes and frames of a full-"
-           "size cascade: " + ", ".join(presets.PRESETS)),
+    Choice("--preset", ("all",), "preset", tuple(presets.PRESETS), "the sizes and frame counts "
+           "of a full-size cascade: " + ", ".join(presets.PRESETS)),
     *(
         Choice(f"--{stage}-sampler", (stage,), "sampler", tuple(SAMPLERS), "one of "
-               + ", ".join(SAMPLERS) + ", or module:name of your own", own=True)
+               + ", ".join(SAMPLERS) + ", or your own module:name", own=True)
         for stage in DIFFUSION
     ),
-    Choice("--spacing", DIFFUSION, "spacing", SPACINGS, "which timesteps are visited: " +
-           ", ".join(SPACINGS) + " (Karras and lcm, tcd have their own)"),
-    Choice("--steps-offset", DIFFUSION, "steps_offset", (0, 999), "added to leading's timesteps "
-           "(the weights' own: mostly 1)"),
-    Choice("--few-steps", _VIDEO, "few_steps", tuple(FEW_STEPS), "how distilled motion modules are "
-           "sampled: " + ", ".join(FEW_STEPS)),
+    Choice("--spacing", DIFFUSION, "spacing", SPACINGS, "spacing of the timesteps: " +
+           ", ".join(SPACINGS) + " (Karras samplers, lcm and tcd have their own)"),
+    Choice("--steps-offset", DIFFUSION, "steps_offset", (0, 999), "added to the timesteps of "
+           "--spacing leading (the weights': mostly 1)"),
+    Choice("--few-steps", _VIDEO, "few_steps", tuple(FEW_STEPS), "sampling of distilled motion "
+           "modules: " + ", ".join(FEW_STEPS)),
     Choice("--guidance-rule", DIFFUSION, "rule", tuple(RULES), "what guidance steers away "
-           "from: none (nothing); text (the negative prompt); public (the negative prompt and an "
-           "empty picture, with the control on both sides, as in diffusers' pipelines); apart "
-           "(picture and text, a scale for each); or module:name of your own", own=True),
-    Choice("--frames", _VIDEO, "frames", (1, 1024), "keyframes (the weights' own); more than the "
-           "motion modules know are made in overlapping windows"),
-    Choice("--windows", _VIDEO, "context", CONTEXTS, "where windows lie, as in ComfyUI's "
-           "AnimateDiff-Evolved: static; uniform (they move from step to step); looped (and go "
-           "over the end); closed (and the video closes to a loop)"),
+           "from: none (no guidance); text (the negative prompt); public (the negative prompt and "
+           "an empty picture, with the ControlNet in both rows, as in diffusers' pipelines); apart "
+           "(picture and text, a scale each); or your own module:name", own=True),
+    Choice("--frames", _VIDEO, "frames", (1, 1024), "number of keyframes (the weights'); more "
+           "than the motion modules were trained for are sampled in overlapping windows"),
+    Choice("--windows", _VIDEO, "context", CONTEXTS, "how windows are placed, as in ComfyUI's "
+           "AnimateDiff-Evolved: static; uniform (they move from step to step); looped (they also "
+           "wrap around the end); closed (the video is a closed loop)"),
     Choice("--window", _VIDEO, "window", (1, 1024), "frames of a window (as many as the motion "
-           "modules know; with --windows 16 at most)"),
-    Choice("--overlap", _VIDEO, "overlap", (0, 1023), "frames that two windows share (a quarter)"),
-    Choice("--fuse", _VIDEO, "blend", ("pyramid", "flat"), "how windows are averaged: pyramid "
-           "(their middles count most), flat"),
-    Choice("--vae-tile", DIFFUSION, "tile", (0, 8192), "pixels along the tiles in which the "
-           "autoencoder runs, for memory (0: no tiles)"),
-    Choice("--clip-skip", DIFFUSION, "clip_skip", (0, 47), "last layers of the text encoder left "
-           "out (the weights' own); 1 is the web UI's 2"),
-    Choice("--vfi", ("vfi",), "network", interpolators.NAMES, "what makes the frames between the "
-           "keyframes: rife, ema, gan, a file of weights or module:NAME of your own, A+B the mean "
-           "of both; none shows the keyframes alone, as long as the video would be", files=True,
+           "modules were trained for; with --windows at most 16)"),
+    Choice("--overlap", _VIDEO, "overlap", (0, 1023), "frames shared by two windows (a quarter)"),
+    Choice("--fuse", _VIDEO, "blend", ("pyramid", "flat"), "weights of the frames of a window: "
+           "pyramid (highest in the middle), flat"),
+    Choice("--vae-tile", DIFFUSION, "tile", (0, 8192), "run the autoencoder in tiles of N pixels a "
+           "side, to save memory (0: no tiles)"),
+    Choice("--clip-skip", DIFFUSION, "clip_skip", (0, 47), "skip the last N layers of the text "
+           "encoder (the weights'); 1 is the web UI's 2"),
+    Choice("--vfi", ("vfi",), "network", interpolators.NAMES, "the interpolator: rife, ema, gan, a "
+           "file of weights or your own module:name; A+B is the mean of both; none shows only the "
+           "keyframes, in the same time", files=True,
            own=True),
 )  # fmt: skip
 

@@ -43,11 +43,17 @@ def main(arguments: Sequence[str]) -> int:
         "what each stage did, where words looked, what each mechanism brought.",
     )
     add = parser.add_argument
-    add("prompt", help="what the video is to show")
-    add("-o", "--out", default="explain.html", metavar="FILE", help="the page (explain.html)")
-    add("--seed", type=int, default=0, metavar="N", help="another seed (0; 0 to 4294967295)")
-    add("--negative", default="", metavar="TEXT", help="what to steer away from")
-    add("--weights", metavar="DIR", help="a cascade folder (the one that ships)")
+    add("prompt", help="what the video should show")
+    add(
+        "-o",
+        "--out",
+        default="explain.html",
+        metavar="FILE",
+        help="the page to write (explain.html)",
+    )
+    add("--seed", type=int, default=0, metavar="N", help="seed of the noise (0; 0 to 4294967295)")
+    add("--negative", default="", metavar="TEXT", help="what the video should not show")
+    add("--weights", metavar="DIR", help="a cascade folder (the shipped one)")
     add("--mesh", metavar="AXES", help=meshes.HELP)
     args = parser.parse_args(list(arguments))
     from mv2_jax.infer import generate, notes

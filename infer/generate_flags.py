@@ -19,12 +19,10 @@ def add(parser: argparse.ArgumentParser, helping: bool) -> None:
     Args:
         helping: its help is about to be shown, with the numbers of the shipped weights.
     """
-    parser.add_argument(
-        "prompt", nargs="*", metavar="PROMPT", help="what the video is to show, in words"
-    )
-    _add_words(parser.add_argument_group("beside the prompt"))
-    _add_pictures(parser.add_argument_group("pictures and clips of yours"))
-    _add_output(parser.add_argument_group("the video"))
+    parser.add_argument("prompt", nargs="*", metavar="PROMPT", help="what the video should show")
+    _add_words(parser.add_argument_group("prompt and seed"))
+    _add_pictures(parser.add_argument_group("your own pictures and clips"))
+    _add_output(parser.add_argument_group("output"))
     _add_many(parser.add_argument_group("several videos"))
     _add_weights(parser.add_argument_group("weights and devices"))
     _add_numbers(parser, helping)
@@ -33,33 +31,37 @@ def add(parser: argparse.ArgumentParser, helping: bool) -> None:
 
 def _add_words(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("--negative", metavar="TEXT", help="what to steer away from")
+    add("--negative", metavar="TEXT", help="what the video should not show")
     for stage in DIFFUSION:
-        add(f"--{stage}-negative", metavar="TEXT", help=f"... in {stage.upper()} alone")
-    add("--seed", metavar="N", help="another seed, another video (0; 0 to 4294967295); random: any")
-    add("--from", dest="from_", metavar="JSON", help="make an earlier video again; flags override")
+        add(f"--{stage}-negative", metavar="TEXT", help=f"... for {stage.upper()} only")
+    add("--seed", metavar="N", help="seed of the noise (0; 0 to 4294967295), or random")
+    add(
+        "--from",
+        dest="from_",
+        metavar="JSON",
+        help="make an earlier video again from its sidecar; other flags override what it says",
+    )
     add(
         "--tell",
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="what a condition of the weights' own is told; once for each",
+        help="the value of a condition that these weights define; may be repeated",
     )
 
 
 def _add_pictures(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("--image", metavar="FILE", help="start at I2V, from your own picture")
-    add("--video", metavar="FILE", help="start at V2V, from your own clip")
+    add("--image", metavar="FILE", help="start at I2V with your own picture")
+    add("--video", metavar="FILE", help="start at V2V with your own clip")
     add(
         "--look",
-        help="a picture whose look counts beside the first one's; for several, again",
+        help="another reference picture for the image tokens; may be repeated",
         **_SEVERAL,
     )
     add(
         "--control",
-        help="a picture or clip that the ControlNet sees instead of the picture; 2=FILE is for the "
-        "second",
+        help="a picture or clip as the ControlNet's input; 2=FILE is for the second ControlNet",
         **_SEVERAL,
     )
 
@@ -70,18 +72,18 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
         "-o",
         "--out",
         metavar="FILE",
-        help="the video's name (out.mp4, numbered where there is one already); out-1.mp4 ... for "
-        "several",
+        help="the file to write (out.mp4, numbered if it exists); several videos become out-1.mp4, "
+        "out-2.mp4 ...",
     )
-    add("--force", action="store_true", help="replace what is there already")
+    add("--force", action="store_true", help="overwrite existing files")
     add(
         "--no-metadata",
         action="store_true",
-        help="leave out of the video and its pictures that they are generated, by what and from "
-        "which prompt and seed",
+        help="do not write into the files that they are generated, by which program, from which "
+        "prompt and seed",
     )
-    add("--size", metavar="WxH", help="size of the video in pixels (the weights' own)")
-    add("--stages", action="store_true", help="keep what every stage made")
+    add("--size", metavar="WxH", help="size of the video in pixels (the weights')")
+    add("--stages", action="store_true", help="also write the result of every stage")
 
 
 def _add_many(group: argparse._ArgumentGroup) -> None:
@@ -90,56 +92,59 @@ def _add_many(group: argparse._ArgumentGroup) -> None:
         "--variations",
         type=whole(1, 1024),
         metavar="N",
-        help="so many videos of each prompt, from seed, seed + 1 ... (1; 1 to 1024)",
+        help="videos of each prompt, with seeds N, N + 1 ... (1; 1 to 1024)",
     )
-    add("--batch", type=whole(1, 1024), metavar="N", help="videos made at a time (1; 1 to 1024)")
+    add("--batch", type=whole(1, 1024), metavar="N", help="videos sampled together (1; 1 to 1024)")
     add(
         "--prompts",
         metavar="FILE",
-        help="many: a prompt a line, or a JSON object of these options' names; - reads lines from "
-        "standard input as they come. -o is then a folder (out); run again, it goes on",
+        help="one request a line: a prompt, or a JSON object of option names; - reads them from "
+        "standard input as they come. -o is then a folder (out); running it again continues",
     )
     add(
         "--part",
         metavar="I/N",
-        help="with --prompts: of N processes that share them, number I (0/N to N-1/N)",
+        help="with --prompts: this is process I of N that share the work (0/N to N-1/N)",
     )
 
 
 def _add_weights(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("--weights", metavar="DIR", help="a cascade folder (the one that ships)")
+    add("--weights", metavar="DIR", help="a cascade folder (the shipped one)")
     add(
         "--lora",
         action="append",
         default=[],
         metavar="FILE[:W][@STAGES]",
-        help="a LoRA, W times (1), in all stages or those named (@t2i; @i2v,v2v); may be repeated",
+        help="apply a LoRA with weight W (1) to all stages, or to those named (@t2i; @i2v,v2v); "
+        "may be repeated",
     )
     add("--mesh", metavar="AXES", help=meshes.HELP)
     add(
         "--resident",
         choices=("all", "stage"),
         default="all",
-        help="weights that lie on the devices: all, or the running stage's alone, read when it "
+        help="weights kept on the devices: all, or only those of the running stage, read when it "
         "begins (all)",
     )
 
 
 def _add_numbers(parser: argparse.ArgumentParser, helping: bool) -> None:
     group = parser.add_argument_group(
-        "numbers, by stage",
-        "In brackets: what the shipped weights like best, and the range. Other weights have their "
-        "own (`mv2 info --weights DIR`).",
+        "numbers by stage",
+        "In parentheses: the default of the shipped weights, and the range. Other weights have "
+        "other defaults (`mv2 info --weights DIR`).",
     )
     known = shipped() if helping else usual()
     for setting in SETTINGS:
-        group.add_argument(setting.flag, dest=setting.dest, metavar="N", help=setting.help(known))
+        group.add_argument(
+            setting.flag, dest=setting.dest, metavar=setting.about.metavar, help=setting.help(known)
+        )
 
 
 def _add_choices(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
-        "samplers, lengths and sizes", "Without one of these the weights' own holds."
+        "samplers, lengths and sizes", "The defaults are the weights'."
     )
     for choice in CHOICES:
         stages = ", ".join(stage.upper() for stage in choice.stages)

@@ -32,102 +32,105 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 def _parser() -> Parser:
     parser = Parser(
         prog="mv2 interpolate",
-        description="Makes a video smoother by frames between its frames. Its sound, subtitles, "
-        "colours and times are kept; nothing is made across a cut or between equal frames.",
+        description="Inserts frames between the frames of a video. Sound, subtitles, colours and "
+        "times are kept; nothing is inserted across a cut or between equal frames.",
     )
     add = parser.add_argument
     add(
         "videos",
         metavar="VIDEO",
         nargs="+",
-        help="videos in any usual container, GIF and WebP too, or folders of pictures",
+        help="videos in any common container, GIF, WebP, or folders of pictures",
     )
-    add("-o", "--out", metavar="FILE", help="an .mp4, .mkv, .mov, .webm, .gif or .webp, or without "
-        "a suffix a folder of PNG; for several videos a folder (VIDEO-smooth.mp4)")  # fmt: skip
-    add("--force", action="store_true", help="replace what is there already")
-    add("--strict", action="store_true", help="refuse a damaged or changing video")
-    add("--mesh", metavar="AXES", help="devices to share the gaps among: auto, or data=8 (one)")
+    add("-o", "--out", metavar="FILE", help=".mp4, .mkv, .mov, .webm, .gif or .webp; without a "
+        "suffix a folder of PNG files; for several videos a folder (VIDEO-smooth.mp4)")  # fmt: skip
+    add("--force", action="store_true", help="overwrite existing files")
+    add("--strict", action="store_true", help="refuse a video that is damaged or changes its size")
+    add("--mesh", metavar="AXES", help="devices that share the work: auto, or data=8 (one)")
     _add_times(parser.add_argument_group("times"))
     _add_frames(parser.add_argument_group("new frames"))
-    _add_codec(parser.add_argument_group("the file"))
+    _add_codec(parser.add_argument_group("output file"))
     return parser
 
 
 def _add_times(group: argparse._ArgumentGroup) -> None:
     pace = group.add_mutually_exclusive_group()
     pace.add_argument(
-        "--times", type=whole(1, 64), metavar="N", help="frames for each (2; 1 to 64)"
+        "--times", type=whole(1, 64), metavar="N", help="multiply the frame rate by N (2; 1 to 64)"
     )
     pace.add_argument(
         "--fps",
         type=_fps,
         metavar="X",
-        help="frames a second: 60, 59.94 ... (twice the source's; 1 to 1000)",
+        help="frame rate of the output: 60, 59.94 ... (twice the source's; 1 to 1000)",
     )
     add = group.add_argument
     add(
         "--pace",
         type=_fps,
         metavar="X",
-        help="frames a second of a folder of pictures (needed there; 1 to 1000)",
+        help="frame rate of a folder of pictures (required for one; 1 to 1000)",
     )
-    add("--slow", type=_slow, default=Fraction(1), metavar="N", help="N times slower (1; 1 to 64), "
-        "at the source's pace unless --times or --fps says another")  # fmt: skip
-    add("--start", type=_seconds, metavar="TIME", help="seconds or h:m:s into the video")
-    add("--end", type=_seconds, metavar="TIME", help="where to stop, likewise")
+    add("--slow", type=_slow, default=Fraction(1), metavar="N", help="slow motion, N times slower "
+        "(1; 1 to 64), at the source's frame rate unless --times or --fps is given")  # fmt: skip
+    add("--start", type=_seconds, metavar="TIME", help="where to begin, in seconds or as h:m:s")
+    add("--end", type=_seconds, metavar="TIME", help="where to stop")
 
 
 def _add_frames(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--vfi", default="rife", metavar="NAME", help=interpolators.HELP)
     add("--views", type=whole(1, 8), default=1, metavar="N",
-        help="N times slower, better (1; 1 to 8)")  # fmt: skip
+        help="average N passes over flipped frames: slower, better (1; 1 to 8)")  # fmt: skip
     add(
         "--scale",
         type=_scale,
         default=Fraction(1),
         metavar="X",
-        help="of the plane that motion is "
-        "looked for on (1; 0.5, 0.25 or 0.125); 0.5 is for 4K, and takes less memory",
+        help="resolution at which motion is estimated (1; 0.5, 0.25 or 0.125); 0.5 suits 4K and "
+        "takes less memory",
     )
     add(
         "--cuts",
         type=_or_off(_share),
         default=UNEXPLAINED,
         metavar="X",
-        help="how little of a picture is found again at a cut: less sees more cuts "
-        f"({UNEXPLAINED}; 0 to 2, or off)",
+        help=f"threshold of cut detection: lower finds more cuts ({UNEXPLAINED}; 0 to 2, or off)",
     )
     add(
         "--pause",
         type=_or_off(_seconds),
         default=PAUSE,
         metavar="S",
-        help="the seconds beyond which a frame that stays is left alone "
-        f"({PAUSE}; 0 or more, or off)",
+        help=f"keep a frame that lasts longer than S seconds as it is ({PAUSE}; 0 or more, or off)",
     )
     add(
         "--jumps",
         choices=("hold", "blend"),
         default="hold",
-        help="small things that jump too far "
-        "to be followed: hold them where they were, or leave what the network made of them (hold)",
+        help="small objects that move too "
+        "far to be tracked: hold them at their place, or keep the network's blend (hold)",
     )
-    add("--dedupe", type=_levels, nargs="?", const=REPEAT, metavar="X", help="for drawings on twos "
-        "and threes: frames that repeat the one before, up to X grey levels, are made anew "
+    add("--dedupe", type=_levels, nargs="?", const=REPEAT, metavar="X", help="for animation on "
+        "twos and threes: replace frames that repeat the one before, up to X grey levels "
         f"({REPEAT:g}; 0 to 64)")  # fmt: skip
 
 
 def _add_codec(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("--codec", metavar="NAME", help="h264, hevc, av1, vp9, prores, ffv1, or a hardware encoder "
-        "of FFmpeg's: h264_nvenc, hevc_videotoolbox ... (h264; vp9 in .webm)")  # fmt: skip
-    add("--crf", type=whole(0, 63), metavar="N", help="quality, 0 the best (16 for h264; 0 to 63)")
-    add("--preset", metavar="NAME", help="the encoder's own: medium, slow ...")
+    add("--codec", metavar="NAME", help="h264, hevc, av1, vp9, prores, ffv1, or one of FFmpeg's "
+        "hardware encoders: h264_nvenc, hevc_videotoolbox ... (h264; vp9 in .webm)")  # fmt: skip
+    add(
+        "--crf",
+        type=whole(0, 63),
+        metavar="N",
+        help="quality; 0 is the best (16 for h264; 0 to 63)",
+    )
+    add("--preset", metavar="NAME", help="the encoder's preset: medium, slow ...")
     add("--pixels", metavar="FORMAT", help="FFmpeg's name of a pixel format, such as yuv420p (the "
-        "nearest to the source's)")  # fmt: skip
-    add("--sound", choices=("keep", "stretch", "drop"), help="keep as it is, stretch with --slow, "
-        "or drop")  # fmt: skip
+        "one nearest to the source's)")  # fmt: skip
+    add("--sound", choices=("keep", "stretch", "drop"), help="keep it, stretch it with --slow, or "
+        "drop it")  # fmt: skip
 
 
 def _number(text: str, low: float, high: float, what: str) -> Fraction:

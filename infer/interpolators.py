@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 NAMES = (*vfi_table.HELD, "none")
 HELP = (
-    f"{', '.join(NAMES)}, a .safetensors file of weights, or module:NAME; A+B is the mean of both"
+    f"{', '.join(NAMES)}, a .safetensors file of weights, or your own module:name; A+B is the "
+    "mean of both"
 )
 PUBLIC = (".pkl", ".pth", ".pt", ".ckpt")
 # Names of what must be in a cascade folder, for it does not come with the package.

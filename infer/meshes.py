@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from jax.sharding import Mesh
 
 AUTO = "auto"
-HELP = "devices to sample on: data=2,context=4 (also fsdp, tensor), or auto (one device)"
+HELP = "the device mesh: data=2,context=4 (also fsdp, tensor), or auto (one device)"
 
 
 def begin(asked: str | None) -> bool:

@@ -260,9 +260,10 @@ def _say(line: str) -> None:
 def _parser() -> Parser:
     parser = Parser(
         prog="mv2 plan",
-        description="Says what a cascade takes on hardware that is not here: for every program "
-        "memory, FLOPs, exchanges and time, and then seconds a video. It first answers from traces "
-        "(a minute), then compiles each program for the machine (a UNet of full size takes a "
+        usage="mv2 plan [OPTIONS] --on NAME PART",
+        description="Estimates what a cascade needs on hardware that is not here: memory, FLOPs, "
+        "collectives and time of every program, then seconds per video. It first answers from "
+        "traces (a minute), then compiles each program for the machine (a full-size UNet takes a "
         "quarter of an hour); --quick leaves that out.",
     )
     add = parser.add_argument
@@ -272,39 +273,55 @@ def _parser() -> Parser:
     add(
         "--mesh",
         metavar="A=N,...",
-        help="sizes of the mesh's axes data, fsdp, context, tensor; auto: try the sensible ones "
-        "and take the best (as mv2 generate --mesh auto chooses)",
+        help="sizes of the mesh axes data, fsdp, context, tensor; auto: try sensible ones and "
+        "take the best (as mv2 generate --mesh auto does)",
     )
-    add("--train", action="store_true", help="a whole training step of t2i, i2v or v2v instead")
-    add("--batch", type=whole(1, 1024), metavar="N", help="videos at a time (1; of --train the "
-        "recipe's; 1 to 1024)")  # fmt: skip
+    add("--train", action="store_true", help="plan a training step of t2i, i2v or v2v instead")
+    add("--batch", type=whole(1, 1024), metavar="N", help="videos sampled together (1; with "
+        "--train the recipe's; 1 to 1024)")  # fmt: skip
     add(
         "--price",
         type=_price,
         metavar="X",
-        help="of an hour of the whole machine, in any money (not told; 0 or more)",
+        help="price of an hour of the whole machine, in any currency (none; 0 or more)",
     )
-    add("--json", action="store_true", help="everything as JSON")
+    add("--json", action="store_true", help="print JSON")
     add("--size", type=_pixels, metavar="WxH", help="size of the video in pixels (the preset's)")
-    add("--dtype", choices=TYPES, default=TYPES[0], help="of parameters and computation")
+    add(
+        "--dtype",
+        choices=TYPES,
+        default=TYPES[0],
+        help="type of parameters and computation (bfloat16)",
+    )
     add("--weights", metavar="DIR", help="plan for this cascade folder instead of a preset")
-    add("--controls", type=whole(1, 9), default=1, metavar="N", help="ControlNets (1; 1 to 9)")
+    add(
+        "--controls",
+        type=whole(1, 9),
+        default=1,
+        metavar="N",
+        help="number of ControlNets (1; 1 to 9)",
+    )
     add(
         "--looks",
         type=whole(1, 64),
         metavar="N",
-        help="mv2 generate's --look, N times (none; 1 to 64)",
+        help="number of reference pictures (--look of mv2 generate; none; 1 to 64)",
     )
     add(
         "--resident",
         choices=("all", "stage"),
         default="all",
-        help="weights that lie on the devices, as in mv2 generate (all)",
+        help="weights kept on the devices, as in mv2 generate (all)",
     )
     numbers = parser.add_argument_group("mv2 generate's numbers")
     known = usual()
     for setting in SETTINGS:
-        numbers.add_argument(setting.flag, dest=setting.dest, metavar="N", help=setting.help(known))
+        numbers.add_argument(
+            setting.flag,
+            dest=setting.dest,
+            metavar=setting.about.metavar,
+            help=setting.help(known),
+        )
     others = parser.add_argument_group("mv2 generate's samplers, lengths and sizes")
     for choice in choices.CHOICES:
         default = " (paper)" if choice.name == "preset" else ""

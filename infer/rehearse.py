@@ -273,16 +273,26 @@ def _parser() -> Parser:
         type=whole(1, 1024),
         default=8,
         metavar="N",
-        help="planes of 1/N a side (8; 1 to 1024)",
+        help="divide the sides of pictures by N (8; 1 to 1024)",
     )
-    add("--frames", type=whole(1, 1024), metavar="N", help="keyframes (the preset's; 1 to 1024)")
+    add(
+        "--frames",
+        type=whole(1, 1024),
+        metavar="N",
+        help="number of keyframes (the preset's; 1 to 1024)",
+    )
     add(
         "--steps",
         type=whole(1, 1024),
         default=2,
         metavar="N",
-        help="steps of a stage (2; 1 to 1024)",
+        help="denoising steps of a stage (2; 1 to 1024)",
     )
-    add("--dtype", choices=_TYPES, default=_TYPES[0], help="of parameters and computation")
-    add("--only", nargs="+", choices=STAGES, metavar="STAGE", help="these stages alone")
+    add(
+        "--dtype",
+        choices=_TYPES,
+        default=_TYPES[0],
+        help="type of parameters and computation (bfloat16)",
+    )
+    add("--only", nargs="+", choices=STAGES, metavar="STAGE", help="run only these stages")
     return parser

@@ -46,15 +46,32 @@ def main(arguments: Sequence[str]) -> int:
     add = parser.add_argument
     add("which", choices=("inference", "training", "preference"), help="what to compare")
     add("--only", default="", metavar="A,B", help="mechanisms of `inference`, such as prior,vfi")
-    add("--prompts", type=int, default=40, metavar="N", help="of withheld worlds (40; 2 or more)")
-    add("--seed", type=int, default=0, metavar="N", help="other prompts (0; 0 to 4294967295)")
-    add("--batch", type=int, default=4, metavar="N", help="videos made at a time (4; 1 or more)")
-    add("--steps", type=int, metavar="N", help="of each arm's training (the recipe's; 1 or more)")
+    add(
+        "--prompts",
+        type=int,
+        default=40,
+        metavar="N",
+        help="number of prompts, all withheld (40; 2 or more)",
+    )
+    add(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="seed that chooses the prompts (0; 0 to 4294967295)",
+    )
+    add("--batch", type=int, default=4, metavar="N", help="videos sampled together (4; 1 or more)")
+    add(
+        "--steps",
+        type=int,
+        metavar="N",
+        help="training steps of each arm (the recipe's; 1 or more)",
+    )
     add("--mesh", metavar="AXES", help=meshes.HELP)
-    add("--judge", metavar="FILE", help="another judge: its file, or a phase's weights")
-    add("--weights", metavar="DIR", help="a cascade folder (the one that ships)")
-    add("--runs", default="runs", metavar="DIR", help="the folder of all training runs (runs)")
-    add("-o", "--out", metavar="DIR", help="where table and strip go (study-WHICH)")
+    add("--judge", metavar="FILE", help="judge to use: its file, or a phase's weights")
+    add("--weights", metavar="DIR", help="a cascade folder (the shipped one)")
+    add("--runs", default="runs", metavar="DIR", help="folder of all training runs (runs)")
+    add("-o", "--out", metavar="DIR", help="folder to write to (study-WHICH)")
     args = parser.parse_args(list(arguments))
     if args.which == "preference" and not args.judge:
         raise InputError(

@@ -160,8 +160,8 @@ def main(arguments: Sequence[str]) -> int:
         description="What the weights know: the words that prompts may use, by kind, with other "
         "words for the same in brackets.",
     )
-    parser.add_argument("--weights", metavar="DIR", help="a cascade folder (the one that ships)")
-    parser.add_argument("--json", action="store_true", help="an object, for programs")
+    parser.add_argument("--weights", metavar="DIR", help="a cascade folder (the shipped one)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     args = parser.parse_args(list(arguments))
     bundle = bundles.read(args.weights)
     known = vocabulary(text.from_json(bundle.tokenizer))

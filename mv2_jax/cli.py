@@ -39,29 +39,29 @@ APART = {
 GROUPS = {
     "make videos": {
         "generate": "make a video from a prompt",
-        "interpolate": "make any video smoother",
-        "words": "what prompts may ask these weights for",
-        "serve": "videos for other programs, by HTTP",
+        "interpolate": "insert frames into any video",
+        "words": "the words that the weights know",
+        "serve": "serve the videos API over HTTP",
     },
     "weights": {
         "info": "versions, devices, caches and weights",
         "convert": "assemble a cascade from public PyTorch checkpoints",
-        "verify": "does a converted cascade compute what PyTorch does?",
-        "export": "components back in the layout of PyTorch's libraries",
+        "verify": "compare a converted cascade with PyTorch",
+        "export": "write components in the layout of PyTorch's libraries",
     },
     "train": {
         "train": "train a recipe, such as toybox/vae",
-        "data": "what a source of clips and pictures holds",
-        "precompute": "latents and states of a source, made once for training",
+        "data": "inspect a source of clips and pictures",
+        "precompute": "encode a source once, for training",
     },
     "measure and look inside": {
-        "explain": "how the cascade came to its video, on one HTML page",
-        "eval": "how often videos show what was asked for, by the judge",
-        "study": "what each mechanism is worth, on paired prompts",
-        "bench": "how good and fast a part is, on a clip of yours",
+        "explain": "one HTML page on how the cascade made a video",
+        "eval": "score videos of withheld prompts by the judge",
+        "study": "measure each mechanism on paired prompts",
+        "bench": "quality and speed of a part, on your clip or machine",
     },
     "hardware": {
-        "plan": "memory, time and money of a video on absent hardware",
+        "plan": "memory, time and price of a video on other hardware",
         "rehearse": "run a full-size cascade with random weights",
     },
 }
@@ -135,12 +135,12 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser(
         prog="mv2",
         usage="mv2 [-h] [--version] COMMAND ...",
-        description="Text to video, in JAX. mv2 COMMAND --help says more of each command.",
+        description="Text to video in JAX. See mv2 COMMAND --help for the options of a command.",
         epilog=_listed(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="store_true", help="print the version and exit")
-    commands = parser.add_subparsers(metavar="COMMAND", help=argparse.SUPPRESS)
+    commands = parser.add_subparsers(prog="mv2", metavar="COMMAND", help=argparse.SUPPRESS)
     subparsers = {
         "generate": _generate_parser(commands, not {"-h", "--help"}.isdisjoint(arguments)),
         "train": _train_parser(commands),
@@ -194,8 +194,9 @@ def _generate_parser(
 
     parser = commands.add_parser(
         "generate",
-        description="Makes an MP4 from each prompt, and beside it a contact sheet (PNG) and a "
-        "sidecar (JSON) from which `mv2 generate --from` makes the same video again.",
+        usage="mv2 generate [OPTIONS] PROMPT [PROMPT ...]",
+        description="Makes an MP4 from each prompt, with a contact sheet (PNG) and a sidecar "
+        "(JSON) from which `mv2 generate --from` makes the same video again.",
     )
     generate_flags.add(parser, helping)
     parser.set_defaults(run=_generate)
@@ -205,24 +206,37 @@ def _generate_parser(
 def _train_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     parser = commands.add_parser(
         "train",
-        description="Trains a recipe, phase after phase. Run it again to go on where it stopped.",
+        description="Trains a recipe, phase after phase. Running it again continues where it "
+        "stopped.",
     )
     add = parser.add_argument
-    add("recipe", metavar="RECIPE", help="toybox/..., or a Python file with get_config()")
-    add("--set", action="append", default=[], metavar="A.B=V", help="change leaves of the config")
-    add("--phase", metavar="NAME", help="only this phase")
-    add("--out", metavar="DIR", help="the folder of all runs (runs)")
-    add("--fresh", action="store_true", help="forget what earlier runs left")
-    add("--dry-run", action="store_true", help="print the plan: sizes, memory, steps, hours")
+    add(
+        "recipe",
+        metavar="RECIPE",
+        help="the name of a recipe, such as toybox/vae, or a Python file with get_config()",
+    )
+    add(
+        "--set",
+        action="append",
+        default=[],
+        metavar="A.B=V",
+        help="change a setting of the recipe; may be repeated",
+    )
+    add("--phase", metavar="NAME", help="run only this phase")
+    add("--out", metavar="DIR", help="folder of all runs (runs)")
+    add("--fresh", action="store_true", help="start anew, without the checkpoints of earlier runs")
+    add("--dry-run", action="store_true", help="only print the plan: sizes, memory, steps, hours")
     add("--profile", metavar="A:B", default="", help="trace steps A to B with JAX's profiler")
-    add("--wandb", action="store_true", help="report to Weights & Biases, too")
+    add("--wandb", action="store_true", help="also report to Weights & Biases")
     parser.set_defaults(run=_train)
     return parser
 
 
 def _info_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
-    parser = commands.add_parser("info")
-    parser.add_argument("--weights", metavar="DIR", help="a cascade folder (the one that ships)")
+    parser = commands.add_parser(
+        "info", description="Prints versions, devices, caches, and what a cascade folder holds."
+    )
+    parser.add_argument("--weights", metavar="DIR", help="a cascade folder (the shipped one)")
     parser.set_defaults(run=_info)
     return parser
 
@@ -230,25 +244,35 @@ def _info_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParse
 def _eval_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     from mv2_jax.infer import meshes
 
-    parser = commands.add_parser("eval")
+    parser = commands.add_parser(
+        "eval",
+        description="Makes videos of withheld prompts and scores how often they show what was "
+        "asked for.",
+    )
     add = parser.add_argument
-    add("world", choices=["toybox"], help="the judge's world")
+    add("world", choices=["toybox"], help="the world of prompts and judge")
     add(
         "--prompts",
         type=int,
         default=200,
         metavar="N",
-        help="prompts of withheld worlds (200; 1 or more)",
+        help="number of prompts (200; 1 or more)",
     )
     add(
         "--seed",
         type=int,
         default=0,
         metavar="N",
-        help="another choice of prompts (0; 0 to 4294967295)",
+        help="seed that chooses the prompts (0; 0 to 4294967295)",
     )
-    add("--batch", type=whole(1, 1024), default=4, metavar="N", help="at a time (4; 1 to 1024)")
-    add("--weights", metavar="DIR", help="a cascade folder (the one that ships)")
+    add(
+        "--batch",
+        type=whole(1, 1024),
+        default=4,
+        metavar="N",
+        help="videos sampled together (4; 1 to 1024)",
+    )
+    add("--weights", metavar="DIR", help="a cascade folder (the shipped one)")
     add("--mesh", metavar="AXES", help=meshes.HELP)
     add("-o", "--out", metavar="DIR", help="write eval.json and eval.png there")
     parser.set_defaults(run=_eval)

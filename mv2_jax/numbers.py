@@ -30,6 +30,11 @@ class About:
     own_flag: bool = False
 
     @property
+    def metavar(self) -> str:
+        """What stands for a value in help texts."""
+        return "N"
+
+    @property
     def range(self) -> str:
         """What may be given, for help texts."""
         return f"{self.low:g} to {self.high:g}"
@@ -61,11 +66,15 @@ class Size(About):
     """Two numbers of pixels, "1024x768"; "" is what it would be anyway."""
 
     @property
+    def metavar(self) -> str:
+        return "WxH"
+
+    @property
     def range(self) -> str:
         return "such as 1024x768"
 
     def show(self, value: Any) -> str:
-        return value or "its own"
+        return value or "the stage's"
 
     def check(self, value: Any, name: str) -> str:
         """Raises InputError where it is not that."""
@@ -79,6 +88,10 @@ class Size(About):
 
 class Each(About):
     """A number, or one for each ControlNet: "0.8,0.5", or a sequence."""
+
+    @property
+    def metavar(self) -> str:
+        return "N[,N]"
 
     def show(self, value: Any) -> str:
         return ",".join(f"{each:g}" for each in several(value))
@@ -95,11 +108,15 @@ class ByFrame(About):
     and last of them beyond. For several ControlNets with ";" between. "" is 1 throughout."""
 
     @property
+    def metavar(self) -> str:
+        return "FRAME:N,..."
+
+    @property
     def range(self) -> str:
         return "such as 0:1,8:0"
 
     def show(self, value: Any) -> str:
-        return value or "all the same"
+        return value or "1 for all"
 
     def check(self, value: Any, name: str) -> str:
         """The text, spelled one way; a mapping {frame: weight} will do too.
@@ -128,6 +145,10 @@ class Word(About):
     """One of some words, or one for each ControlNet with commas between."""
 
     known: tuple[str, ...] = ()
+
+    @property
+    def metavar(self) -> str:
+        return "NAME"
 
     @property
     def range(self) -> str:
@@ -188,38 +209,49 @@ class Guided:
     """What every diffusion stage has. `steps` None: as many as its config says."""
 
     steps: int | None = _number(
-        None, int, 1, 1000, "denoising steps of a whole chain", own_flag=True
+        None, int, 1, 1000, "denoising steps of a full chain", own_flag=True
     )
-    guidance: float = _number(7.5, float, 0, 100, "how close to the text", own_flag=True)
+    guidance: float = _number(
+        7.5,
+        float,
+        0,
+        100,
+        "guidance scale of the text: higher follows it more closely",
+        own_flag=True,
+    )
     guidance_rescale: float = _number(
-        0.0, float, 0, 1, "how far a guided output is brought back to the spread of an unguided one"
+        0.0, float, 0, 1, "rescale guided outputs towards the spread of unguided ones"
     )
     guidance_low: float = _number(
         0.0,
         float,
         0,
         1e6,
-        "guide only where there is so many times as much noise as signal, or more",
+        "apply guidance only at noise-to-signal ratios of N and more",
     )
-    guidance_high: float = _number(0.0, float, 0, 1e6, "... or less (0: no bound)")
+    guidance_high: float = _number(0.0, float, 0, 1e6, "... and of N and less (0: no limit)")
     cache_interval: int = _number(
         1,
         int,
         1,
         1000,
-        "run the whole network every so many steps only, and its outer part between (DeepCache)",
+        "DeepCache: run the whole network only every N steps, and its outer blocks in between",
         own_flag=True,
     )
     cache_branch: int = _number(
-        0, int, 0, 99, "how far in that part goes: 0 is the last block alone, and the fastest"
+        0,
+        int,
+        0,
+        99,
+        "DeepCache: how deep those outer blocks go; 0, only the last one, is the fastest",
     )
     original_size: str = _number(
-        "", str, 0, 0, "SDXL is told that pictures were so large, width x height", Size
+        "", str, 0, 0, "SDXL's size condition: width and height of the original picture", Size
     )
-    target_size: str = _number("", str, 0, 0, "... that they are to be so large", Size)
-    crop: str = _number("", str, 0, 0, "... and cut so far from the left and the top", Size)
+    target_size: str = _number("", str, 0, 0, "... width and height of the picture to make", Size)
+    crop: str = _number("", str, 0, 0, "... pixels cropped from its left and its top", Size)
     empty_text: str = _word(
-        "zeros", ("zeros", "encoded"), "what SDXL reads for an empty (negative) prompt"
+        "zeros", ("zeros", "encoded"), "SDXL's text states for an empty (negative) prompt"
     )
 
 
@@ -227,30 +259,43 @@ class Guided:
 class Pictured(Guided):
     """What the video stages have beside."""
 
-    image_guidance: float = _number(1.0, float, 0, 100, "how close to the picture")
-    image_scale: float = _number(1.0, float, 0, 4, "weight of the picture's look")
-    image_start: float = _number(0.0, float, 0, 1, "show the look from this part of the chain on")
-    image_end: float = _number(1.0, float, 0, 1, "... and up to this part")
-    image_frames: str = _number("", float, 0, 4, "weight of the look by frame", ByFrame)
+    image_guidance: float = _number(1.0, float, 0, 100, "guidance scale of the picture")
+    image_scale: float = _number(
+        1.0, float, 0, 4, "weight of the image tokens (IP-Adapter's scale)"
+    )
+    image_start: float = _number(
+        0.0, float, 0, 1, "use the image tokens from this fraction of the steps on"
+    )
+    image_end: float = _number(1.0, float, 0, 1, "... and up to this fraction")
+    image_frames: str = _number("", float, 0, 4, "weight of the image tokens by frame", ByFrame)
     control_scale: float | tuple[float, ...] = _number(
-        1.0, float, 0, 4, "weight of the picture's layout; of several ControlNets 0.8,0.5", Each
+        1.0, float, 0, 4, "weight of the ControlNet; 0.8,0.5 for two of them", Each
     )
     control_start: float | tuple[float, ...] = _number(
-        0.0, float, 0, 1, "control from this part of the chain on, likewise", Each
+        0.0, float, 0, 1, "use the ControlNet from this fraction of the steps on", Each
     )
     control_end: float | tuple[float, ...] = _number(
-        1.0, float, 0, 1, "... and up to this part", Each
+        1.0, float, 0, 1, "... and up to this fraction", Each
     )
     control_frames: str = _number(
         "",
         float,
         0,
         4,
-        "weight of the layout by frame; of several ControlNets 0:1,8:0;0:1",
+        "weight of the ControlNet by frame; 0:1,8:0;0:1 for two of them",
         ByFrame,
     )
-    motion_scale: float = _number(1.0, float, 0, 10, "how much motion modules move")
-    motion_frames: str = _number("", float, 0, 10, "a factor of it by frame", ByFrame)
+    motion_scale: float = _number(
+        1.0, float, 0, 10, "strength of motion: scales the keys of temporal attention"
+    )
+    motion_frames: str = _number(
+        "",
+        float,
+        0,
+        10,
+        "strength of motion by frame, a factor of --motion-scale",
+        ByFrame,
+    )
 
 
 @dataclass(frozen=True)
@@ -265,12 +310,18 @@ class I2V(Pictured):
     control_sees: str = _word(
         "picture",
         ("picture", "first"),
-        "what the ControlNet sees: the picture on all frames, or on the first alone",
+        "the ControlNet's input: the picture on all frames, or on the first only",
         own_flag=True,
     )
-    noise_prior: float = _number(0.0, float, 0, 1, "how much of the picture the first noise holds")
+    noise_prior: float = _number(
+        0.0, float, 0, 1, "share of the picture's latent in the initial noise"
+    )
     free_init: int = _number(
-        0, int, 0, 10, "how often to begin again from the slow part of what came out (FreeInit)"
+        0,
+        int,
+        0,
+        10,
+        "FreeInit: how many times to sample again from the low frequencies of the result",
     )
 
 
@@ -281,12 +332,12 @@ class V2V(Pictured):
     control_sees: str = _word(
         "picture",
         ("picture", "first", "keyframes"),
-        "what the ControlNet sees: the picture on all frames or on the first alone, or each "
-        "keyframe itself (for tile)",
+        "the ControlNet's input: the picture on all frames or on the first only, or each "
+        "keyframe itself (for tile ControlNets)",
         own_flag=True,
     )
     strength: float = _number(
-        0.5, float, 0, 1, "how much to redraw: 0 keeps the keyframes", own_flag=True
+        0.5, float, 0, 1, "how much to change the keyframes: 0 keeps them", own_flag=True
     )
 
 
@@ -294,8 +345,8 @@ class V2V(Pictured):
 class VFI:
     """The smooth video's."""
 
-    between: int = _number(2, int, 0, 15, "frames put between two keyframes")
-    fps: float = _number(12.0, float, 0.1, 240, "frames a second of the video")
+    between: int = _number(2, int, 0, 15, "frames to insert between two keyframes")
+    fps: float = _number(12.0, float, 0.1, 240, "frames per second of the video")
 
 
 Stage = T2I | I2V | V2V | VFI

@@ -145,25 +145,30 @@ def _parser() -> Parser:
     parser = Parser(
         prog="mv2 serve",
         description="Serves OpenAI's videos API: POST /v1/videos and so on (docs/serving.md). Jobs "
-        "are kept in a folder, and go on after a restart.",
+        "are kept in a folder and survive a restart.",
     )
     add = parser.add_argument
-    add("-o", "--out", default="served", metavar="DIR", help="jobs and videos (served)")
-    add("--host", default="127.0.0.1", metavar="ADDRESS", help="to listen on (127.0.0.1); any "
-        "other than this machine's own needs a token")  # fmt: skip
+    add("-o", "--out", default="served", metavar="DIR", help="folder of jobs and videos (served)")
+    add("--host", default="127.0.0.1", metavar="ADDRESS", help="address to listen on (127.0.0.1); "
+        "any but loopback needs a token")  # fmt: skip
     add(
         "--port",
         type=whole(0, 65535),
         default=8000,
         metavar="N",
-        help="to listen on (8000; 0 to 65535, 0: any)",
+        help="port to listen on (8000; 0 to 65535, 0: any free one)",
     )
-    add("--token", metavar="TEXT", help=f"that clients must send ({TOKEN}; else one is made up "
-        "and printed where it is needed)")  # fmt: skip
-    add("--weights", metavar="DIR", help="a cascade folder (the one that ships)")
+    add("--token", metavar="TEXT", help=f"token that clients must send ({TOKEN}; by default one "
+        "is generated and printed where it is needed)")  # fmt: skip
+    add("--weights", metavar="DIR", help="a cascade folder (the shipped one)")
     add("--mesh", metavar="AXES", help=meshes.HELP)
-    add("--resident", choices=("all", "stage"), default="all", help="as mv2 generate's (all)")
-    _add_limits(parser.add_argument_group("limits; what is beyond is answered by 4xx"))
+    add(
+        "--resident",
+        choices=("all", "stage"),
+        default="all",
+        help="weights kept on the devices, as in mv2 generate (all)",
+    )
+    _add_limits(parser.add_argument_group("limits (answered with 4xx beyond)"))
     return parser
 
 
@@ -172,27 +177,27 @@ def _add_limits(group: Any) -> None:
     add(
         "--rate",
         default=60,
-        help="requests for videos a minute from one client (60; 1 to 1000000)",
+        help="requests per minute from one client (60; 1 to 1000000)",
         **many,
     )
-    add("--queue", default=1000, help="jobs that wait (1000; 1 to 1000000)", **many)
-    add("--client", default=100, help="jobs of one client that wait (100; 1 to 1000000)", **many)
+    add("--queue", default=1000, help="waiting jobs (1000; 1 to 1000000)", **many)
+    add("--client", default=100, help="waiting jobs of one client (100; 1 to 1000000)", **many)
     add(
         "--upload",
         type=whole(1, 4096),
         default=64,
         metavar="N",
-        help="MiB of a request (64; 1 to 4096)",
+        help="size of a request in MiB (64; 1 to 4096)",
     )
     add(
         "--frames",
         type=whole(1, 1024),
         metavar="N",
-        help="keyframes of a video (eight times the weights' own; 1 to 1024)",
+        help="keyframes of a video (eight times the weights'; 1 to 1024)",
     )
     add(
         "--pixels",
         type=whole(256, 2**26),
         metavar="N",
-        help="of a frame (four times the weights' own; 256 to 67108864)",
+        help="pixels of a frame (four times the weights'; 256 to 67108864)",
     )

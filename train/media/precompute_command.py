@@ -47,30 +47,48 @@ def main(arguments: Sequence[str]) -> int:
 def _parser() -> Parser:
     parser = Parser(
         prog="mv2 precompute",
-        description="Latents, image features and text states of a source's samples, once: training "
-        "then reads them with data.source=precomputed. Run it again to go on, or on several "
-        "machines with --part.",
+        description="Encodes the samples of a source once: latents, image features and text "
+        "states. Training reads them with data.source=precomputed. Running it again continues; "
+        "--part shares the work between machines.",
     )
     add = parser.add_argument
-    add("source", metavar="SOURCE", help="a folder, tars, ArrayRecord files, a TFDS data set ...")
-    add("-o", "--out", required=True, metavar="DIR", help="where the shards go")
-    add("--cascade", required=True, metavar="FOLDER", help="whose networks make them")
-    add("--stage", choices=("t2i", "i2v", "v2v"), default="i2v", help="for which stage (i2v)")
-    add("--size", type=int, nargs="+", default=[], metavar="PIXELS", help="as size in the recipe")
+    add("source", metavar="SOURCE", help="a folder, tars, ArrayRecord files, a TFDS dataset ...")
+    add("-o", "--out", required=True, metavar="DIR", help="folder of the shards")
+    add("--cascade", required=True, metavar="FOLDER", help="the cascade whose networks encode them")
+    add(
+        "--stage",
+        choices=("t2i", "i2v", "v2v"),
+        default="i2v",
+        help="the stage to encode for (i2v)",
+    )
+    add(
+        "--size",
+        type=int,
+        nargs="+",
+        default=[],
+        metavar="PIXELS",
+        help="frame size, as in the recipe (the recipe's)",
+    )
     add("--frames", type=whole(1, 1024), default=0, metavar="N",
-        help="as frames in the recipe (the recipe's; 1 to 1024)")  # fmt: skip
-    add("--set", nargs="+", action="extend", metavar="NAME=VALUE", help="as data.NAME in a recipe")
+        help="frames of a clip (the recipe's; 1 to 1024)")  # fmt: skip
+    add(
+        "--set",
+        nargs="+",
+        action="extend",
+        metavar="NAME=VALUE",
+        help="a setting of data, as in a recipe; may be repeated",
+    )
     add("--passes", type=whole(1), default=1, metavar="N",
-        help="draws of each sample, part and cut (1; 1 or more)")  # fmt: skip
+        help="times each sample is drawn, with its own clip and crop (1; 1 or more)")  # fmt: skip
     add("--shard", type=whole(1), default=256, metavar="N",
-        help="samples a shard (256; 1 or more)")  # fmt: skip
+        help="samples of a shard (256; 1 or more)")  # fmt: skip
     add("--batch", type=whole(1), default=4, metavar="N",
-        help="samples at a time (4; 1 or more)")  # fmt: skip
+        help="samples encoded together (4; 1 or more)")  # fmt: skip
     add(
         "--part",
         default="",
         metavar="I/N",
-        help="of N processes that share the shards, number I (0/N to N-1/N)",
+        help="this is process I of N that share the shards (0/N to N-1/N)",
     )
     return parser
 

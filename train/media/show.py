@@ -42,18 +42,25 @@ def main(arguments: Sequence[str]) -> int:
 def _parser() -> Parser:
     parser = Parser(
         prog="mv2 data",
-        description="What a source of clips and pictures holds: counts, durations, captions, the "
-        "buckets that training would make of it, and what is broken.",
+        description="Inspects a source of clips and pictures: counts, durations, captions, "
+        "training buckets and broken files.",
     )
     add = parser.add_argument
-    add("source", metavar="SOURCE", help="a folder, tars, ArrayRecord files, a TFDS data set ...")
-    add("-o", "--out", metavar="PNG", help="write a sheet of clips with their captions")
-    add("--size", type=int, nargs="+", default=[512], metavar="PIXELS", help="height and width")
+    add("source", metavar="SOURCE", help="a folder, tars, ArrayRecord files, a TFDS dataset ...")
+    add("-o", "--out", metavar="PNG", help="write a contact sheet with captions")
+    add(
+        "--size",
+        type=int,
+        nargs="+",
+        default=[512],
+        metavar="PIXELS",
+        help="height and width of training samples (512)",
+    )
     add("--frames", type=whole(1, 1024), default=16, metavar="N",
         help="frames of a training clip (16; 1 to 1024)")  # fmt: skip
     add("--set", nargs="+", action="extend", metavar="NAME=VALUE",
-        help=f"as data.NAME in a recipe: {', '.join(DEFAULTS)}")  # fmt: skip
-    add("--all", action="store_true", help=f"name all broken files, not {NAMED}")
+        help=f"a setting of data, as in a recipe: {', '.join(DEFAULTS)}")  # fmt: skip
+    add("--all", action="store_true", help=f"name all broken files, not only {NAMED}")
     add("--json", action="store_true", help="print JSON")
     return parser
 
