@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mv2_jax import numbers as sets
-from mv2_jax.numbers import About
+from mv2_jax.number_kinds import About
 
 if TYPE_CHECKING:
     from mv2_jax.bundle import Bundle

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from mv2_jax import number_kinds
 from mv2_jax import numbers as sets
 from mv2_jax.diffusion import samplers
 from mv2_jax.errors import InputError
@@ -51,7 +52,7 @@ def inputs(
                 made[f"{name}_image"] = np.asarray(keyframes, np.float32)
     scale = np.full((batch,), own.motion_scale, np.float32)
     if own.motion_frames:
-        curve, *more = sets.curves(own.motion_frames, frames)
+        curve, *more = number_kinds.curves(own.motion_frames, frames)
         if more:
             raise InputError("motion_frames is one list")
         scale = scale[:, None] * np.asarray(curve, np.float32)
@@ -102,7 +103,7 @@ def between(cfg: Config, steps: int, first: int, start: float, end: float) -> np
 
 
 def _each(own: sets.Guided, name: str, count: int) -> tuple[float, ...]:
-    return _spread(sets.several(getattr(own, name)), name, count)
+    return _spread(number_kinds.several(getattr(own, name)), name, count)
 
 
 def _words(own: sets.Guided, count: int) -> tuple[str, ...]:
@@ -118,7 +119,7 @@ def _curves(own: sets.Guided, kind: str, count: int, frames: int) -> np.ndarray 
             alone[number, 1:] = 0 if word == "first" else 1
     if not text and alone.all():
         return None
-    curves = _spread(tuple(sets.curves(text, frames)), name, count)
+    curves = _spread(tuple(number_kinds.curves(text, frames)), name, count)
     return alone * np.asarray(curves, np.float32).reshape(count, frames)
 
 
