@@ -9,6 +9,7 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
+from mv2_jax import startup
 from mv2_jax.arguments import Parser
 from mv2_jax.configs.few_steps import FEW_STEPS, PICTURE_STEPS
 from mv2_jax.configs.presets import PRESETS
@@ -45,6 +46,7 @@ def main(arguments: Sequence[str]) -> int:
         OSError: the folder cannot be written.
     """
     args = _parser().parse_args(list(arguments))
+    startup.loading()
     with needs("torch", "transformers"):
         from mv2_jax.convert import kinds
 

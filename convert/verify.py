@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from mv2_jax import bundle as bundles
-from mv2_jax import files
+from mv2_jax import files, startup
 from mv2_jax.arguments import Parser
 from mv2_jax.convert import cli
 from mv2_jax.errors import InputError
@@ -59,6 +59,7 @@ def main(arguments: Sequence[str]) -> int:
     for name in names:
         bundle.config(name)  # says what is there, for a name that is not
     bundle.verify(names)
+    startup.loading("PyTorch")
     with cli.needs("torch", "diffusers", "transformers"):
         from mv2_jax.convert import compare, kinds
     _unchanged(origins)

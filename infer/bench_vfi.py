@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from mv2_jax import startup
 from mv2_jax.errors import InputError
 from mv2_jax.infer import interpolate_cuts as cuts
 from mv2_jax.infer import interpolate_packets as packets
@@ -59,6 +60,7 @@ def command(args: argparse.Namespace) -> None:
     """
     if args.clip != TOYBOX:
         _check(args.clip)  # what is wrong with the clip is said before JAX is loaded
+    startup.loading()
     ready = methods(args.methods, args.vfi, args.views)
     meshes.say(hint=False)
     for times in args.times:

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mv2_jax import bundle as bundles
-from mv2_jax import files
+from mv2_jax import files, startup
 from mv2_jax.errors import InputError
-from mv2_jax.infer import generate, measured, media, meshes, outputs, settings
+from mv2_jax.infer import generate, media, meshes, outputs, settings
 from mv2_jax.infer.progress import Bars, Forecast
 
 _SECONDS = 10.4  # of one prompt with the shipped weights on two CPU cores: 417 s of 40
@@ -90,12 +90,14 @@ def toybox(
         InputError: fewer than two prompts, a seed out of range, no judge, missing or damaged
             weights, or a folder that cannot be written.
     """
-    from mv2_jax.toybox import evaluate
-
     if count < 2:
         raise InputError(f"--prompts is {count}; it takes at least 2, one from each set")
     if not 0 <= seed <= 2**32 - count:
         raise InputError(f"--seed is {seed}; it goes from 0 to {2**32 - count}")
+    startup.loading()
+    from mv2_jax.infer import measured
+    from mv2_jax.toybox import evaluate
+
     first_process = meshes.begin(mesh)
     with meshes.agreed(mesh):
         if out is not None and first_process:
@@ -147,6 +149,7 @@ def toybox(
 def _spread(cascade: Cascade, numbers: Any, prompts: Any, words: np.ndarray, batch: int) -> Any:
     """How much seeds differ, over one prompt in sixteen, six at most."""
     from mv2_jax.diffusion import keys as random
+    from mv2_jax.infer import measured
 
     def picture(texts: list[str], seeds: list[int]) -> np.ndarray:
         made = cascade.t2i(texts, keys=random.seeds(seeds), negative="", **numbers["t2i"])

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mv2_jax import bundle as bundles
-from mv2_jax import files, text
+from mv2_jax import files, startup, text
 from mv2_jax.arguments import Parser
 from mv2_jax.errors import InputError
 from mv2_jax.infer import explain_page as html
@@ -62,10 +62,10 @@ def main(arguments: Sequence[str]) -> int:
     out = Path(args.out)
     if out.is_dir():
         raise InputError(f"{out} is a folder; name a file for the page")
-    first_process = meshes.begin(args.mesh)
     asked = Request((args.prompt,), args.negative, args.seed)
     if not (timing.is_one(args.prompt) and timing.is_one(args.negative)):
         raise InputError("mv2 explain takes a prompt that stays the same over steps and frames")
+    first_process = meshes.begin(args.mesh)
     with meshes.agreed(args.mesh):
         if first_process:
             outputs.check(out)
@@ -74,6 +74,7 @@ def main(arguments: Sequence[str]) -> int:
         numbers = settings.resolve({}, {}, bundle)
     for line in notes.warnings(asked, bundle) if first_process else ():
         print(f"mv2: warning: {line}", file=sys.stderr)
+    startup.loading()
     began = time.monotonic()
     cascade, made_with = generate.load(bundle, args.mesh)
     with Bars(silent=not first_process) as bars:

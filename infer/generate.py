@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mv2_jax import startup
 from mv2_jax.infer import cache, interpolators, media, meshes, outputs
 from mv2_jax.infer.notes import warnings
 from mv2_jax.infer.outputs import Outputs
@@ -196,6 +197,7 @@ def command(
         ready = Checked(mesh)(request)
     for line in warnings(request, ready.bundle, ready.tokenizer) if first_process else ():
         print(f"mv2: warning: {line}", file=sys.stderr)
+    startup.loading()
     started = time.monotonic()
     place = request.row if batch is None else (0, min(batch, len(planned)))
     jobs = [Job(ready, index, files, place) for index, files in enumerate(planned)]

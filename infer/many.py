@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from mv2_jax import startup
 from mv2_jax.arguments import part as part_of
 from mv2_jax.errors import InputError
 from mv2_jax.infer import generate, meshes, outputs, prompts
@@ -57,6 +58,7 @@ def command(args: argparse.Namespace) -> int:
                 folder.mkdir(parents=True, exist_ok=True)
     if part[1] > 1:
         print(f"mv2: part {part[0]} of {part[1]}, a line in {part[1]}", file=sys.stderr)
+    startup.loading()
     with Bars(silent=not first_process) as bars:
         videos = generate.Videos(bars, args.mesh, args.batch or 1, args.resident)
         work = _Work(args, folder, lines, videos, bars, first_process)

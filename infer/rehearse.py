@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from mv2_jax import numbers
+from mv2_jax import numbers, startup
 from mv2_jax.arguments import Parser, whole
 from mv2_jax.configs import presets
 from mv2_jax.infer import meshes
@@ -61,6 +61,7 @@ def main(arguments: Sequence[str]) -> int:
     args = _parser().parse_args(list(arguments))
     chosen = args.only or STAGES
     preset = reduced(presets.PRESETS[args.preset], args.shrink, args.frames)
+    startup.loading()
     meshes.say(hint=False)
     print(f"{args.preset}, {args.dtype}, planes 1/{args.shrink}, {args.steps} steps", flush=True)
     print(f"{'stage':<6}{'M params':>10}{'compile s':>11}{'run s':>9}{'peak GiB':>10}  made")

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mv2_jax import bundle as bundles
-from mv2_jax import config, files
+from mv2_jax import config, files, startup
 from mv2_jax import params as trees
 from mv2_jax.arguments import Parser
 from mv2_jax.errors import InputError
@@ -86,6 +86,7 @@ def main(arguments: Sequence[str]) -> int:
         raise InputError(f"--steps is {args.steps}; it is at least 1")
     meshes.of(args.mesh)  # what does not fit is said before arms are trained
     bundle = bundles.read(args.weights)
+    startup.loading()
     from mv2_jax.infer import mechanisms, study_arms
     from mv2_jax.train import needs
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 
+from mv2_jax import startup
 from mv2_jax.arguments import Parser, whole
 from mv2_jax.errors import InputError
 from mv2_jax.lookup import one_of
@@ -311,6 +312,7 @@ def _train(args: argparse.Namespace) -> int:
     from mv2_jax.train import needs
 
     needs.check("mv2 train")
+    startup.loading()
     from mv2_jax.train import cli
 
     return cli.main(

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 
 # Each row may import the rows above it. Within a row, a package or module imports itself only.
 ORDER = (
-    ("config_types", "config_vfi", "errors", "signals"),
+    ("config_types", "config_vfi", "errors", "signals", "startup"),
     ("remote",),
     ("files",),
     ("lookup",),

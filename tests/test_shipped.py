@@ -10,7 +10,8 @@ from mv2_jax import bundle, cascade
 from mv2_jax.diffusion import guidance
 from mv2_jax.stages import stage as stages
 from mv2_jax.toybox import captions
-from mv2_jax.toybox.world import MOTIONS, sample_world
+from mv2_jax.toybox.vocabulary import MOTIONS
+from mv2_jax.toybox.world import sample_world
 from mv2_jax.train.toybox import worlds
 
 

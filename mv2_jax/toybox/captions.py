@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from mv2_jax.toybox.world import COLOURS, MOTIONS, SCENES, THINGS
+from mv2_jax.toybox.vocabulary import COLOURS, MOTIONS, SCENES, THINGS
 
 _COLOUR_NAMES = {
     "red": ("red", "crimson", "scarlet"),

@@ -15,7 +15,7 @@ from mv2_jax import config, params
 from mv2_jax.errors import InputError
 from mv2_jax.toybox import intervals
 from mv2_jax.toybox.judge import KINDS, Judge, prepare
-from mv2_jax.toybox.world import COLOURS, MOTIONS, SCENES, THINGS
+from mv2_jax.toybox.vocabulary import COLOURS, MOTIONS, SCENES, THINGS
 
 WEIGHTS = Path(__file__).parent.parent / "weights" / "judge" / "judge.safetensors"
 _FLOOR = 1e-4  # of a probability: one word that is surely wrong does not drown the others

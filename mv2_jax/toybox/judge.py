@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from mv2_jax import shards
 from mv2_jax.config import JudgeConfig
-from mv2_jax.toybox.world import SIZES
+from mv2_jax.toybox.vocabulary import SIZES
 
 KINDS = ("thing", "colour", "scene", "motion")
 PICTURED = KINDS[:3]  # what a single frame shows

@@ -17,7 +17,8 @@ from mv2_jax.diffusion import keys as named
 from mv2_jax.toybox.judge import HALVES
 from mv2_jax.toybox.renderer import frame_times, render
 from mv2_jax.toybox.split import is_train, sample_train_world
-from mv2_jax.toybox.world import SIZES, World
+from mv2_jax.toybox.vocabulary import SIZES
+from mv2_jax.toybox.world import World
 
 KEEP, GONE, OPEN = 0, 1, 2
 # sort -> (how many of 32 frames, of 32 clips; what becomes of thing, colour, scene, motion)

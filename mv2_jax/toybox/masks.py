@@ -18,7 +18,8 @@ import numpy as np
 
 from mv2_jax.diffusion import keys as named
 from mv2_jax.toybox.renderer import render_batch, render_mask
-from mv2_jax.toybox.world import COLOURS, SCENES, sample_world
+from mv2_jax.toybox.vocabulary import COLOURS, SCENES
+from mv2_jax.toybox.world import sample_world
 
 SIDE = 64  # the height at which pictures are looked at
 _LEVELS, _BANDS = 16, 8  # of each channel; of a picture's height

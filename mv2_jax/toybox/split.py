@@ -21,7 +21,8 @@ import numpy as np
 
 from mv2_jax.diffusion import keys as named
 from mv2_jax.lookup import one_of
-from mv2_jax.toybox.world import MOTIONS, SIZES, World, sample_world
+from mv2_jax.toybox.vocabulary import MOTIONS, SIZES
+from mv2_jax.toybox.world import World, sample_world
 
 SETS = ("triples", "quads")
 

@@ -1,4 +1,4 @@
-"""What there is in the toybox: its words, a world drawn at random, and how its thing moves.
+"""What there is in the toybox: a world drawn at random, and how its thing moves.
 
 Coordinates: y points up and runs over [-1, 1] from the bottom to the top of the frame, x over
 [-aspect, aspect]; lengths are in half frame heights. Time runs over [0, 1] from the first frame
@@ -12,20 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-THINGS = ("ball", "cube", "star", "heart", "ring", "pyramid")
-COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "white")
-SCENES = ("night sky", "sunset", "meadow", "sea", "desert", "snow")
-MOTIONS = (
-    "moving left",
-    "moving right",
-    "rising",
-    "falling",
-    "bouncing",
-    "spinning",
-    "growing",
-    "shrinking",
-)
-SIZES = (len(THINGS), len(COLOURS), len(SCENES), len(MOTIONS))
+from mv2_jax.toybox.vocabulary import MOTIONS, SIZES
 
 LEFT, RIGHT, RISING, FALLING, BOUNCING, SPINNING, GROWING, SHRINKING = range(len(MOTIONS))
 
@@ -33,7 +20,7 @@ LEFT, RIGHT, RISING, FALLING, BOUNCING, SPINNING, GROWING, SHRINKING = range(len
 class World(NamedTuple):
     """One world; every field is a scalar (or a batch of them under vmap).
 
-    thing, colour, scene, motion: int32 indices into the tuples of words above.
+    thing, colour, scene, motion: int32 indices into the vocabulary's tuples.
     radius: of the thing at its normal size, in half frame heights (so also the diameter as a
         fraction of the frame's height).
     x, y: the middle of the thing's path, as fractions of the half frame's width and height.

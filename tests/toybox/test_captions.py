@@ -4,7 +4,7 @@ import pytest
 
 from mv2_jax.text import WordTokenizer
 from mv2_jax.toybox import captions
-from mv2_jax.toybox.world import COLOURS, MOTIONS, SCENES, SIZES, THINGS
+from mv2_jax.toybox.vocabulary import COLOURS, MOTIONS, SCENES, SIZES, THINGS
 
 
 def test_every_caption_says_its_four_words_within_the_vocabulary():

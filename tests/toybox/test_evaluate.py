@@ -8,7 +8,8 @@ from mv2_jax.errors import InputError
 from mv2_jax.toybox import evaluate
 from mv2_jax.toybox.judge import KINDS, NONE
 from mv2_jax.toybox.renderer import frame_times, render_batch
-from mv2_jax.toybox.world import SIZES, sample_world
+from mv2_jax.toybox.vocabulary import SIZES
+from mv2_jax.toybox.world import sample_world
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import pytest
 from mv2_jax.config import JudgeConfig
 from mv2_jax.errors import InputError
 from mv2_jax.toybox import judge, judge_data, split
-from mv2_jax.toybox.world import SIZES
+from mv2_jax.toybox.vocabulary import SIZES
 from mv2_jax.train.phase import phase
 from mv2_jax.train.task import Component
 from mv2_jax.train.toybox import judge as task

@@ -5,7 +5,8 @@ import pytest
 
 from mv2_jax.toybox import renderer
 from mv2_jax.toybox.renderer import frame_times, render, render_batch, render_mask
-from mv2_jax.toybox.world import COLOURS, MOTIONS, SCENES, THINGS, sample_world
+from mv2_jax.toybox.vocabulary import COLOURS, MOTIONS, SCENES, THINGS
+from mv2_jax.toybox.world import sample_world
 
 SIZE = (48, 48)
 TIMES = frame_times(8)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mv2_jax.toybox import split
-from mv2_jax.toybox.world import MOTIONS, SIZES
+from mv2_jax.toybox.vocabulary import MOTIONS, SIZES
 
 EVERY = np.array(list(itertools.product(*map(range, SIZES))))
 

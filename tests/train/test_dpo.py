@@ -15,7 +15,7 @@ from mv2_jax.diffusion import keys as named
 from mv2_jax.diffusion import losses, process, schedules
 from mv2_jax.errors import InputError
 from mv2_jax.stages import stage as stages
-from mv2_jax.toybox.world import MOTIONS
+from mv2_jax.toybox.vocabulary import MOTIONS
 from mv2_jax.train import lora
 from mv2_jax.train.preference import dpo_loss
 from mv2_jax.train.task import Component

@@ -20,7 +20,7 @@ from mv2_jax.errors import InputError
 from mv2_jax.models.vae import AutoencoderKL
 from mv2_jax.stages import stage as stages
 from mv2_jax.toybox import captions
-from mv2_jax.toybox.world import MOTIONS
+from mv2_jax.toybox.vocabulary import MOTIONS
 from mv2_jax.train import words
 from mv2_jax.train.task import Component
 from mv2_jax.train.tasks import i2v, t2i, v2v, vfi

@@ -5,23 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
-
+from mv2_jax import startup
 from mv2_jax.arguments import Parser, whole
 from mv2_jax.arguments import part as part_of
-from mv2_jax.train import cascades, needs, processes, recipe
-from mv2_jax.train import phase as phases
-from mv2_jax.train.media import precompute
-from mv2_jax.train.media.index import summary
-from mv2_jax.train.media.settings import from_texts
-from mv2_jax.train.tasks.t2i import PictureTask
-from mv2_jax.train.video import VideoTask
+from mv2_jax.train import needs
 
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the command; returns the exit code."""
     args = _parser().parse_args(list(arguments))
     needs.check("mv2 precompute", {**needs.MODULES, **needs.DATA}, "train,data")
+    startup.loading()
+    from mv2_jax.train import cascades, recipe
+    from mv2_jax.train import phase as phases
+    from mv2_jax.train.media import precompute
+    from mv2_jax.train.media.index import summary
+    from mv2_jax.train.media.settings import from_texts
+    from mv2_jax.train.tasks.t2i import PictureTask
+    from mv2_jax.train.video import VideoTask
+
     part = _part(args.part)
     cfg = recipe.load(f"own/{args.stage}")[1].phases[args.stage]
     with cfg.unlocked():
@@ -96,6 +98,10 @@ def _parser() -> Parser:
 def _part(text: str) -> tuple[int, int]:
     """What `--part` says; by default this process's share of those that JAX was told of."""
     if not text:
+        import jax
+
+        from mv2_jax.train import processes
+
         processes.initialise()
         return jax.process_index(), jax.process_count()
     return part_of(text)

@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
+from mv2_jax import startup
 from mv2_jax.arguments import Parser, whole
 from mv2_jax.infer import media
 from mv2_jax.text import CLIPTokenizer
 from mv2_jax.train import needs
 from mv2_jax.train.media.settings import DEFAULTS, from_texts
-from mv2_jax.train.media.source import Media
-from mv2_jax.train.media.turns import Turn
+
+if TYPE_CHECKING:
+    from mv2_jax.train.media.source import Media
+    from mv2_jax.train.media.turns import Turn
 
 SHOWN = 8  # clips on a sheet
 SIDE = 160  # of a frame on it
@@ -28,6 +31,9 @@ def main(arguments: Sequence[str]) -> int:
     args = _parser().parse_args(list(arguments))
     needs.check("mv2 data", needs.DATA, "data")
     settings = from_texts(args.set or ())
+    startup.loading()
+    from mv2_jax.train.media.source import Media
+
     source = Media({**settings, "root": args.source, "clip": "middle"}, 0)
     size = tuple(args.size) if len(args.size) == 2 else (args.size[0], args.size[0])
     found = describe(source, size, args.frames)
@@ -67,6 +73,8 @@ def _parser() -> Parser:
 
 def describe(source: Media, size: tuple[int, int], frames: int) -> dict[str, Any]:
     """Counts, durations, captions, buckets and what is broken, ready for JSON."""
+    from mv2_jax.train.media.turns import Turn
+
     infos = [source.parts[which].index.infos[number] for which, number in source.places]
     clips = [info for info in infos if not info.still]
     seconds = [info.seconds + 1 / info.fps for info in clips]
