@@ -177,9 +177,8 @@ def command(
     Args:
         out: the MP4's name.
         stages: keep what every stage made.
-        batch: videos made at a time: 1, or what the earlier video was made in. At 1 each is bit for
-            bit the one made alone; with more, equal but for rounding, and its sidecar makes it
-            again bit for bit.
+        batch: videos made at a time: 1, or what the earlier video was made in. Each is the one made
+            alone, with more but for rounding, and its sidecar makes it again bit for bit.
         force: replace files that are there already.
         metadata: let the files say that they are generated, by what, from which prompt and seed.
         mesh: as `--mesh` takes it. Of several processes the first writes the files and speaks.
