@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -26,6 +26,12 @@ _SECONDS = 10.4  # of one prompt with the shipped weights on two CPU cores: 417 
 
 if TYPE_CHECKING:
     from mv2_jax.cascade import Cascade
+    from mv2_jax.infer.measured import Differs, Means
+    from mv2_jax.infer.settings import Numbers
+    from mv2_jax.toybox.evaluate import Rate, Verdict
+
+Rates: TypeAlias = "dict[str, dict[str, Rate]]"
+"""{set or "both": {kind: its rate}}."""
 
 
 def withheld(count: int, seed: int) -> tuple[np.ndarray, list[str], np.ndarray]:
@@ -41,8 +47,8 @@ def withheld(count: int, seed: int) -> tuple[np.ndarray, list[str], np.ndarray]:
     return words, names, np.array([captions.canonical(*row) for row in words])
 
 
-def rates(hits: dict[str, np.ndarray], names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """{set or "both": {kind: Rate}} from right-or-wrong [count] by kind."""
+def rates(hits: dict[str, np.ndarray], names: Sequence[str]) -> Rates:
+    """The rates of right-or-wrong [count] by kind."""
     from mv2_jax.toybox.evaluate import wilson
 
     groups = {"both": np.ones(len(names), bool)}
@@ -53,7 +59,7 @@ def rates(hits: dict[str, np.ndarray], names: Sequence[str]) -> dict[str, dict[s
     }
 
 
-def table(results: dict[str, dict[str, dict[str, Any]]]) -> str:
+def table(results: dict[str, Rates]) -> str:
     """The rates as lines of text, one for what was looked at and in which set."""
     lines = [f"{'':24}" + "".join(f"{kind:>24}" for kind in (*_KINDS, "all"))]
     for what, groups in results.items():
@@ -66,7 +72,7 @@ def table(results: dict[str, dict[str, dict[str, Any]]]) -> str:
 _KINDS = ("thing", "colour", "scene", "motion")
 
 
-def _cell(rate: Any) -> str:
+def _cell(rate: Rate | None) -> str:
     return "-" if rate is None else f"{rate.share:.1%} ({rate.low:.1%}-{rate.high:.1%})"
 
 
@@ -77,7 +83,7 @@ def toybox(
     batch: int = 4,
     out: str | Path | None = None,
     mesh: str | None = None,
-) -> dict[str, dict[str, dict[str, Any]]]:
+) -> dict[str, Rates]:
     """Generates `count` videos, prints the table, and returns its rates.
 
     Args:
@@ -146,26 +152,28 @@ def toybox(
     return results
 
 
-def _spread(cascade: Cascade, numbers: Any, prompts: Any, words: np.ndarray, batch: int) -> Any:
+def _spread(
+    cascade: Cascade, numbers: Numbers, prompts: np.ndarray, words: np.ndarray, batch: int
+) -> Differs:
     """How much seeds differ, over one prompt in sixteen, six at most."""
     from mv2_jax.diffusion import keys as random
     from mv2_jax.infer import measured
 
     def picture(texts: list[str], seeds: list[int]) -> np.ndarray:
-        made = cascade.t2i(texts, keys=random.seeds(seeds), negative="", **numbers["t2i"])
-        return media.to_uint8(made)
+        given: dict[str, Any] = {"negative": "", "keys": random.seeds(seeds), **numbers["t2i"]}
+        return media.to_uint8(cascade.t2i(texts, **given))
 
     count = max(1, min(6, len(prompts) // 16))
     chosen = np.linspace(0, len(prompts) - 1, count).astype(int)
     size = cascade.picture.stage.size
-    return measured.spread(picture, prompts[chosen], words[chosen], size, batch)
+    return measured.spread(picture, prompts[chosen].tolist(), words[chosen], size, batch)
 
 
-def _plain(means: Any) -> Any:
+def _plain(means: Means) -> dict[str, dict[str, dict[str, float] | None]]:
     return {k: {w: m and m._asdict() for w, m in found.items()} for k, found in means.items()}
 
 
-def _hits(parts: list[dict[str, Any]], words: np.ndarray) -> dict[str, np.ndarray]:
+def _hits(parts: list[dict[str, Verdict]], words: np.ndarray) -> dict[str, np.ndarray]:
     from mv2_jax.toybox import evaluate
 
     found, at = [], 0
@@ -184,7 +192,12 @@ def _ready(folder: Path) -> None:
 
 
 def _write(
-    folder: Path, results: Any, prompts: Any, hits: Any, rows: list[np.ndarray], extra: Any
+    folder: Path,
+    results: dict[str, Rates],
+    prompts: np.ndarray,
+    hits: dict[str, dict[str, np.ndarray]],
+    rows: list[np.ndarray],
+    extra: Mapping[str, object],
 ) -> None:
     report = {
         **extra,

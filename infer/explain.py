@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -26,6 +26,10 @@ from mv2_jax.text import timing
 
 if TYPE_CHECKING:
     from mv2_jax.cascade import Cascade
+    from mv2_jax.infer.generate import Made
+    from mv2_jax.infer.mechanisms import Bench, Idle
+    from mv2_jax.infer.settings import Numbers
+    from mv2_jax.programs import Progress
 
 _SIDE = 192  # of most pictures on the page, in pixels
 
@@ -91,7 +95,7 @@ def main(arguments: Sequence[str]) -> int:
 class _Clock:
     """Passes progress on, and notes how long each stage compiled."""
 
-    def __init__(self, progress: Any) -> None:
+    def __init__(self, progress: Progress) -> None:
         self.compiled: dict[str, float] = {}
         self._progress, self._began = progress, 0.0
 
@@ -108,10 +112,10 @@ class _Clock:
 def explain(
     cascade: Cascade,
     prompt: str,
-    numbers: settings.Numbers,
+    numbers: Numbers,
     seed: int = 0,
     negative: str = "",
-    progress: Any = None,
+    progress: Progress | None = None,
     made_with: dict[str, str] | None = None,
 ) -> str:
     """The page as text.
@@ -131,7 +135,7 @@ def explain(
     seconds, compiled = dict(bench.seconds), dict(clock.compiled)
     facts = ", ".join(f"{name} {value}" for name, value in (made_with or {}).items())
     sections = [
-        ("What each stage received and made", _stages(cascade, numbers, full, seconds, compiled)),
+        ("What each stage received and made", _stages(numbers, full, seconds, compiled)),
         ("Where the words looked", _words(cascade, prompt, seed, numbers, negative, full)),
         ("The noise prior", _prior(cascade, prompt, seed, numbers, negative, full, idle)),
         ("What each mechanism brings", _without(bench, full, numbers, idle)),
@@ -140,13 +144,14 @@ def explain(
     return html.page(prompt, sections)
 
 
-def _stages(four: Cascade, numbers: Any, full: Any, seconds: Any, compiled: Any) -> str:
-
+def _stages(
+    numbers: Numbers, full: Made, seconds: Mapping[str, float], compiled: Mapping[str, float]
+) -> str:
     picture, keyframes, refined, frames = (
         x[0] for x in (full.picture, full.keyframes, full.refined, full.frames)
     )
 
-    def size(x: Any) -> str:
+    def size(x: np.ndarray) -> str:
         many = f"{len(x)} frames of " if x.ndim == 4 else ""
         return f"{many}{x.shape[-2]}x{x.shape[-3]}"
 
@@ -158,12 +163,13 @@ def _stages(four: Cascade, numbers: Any, full: Any, seconds: Any, compiled: Any)
     }
     rows = []
     for stage, (got, made) in received.items():
-        steps = numbers[stage].get("steps")
+        own = numbers[stage]
+        steps: float | str = own.get("steps", "-")
         if stage == "v2v":
-            steps = f"{int(steps * numbers[stage]['strength'] + 1e-3)} of {int(steps)}"
+            steps = f"{int(own['steps'] * own['strength'] + 1e-3)} of {int(own['steps'])}"
         wait = compiled.get(stage, 0.0)
         ran = max(0.0, seconds[stage] - wait)
-        rows.append((stage.upper(), got, made, steps or "-", round(ran, 2), round(wait, 2)))
+        rows.append((stage.upper(), got, made, steps, round(ran, 2), round(wait, 2)))
     head = ("stage", "received", "made", "steps", "seconds", "of compiling before")
     pace = numbers["vfi"]["fps"]
     slow = pace / (int(numbers["vfi"]["between"]) + 1)
@@ -176,7 +182,9 @@ def _stages(four: Cascade, numbers: Any, full: Any, seconds: Any, compiled: Any)
     return html.table(head, rows) + html.row(shown)
 
 
-def _words(four: Cascade, prompt: str, seed: int, numbers: Any, negative: str, full: Any) -> str:
+def _words(
+    four: Cascade, prompt: str, seed: int, numbers: Numbers, negative: str, full: Made
+) -> str:
     from mv2_jax.infer import explain_maps as maps
 
     spans = maps.words(four.tokenizer, prompt)
@@ -207,7 +215,9 @@ def _words(four: Cascade, prompt: str, seed: int, numbers: Any, negative: str, f
     )
 
 
-def _heats(spans: Any, text: Any, frames: Any, width: int) -> list[str]:
+def _heats(
+    spans: Sequence[tuple[str, slice]], text: np.ndarray, frames: np.ndarray, width: int
+) -> list[str]:
     """One figure a word: frames [T, H, W, 3] lit by the word's maps [T, h, w]."""
     made = []
     for word, span in spans:
@@ -220,7 +230,7 @@ def _heats(spans: Any, text: Any, frames: Any, width: int) -> list[str]:
 
 
 def _prior(
-    four: Cascade, prompt: str, seed: int, numbers: Any, negative: str, full: Any, idle: Any
+    four: Cascade, prompt: str, seed: int, numbers: Numbers, negative: str, full: Made, idle: Idle
 ) -> str:
     from mv2_jax.infer import explain_maps as maps
 
@@ -251,7 +261,7 @@ def _prior(
     )
 
 
-def _without(bench: Any, full: Any, numbers: Any, idle: Any) -> str:
+def _without(bench: Bench, full: Made, numbers: Numbers, idle: Idle) -> str:
     from mv2_jax.infer import mechanisms
 
     pace = numbers["vfi"]["fps"]
@@ -265,7 +275,7 @@ def _without(bench: Any, full: Any, numbers: Any, idle: Any) -> str:
     return html.row(shown) + "".join(html.text(f"Left out: {line}.") for line in same)
 
 
-def _numbers(four: Cascade, numbers: Any) -> str:
+def _numbers(four: Cascade, numbers: Numbers) -> str:
     import jax
 
     sizes = [

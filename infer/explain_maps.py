@@ -7,8 +7,9 @@ network is asked once more, watched (`nn.watch`), with the prompt and without gu
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +17,12 @@ import numpy as np
 
 from mv2_jax.diffusion import keys as random
 from mv2_jax.diffusion import prediction, process
-from mv2_jax.diffusion.samplers import Point
+from mv2_jax.diffusion.samplers import Point, State
 from mv2_jax.infer import meshes
 from mv2_jax.nn import watch
 from mv2_jax.stages import chain, latents
 from mv2_jax.stages import stage as stages
+from mv2_jax.stages.conditions import ByFrame, Params
 from mv2_jax.text import Tokenizer, emphasis
 
 if TYPE_CHECKING:
@@ -33,14 +35,14 @@ class Looks(NamedTuple):
 
     steps: which; believed: [S, T, H, W, 3] fp32, the clean pictures that the network implies there;
     text: [T, h, w, L], how much each place looked at each token, a mean over layers and steps;
-    start: the first latent [T, h, w, C] and, for I2V, its reference's [h, w, C].
+    start: the first latent [T, h, w, C]; reference: the reference picture's [h, w, C], for I2V.
     """
 
     steps: list[int]
     believed: np.ndarray
     text: np.ndarray
     start: np.ndarray
-    reference: np.ndarray | None = None
+    reference: np.ndarray = np.zeros(0)
 
 
 def words(tokenizer: Tokenizer, prompt: str) -> list[tuple[str, slice]]:
@@ -53,7 +55,9 @@ def words(tokenizer: Tokenizer, prompt: str) -> list[tuple[str, slice]]:
     return [(word, span) for word, span in zip(said, spans) if span.stop > span.start]
 
 
-def of_picture(four: Cascade, prompt: str, seed: int, numbers: Any, negative: str = "") -> Looks:
+def of_picture(
+    four: Cascade, prompt: str, seed: int, numbers: Mapping[str, float], negative: str = ""
+) -> Looks:
     """T2I's looks; `numbers` are the stage's (`settings.resolve`)."""
     begun = four.chain("t2i", [prompt], random.seeds([seed]), numbers, negative=negative)
     return _follow(four.decode_picture, begun)
@@ -63,8 +67,8 @@ def of_clip(
     four: Cascade,
     prompt: str,
     seed: int,
-    picture: Any,
-    numbers: Any,
+    picture: np.ndarray,
+    numbers: Mapping[str, float],
     negative: str = "",
     most: int = 4,
 ) -> Looks:
@@ -82,7 +86,7 @@ def first_step(four: Cascade) -> tuple[float, float]:
     return float(grid.alpha[0]), float(grid.sigma[0])
 
 
-def _follow(decode: Any, begun: Chain, most: int = 4) -> Looks:
+def _follow(decode: Callable[[jax.Array], jax.Array], begun: Chain, most: int = 4) -> Looks:
     """Runs a chain of one sample and looks `most` times at most, every `chain.STEPS_AT_ONCE`: in
     the last of its chains, where FreeInit begins it again."""
     seen, believed, text, starts = [], [], [], []
@@ -91,7 +95,7 @@ def _follow(decode: Any, begun: Chain, most: int = 4) -> Looks:
     # What layers heard does not leave a mesh's program, so looks are one device's, weights whole.
     params, conditioning = meshes.alone((begun.params, conditioning))
 
-    def look(state: Any) -> bool:
+    def look(state: State) -> bool:
         if len(seen) == most:
             return True
         x, point = meshes.alone((state.x, chain.look_at(begun.cfg, begun.steps, state)))
@@ -107,7 +111,7 @@ def _follow(decode: Any, begun: Chain, most: int = 4) -> Looks:
     return Looks(seen, np.stack(believed), np.mean(text, axis=0), starts[0])
 
 
-def _windows(begun: Any, step: int) -> tuple[np.ndarray, np.ndarray]:
+def _windows(begun: Chain, step: int) -> tuple[np.ndarray, np.ndarray]:
     """Of a step's windows the first frames [W] and their frames' weights [W, window]; of a clip
     that fits into one, that one."""
     frames, shape = begun.state.x.shape[1], begun.cfg.windows
@@ -120,8 +124,8 @@ def _windows(begun: Any, step: int) -> tuple[np.ndarray, np.ndarray]:
 
 @partial(jax.jit, static_argnames=("cfg",))
 def _look(
-    params: Any,
-    conditioning: Any,
+    params: Params,
+    conditioning: stages.Conditioning,
     x: jax.Array,
     point: Point,
     first: jax.Array,
@@ -131,8 +135,8 @@ def _look(
 ) -> tuple[jax.Array, jax.Array]:
     """The clean latents implied at x [1, T, h, w, C], and where its places looked
     [1, T, h, w, L]: both averaged over windows, as the chain does."""
-    t, total, maps = jnp.broadcast_to(point.t, x.shape[:1]), jnp.zeros_like(x), 0.0
-    by_frame = [each for each in cfg.conditions if hasattr(each, "of_frames")]
+    t, total, maps = jnp.broadcast_to(point.t, x.shape[:1]), jnp.zeros_like(x), jnp.zeros(())
+    by_frame = [each for each in cfg.conditions if isinstance(each, ByFrame)]
     for begin, weight in zip(first, share):
         at = (begin + jnp.arange(share.shape[1])) % x.shape[1]
         told = {each.name: each.of_frames(conditioning[each.name], at) for each in by_frame}
@@ -147,9 +151,9 @@ def _look(
     return prediction.to_x0(kind, total, x, point.alpha, point.sigma), maps
 
 
-def _together(layers: dict[str, jax.Array], frames: int, plane: tuple[int, int]) -> jax.Array:
+def _together(layers: dict[str, jax.Array], frames: int, plane: tuple[int, ...]) -> jax.Array:
     """The mean over layers, [B, T, h, w, L], at the finest layer's size."""
     planes = [watch.on_plane(weights, frames, plane) for weights in layers.values()]
     height, width = (max(p.shape[axis] for p in planes) for axis in (2, 3))
     shape = (*planes[0].shape[:2], height, width, planes[0].shape[-1])
-    return sum(jax.image.resize(p, shape, "linear") for p in planes) / len(planes)
+    return jnp.mean(jnp.stack([jax.image.resize(p, shape, "linear") for p in planes]), axis=0)

@@ -6,7 +6,6 @@ import base64
 import html
 import io
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -43,10 +42,10 @@ def text(words: str) -> str:
     return f"<p>{html.escape(words)}</p>"
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[float | str]]) -> str:
     """A table of plain text; numbers to the right."""
 
-    def cell(value: Any) -> str:
+    def cell(value: float | str) -> str:
         number = isinstance(value, int | float)
         shown = f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if number else value
         return f'<td class="n">{shown}</td>' if number else f"<td>{html.escape(str(value))}</td>"

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
 from mv2_jax.toybox import intervals, measures
+
+Means = dict[str, dict[str, intervals.Mean | None]]
+"""{name: {"video": mean with interval, "truth": the same}}; None where nothing is known."""
+Differs = dict[str, dict[str, float | None]]
+"""How much seeds differ: {"x", "y", "radius": {"picture", "truth"}}."""
 
 SEEDS = 8  # pictures of one prompt, to see how much seeds differ
 
@@ -32,8 +36,8 @@ class Tally:
             for what, parts in self._parts.items()
         }
 
-    def means(self) -> dict[str, dict[str, intervals.Mean | None]]:
-        """{name: {"video": mean with interval, "truth": the same}}; None where nothing is known."""
+    def means(self) -> Means:
+        """The means over all videos."""
         values = self.values
         return {
             name: {what: _mean(name, values[what][name]) for what in values}
@@ -54,8 +58,8 @@ def spread(
     words: np.ndarray,
     size: tuple[int, int],
     batch: int,
-) -> dict[str, dict[str, float]]:
-    """How much pictures of one prompt differ by seed: {"x", "y", "radius": {"picture", "truth"}}.
+) -> Differs:
+    """How much pictures of one prompt differ by seed.
 
     Means over prompts of standard deviations over `SEEDS` seeds, in % of the frame's height.
 
@@ -84,7 +88,7 @@ def _plain_mean(values: list[float]) -> float | None:
     return float(np.mean(known)) if known else None
 
 
-def table(means: Any, differs: Any) -> str:
+def table(means: Means, differs: Differs) -> str:
     """Both results as lines of text."""
     lines = [f"{'':12}{'generated':>26}{'true renders':>26}"]
     for name, found in means.items():

@@ -7,7 +7,7 @@ that are the same up to it. So a variant of V2V costs one run of V2V, not of the
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mv2_jax.cascade import Cascade
 
 Change = tuple[str, str, float]
+Given = dict[str, Any]  # a stage's numbers, by name
 
 
 @dataclass(frozen=True)
@@ -156,13 +157,13 @@ class Bench:
         numbers: Numbers,
         negative: str = "",
         progress: Progress = silent,
-        arms: Mapping[str, Mapping[str, Any]] | None = None,
+        arms: Mapping[str, Mapping[str, Cascade]] | None = None,
         idle: Idle | None = None,
     ) -> None:
         self._idle = idle or {}
         self.cascade, self.prompts, self.numbers = cascade, list(prompts), numbers
         self.seconds: dict[str, float] = {}
-        self._common = {
+        self._common: dict[str, Any] = {
             "negative": negative,
             "keys": random.seeds(list(seeds)),
             "progress": progress,
@@ -181,7 +182,7 @@ class Bench:
         arm = self._arms[variant.weights] if variant.weights else {}
         own = {stage: arm.get(stage, self.cascade) for stage in numbers}
 
-        def once(stage: str, above: Any, run: Any) -> tuple[Any, Any]:
+        def once(stage: str, above: Any, run: Callable[[Given], Any]) -> tuple[Any, Any]:
             who = variant.weights if stage in arm else ""
             key = (stage, who, stage in skip, above, tuple(sorted(numbers[stage].items())))
             if key not in self._held:
@@ -190,13 +191,13 @@ class Bench:
                 self.seconds[stage] = time.monotonic() - began
             return key, self._held[key]
 
-        def enlarge(_: Any) -> Any:
+        def enlarge(_: Given) -> jax.Array:
             return latents.resize(keyframes, own["v2v"].refined.stage.size)
 
-        def refine(given: Any) -> Any:
+        def refine(given: Given) -> jax.Array:
             return own["v2v"].v2v(prompts, picture, keyframes, **common, **given)
 
-        def between(given: Any) -> Any:
+        def between(given: Given) -> jax.Array | np.ndarray:
             times = int(given["between"]) + 1
             if "vfi" in skip:
                 return np.repeat(refined, times, axis=1)[:, : (refined.shape[1] - 1) * times + 1]

@@ -107,6 +107,12 @@ def find(
     return found
 
 
+def lacks(value: Any, protocol: type) -> str:
+    """The members of a protocol that a value does not have, for an error: "init, apply"."""
+    members = (name for name in vars(protocol) if not name.startswith("_"))
+    return ", ".join(name for name in members if not hasattr(value, name))
+
+
 def name_of(value: Any, table: Mapping[str, Any] | None = None) -> str:
     """The name under which `find` finds a class or function: the table's word, or `module:name`.
 

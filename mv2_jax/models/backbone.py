@@ -24,6 +24,7 @@ from jax.sharding import PartitionSpec as P
 from mv2_jax import sharding, shards
 from mv2_jax.config import UNetConfig
 from mv2_jax.errors import InputError
+from mv2_jax.lookup import lacks
 from mv2_jax.models.unet import UNetBackbone
 from mv2_jax.nn.transformer import Context
 from mv2_jax.params import Tree
@@ -34,24 +35,39 @@ Network = Callable[[Any, jax.Array, jax.Array, Any], jax.Array]
 
 @runtime_checkable
 class Backbone(Protocol):
-    """A denoising network.
+    """A denoising network."""
 
-    in_channels: of its latents.
-    frames: the longest clip that it knows (longer ones go in windows); None: any.
-    parts: names of the parameter trees that it reads, `init`'s among them.
-    own: the parts that each stage has for itself, stored as `part_stage` ("motion_i2v"); the
-        others are shared by all stages that have one of that name.
-    rules: (pattern, axes) rows for parameters that `sharding.RULES` does not know.
-    sharded: whether its layers know of shards, as this package's do: see `denoise`.
-        Else each device of a mesh has whole clips and parameters.
-    """
+    @property
+    def in_channels(self) -> int:
+        """Of its latents."""
+        ...
 
-    in_channels: int
-    frames: int | None
-    parts: tuple[str, ...]
-    own: tuple[str, ...]
-    rules: tuple[tuple[str, tuple[Any, ...]], ...]
-    sharded: bool
+    @property
+    def frames(self) -> int | None:
+        """The longest clip that it knows (longer ones go in windows); None: any."""
+        ...
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of the parameter trees that it reads, `init`'s among them."""
+        ...
+
+    @property
+    def own(self) -> tuple[str, ...]:
+        """The parts that each stage has for itself, stored as `part_stage` ("motion_i2v"); the
+        others are shared by all stages that have one of that name."""
+        ...
+
+    @property
+    def rules(self) -> sharding.Rules:
+        """(pattern, axes) rows for parameters that `sharding.RULES` does not know."""
+        ...
+
+    @property
+    def sharded(self) -> bool:
+        """Whether its layers know of shards, as this package's do: see `denoise`. Else each device
+        of a mesh has whole clips and parameters."""
+        ...
 
     def init(self, key: jax.Array, x: jax.Array, t: jax.Array, context: Context) -> Tree:
         """{part: fresh tree}; x, t and context as in `apply`, of one sample."""
@@ -82,12 +98,12 @@ class Backbone(Protocol):
 
 @runtime_checkable
 class Keeping(Protocol):
-    """A backbone that can run its outermost part alone, around features of an earlier step.
+    """A backbone that can run its outermost part alone, around features of an earlier step."""
 
-    branches: how many cuts there are between the two parts, numbered from the outermost.
-    """
-
-    branches: int
+    @property
+    def branches(self) -> int:
+        """How many cuts there are between the two parts, numbered from the outermost."""
+        ...
 
     def features(self, branch: int, plane: tuple[int, int]) -> tuple[int, int, int]:
         """The shape (h, w, c) of what is kept of a frame, for latents of this plane."""
@@ -120,9 +136,8 @@ def of(config: Any) -> Backbone:
     if isinstance(config, type):
         raise InputError(f"{config.__name__} is a class; a backbone is {config.__name__}(...)")
     if not isinstance(config, Backbone):
-        wanted = [*Backbone.__annotations__, "init", "select", "apply"]
-        lacks = ", ".join(name for name in wanted if not hasattr(config, name))
-        raise InputError(f"{type(config).__name__} is no backbone: it lacks {lacks}")
+        lack = lacks(config, Backbone)
+        raise InputError(f"{type(config).__name__} is no backbone: it lacks {lack}")
     return config
 
 

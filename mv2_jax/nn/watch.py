@@ -62,7 +62,7 @@ def _weights(query: jax.Array, key: jax.Array, heads: int) -> jax.Array:
     return jax.nn.softmax(scores, axis=-1).mean(axis=1)
 
 
-def on_plane(weights: jax.Array, frames: int, plane: tuple[int, int]) -> jax.Array:
+def on_plane(weights: jax.Array, frames: int, plane: tuple[int, ...]) -> jax.Array:
     """Weights [B, T * h * w, L] as maps [B, T, h, w, L].
 
     Args:

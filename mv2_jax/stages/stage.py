@@ -29,9 +29,9 @@ from mv2_jax.diffusion import keys as named
 from mv2_jax.diffusion.guidance import Rule
 from mv2_jax.diffusion.losses import Loss, LossConfig, diffusion_loss
 from mv2_jax.errors import InputError
-from mv2_jax.lookup import find, nearest
+from mv2_jax.lookup import find, lacks, nearest
 from mv2_jax.models import backbone as backbones
-from mv2_jax.stages.conditions import Condition, Context, Inputs, Params
+from mv2_jax.stages.conditions import ByFrame, Condition, Context, HasConfigs, Inputs, Params
 from mv2_jax.stages.conditions.control import Control
 from mv2_jax.stages.conditions.image import ImageTokens
 from mv2_jax.stages.conditions.motion import Motion
@@ -175,9 +175,8 @@ def _own(wanted: Any) -> Condition:
     if isinstance(wanted, type):
         raise InputError(f"{wanted.__name__} is a class; a condition is {wanted.__name__}(...)")
     if not isinstance(wanted, Condition):
-        names = [*Condition.__annotations__, "blank", "init", "encode", "feed"]
-        lacks = ", ".join(name for name in names if not hasattr(wanted, name))
-        raise InputError(f"{type(wanted).__name__} is no condition: it lacks {lacks}")
+        lack = lacks(wanted, Condition)
+        raise InputError(f"{type(wanted).__name__} is no condition: it lacks {lack}")
     return wanted
 
 
@@ -190,10 +189,12 @@ def configs(cfg: Config) -> dict[str, Any]:
     """What stands as the config of each tree where it is stored, {tree name: config}."""
     made: dict[str, Any] = {}
     for each in cfg.conditions:
-        made.update(each.configs() if hasattr(each, "configs") else dict.fromkeys(each.trees, each))
+        made.update(
+            each.configs() if isinstance(each, HasConfigs) else dict.fromkeys(each.trees, each)
+        )
     unet = cfg.stage.unet
     own = cfg.backbone
-    of_parts = own.configs() if hasattr(own, "configs") else dict.fromkeys(own.parts, unet)
+    of_parts = own.configs() if isinstance(own, HasConfigs) else dict.fromkeys(own.parts, unet)
     return {**of_parts, **made}
 
 
@@ -306,7 +307,7 @@ def in_windows(
     knows fewer; for step `step` of `steps`, since windows may move."""
 
     def some(conditioning: Conditioning, frames: jax.Array) -> Conditioning:
-        by_frame = [each for each in cfg.conditions if hasattr(each, "of_frames")]
+        by_frame = [each for each in cfg.conditions if isinstance(each, ByFrame)]
         by_frame = [each for each in by_frame if jax.tree.leaves(conditioning[each.name])]
         here = {e.name: jax.vmap(e.of_frames, (0, None)) for e in by_frame}
         return conditioning | {name: of(conditioning[name], frames) for name, of in here.items()}

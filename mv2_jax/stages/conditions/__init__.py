@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import jax
 
 from mv2_jax.nn.transformer import Context
+from mv2_jax.sharding import Rules
 
 if TYPE_CHECKING:
     from mv2_jax.stages.stage import Config
@@ -32,30 +33,51 @@ other conditions need. In training the batch's "latent" [B, T, h, w, C] is there
 class Condition(Protocol):
     """One thing that a stage is told.
 
-    name: under which it is known, and its own number or input on the command line.
-    role: with what a guidance rule withholds it: one of `guidance.ROLES`.
-    drop: the name of the chance that drops it in training; those of one name are dropped together.
-    needs: names of the raw inputs without which it cannot be encoded.
-    trees: names of the parameter trees that it reads; those of `init` are its own.
-    rules: (pattern, axes) rows for parameters that `sharding.RULES` does not know.
-    at_steps: which of its trees `feed` reads.
-    sharded: whether `feed` knows of shards (`models.backbone.denoise`), as this package's layers
-        do; where one part of a stage does not, each device has whole clips and parameters.
-
-    It may also have `configs()`, {tree name: what stands as its config in a cascade folder}, where
-    that is not the condition itself; `of_frames(conditioning, frames)`, what it told for a clip as
-    it is for some of its frames (their numbers [W], traced), where they differ; and `takes`, names
-    of raw inputs that it can do without. Inputs that no condition reads are refused.
+    It may also have `configs` (`HasConfigs`), `of_frames` (`ByFrame`), and `takes`, names of raw
+    inputs that it can do without. Inputs that no condition reads are refused.
     """
 
-    name: str
-    role: str
-    drop: str
-    needs: tuple[str, ...]
-    trees: tuple[str, ...]
-    rules: tuple[tuple[str, tuple[Any, ...]], ...]
-    at_steps: tuple[str, ...]
-    sharded: bool
+    @property
+    def name(self) -> str:
+        """Under which it is known, and its own number or input on the command line."""
+        ...
+
+    @property
+    def role(self) -> str:
+        """With what a guidance rule withholds it: one of `guidance.ROLES`."""
+        ...
+
+    @property
+    def drop(self) -> str:
+        """The name of the chance that drops it in training; those of one name are dropped
+        together."""
+        ...
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Names of the raw inputs without which it cannot be encoded."""
+        ...
+
+    @property
+    def trees(self) -> tuple[str, ...]:
+        """Names of the parameter trees that it reads; those of `init` are its own."""
+        ...
+
+    @property
+    def rules(self) -> Rules:
+        """(pattern, axes) rows for parameters that `sharding.RULES` does not know."""
+        ...
+
+    @property
+    def at_steps(self) -> tuple[str, ...]:
+        """Which of its trees `feed` reads."""
+        ...
+
+    @property
+    def sharded(self) -> bool:
+        """Whether `feed` knows of shards (`models.backbone.denoise`), as this package's layers do;
+        where one part of a stage does not, each device has whole clips and parameters."""
+        ...
 
     def blank(self, cfg: Config, batch: int) -> dict[str, Any]:
         """Raw inputs of zeros, of the shapes that a chain of `batch` samples has."""
@@ -97,6 +119,27 @@ class Condition(Protocol):
         ...
 
 
+@runtime_checkable
+class ByFrame(Protocol):
+    """A condition that may tell each frame something else."""
+
+    @property
+    def name(self) -> str: ...
+
+    def of_frames(self, conditioning: Any, frames: jax.Array) -> Any:
+        """What `encode` made for a clip, for some of its frames: their numbers [W], traced."""
+        ...
+
+
+@runtime_checkable
+class HasConfigs(Protocol):
+    """A condition or backbone of which something else stands in cascade folders than itself."""
+
+    def configs(self) -> dict[str, Any]:
+        """{tree name: its config}."""
+        ...
+
+
 class Usual:
     """What most conditions of one's own have in common: nothing is needed, and one tree, which
     every device of a mesh has whole."""
@@ -115,7 +158,7 @@ class Usual:
         return (self.name,)
 
     @property
-    def rules(self) -> tuple[tuple[str, tuple[Any, ...]], ...]:
+    def rules(self) -> Rules:
         return ((f"/{self.name}/", ()),)
 
     def read(self, words: list[str]) -> Any:
