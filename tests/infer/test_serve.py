@@ -4,13 +4,11 @@ import base64
 import io
 import json
 import threading
-import time
 from types import SimpleNamespace
 
 import numpy as np
 import openai
 import pytest
-import uvicorn
 from PIL import Image
 from serving import frames, png
 
@@ -189,30 +187,6 @@ def test_events_tell_of_every_change(served):
             if line.startswith("data: "):
                 events.append(json.loads(line.removeprefix("data: ")))
     assert events[0]["status"] == "queued" and events[-1]["status"] == "completed"
-
-
-@pytest.fixture
-def live(served):
-    """The address of the server in a thread, with a worker in another."""
-    config = uvicorn.Config(served.app, port=0, log_level="error")
-    server = uvicorn.Server(config)
-    stop = threading.Event()
-
-    def work():
-        while not stop.wait(0.02):
-            served.work()
-
-    threads = [threading.Thread(target=server.run), threading.Thread(target=work)]
-    for thread in threads:
-        thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    yield f"http://127.0.0.1:{port}"
-    server.should_exit = True
-    stop.set()
-    for thread in threads:
-        thread.join()
 
 
 @pytest.mark.filterwarnings("ignore:The Sora API")
