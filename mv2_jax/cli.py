@@ -25,6 +25,7 @@ APART = {
     "interpolate": "mv2_jax.infer.interpolate",
     "words": "mv2_jax.infer.words",
     "serve": "mv2_jax.infer.serve.command",
+    "arena": "mv2_jax.infer.arena.command",
     "data": "mv2_jax.train.media.show",
     "precompute": "mv2_jax.train.media.precompute_command",
     "convert": "mv2_jax.convert.cli",
@@ -58,6 +59,7 @@ GROUPS = {
     "measure and look inside": {
         "explain": "one HTML page on how the cascade made a video",
         "eval": "score videos of withheld prompts by the judge",
+        "arena": "blind comparison of videos by people",
         "study": "measure each mechanism on paired prompts",
         "bench": "quality and speed of a part, on your clip or machine",
     },

@@ -8,7 +8,6 @@ import importlib.util
 import json
 import os
 import secrets
-import socket
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -43,7 +42,7 @@ def serve(args: Any, worker: Sequence[str], more: Sequence[str] = ()) -> int:
     Raises:
         InputError: as `main`.
     """
-    from mv2_jax.infer.serve import guard
+    from mv2_jax.infer.serve import guard, listen
     from mv2_jax.infer.serve.admission import Admission, Limits
     from mv2_jax.infer.serve.app import Server, build
     from mv2_jax.infer.serve.supervisor import Supervisor
@@ -60,7 +59,7 @@ def serve(args: Any, worker: Sequence[str], more: Sequence[str] = ()) -> int:
         frames=args.frames,
         pixels=args.pixels,
     )
-    with _alone(folder) as store, _address(args.host, args.port) as address:
+    with _alone(folder) as store, listen.bound(args.host, args.port) as address:
         admission = Admission(store, args.weights, limits)
         supervisor = Supervisor(store, worker, more)
         print(f"mv2: loading {admission.model}; the port opens when its programs are compiled",
@@ -78,29 +77,12 @@ def serve(args: Any, worker: Sequence[str], more: Sequence[str] = ()) -> int:
             if made_up:
                 print(f"mv2: clients need the token {token} (--token or {TOKEN} sets another)",
                       flush=True)  # fmt: skip
-            _run(server, build(server, token), address)
+            listen.run(build(server, token), address, server)
         finally:
             supervisor.stop()
         waiting = store.waiting()
     print(f"mv2: stopped; {waiting} jobs wait for the next start", file=sys.stderr)
     return 0
-
-
-def _run(server: Any, app: Any, address: socket.socket) -> None:
-    import uvicorn
-
-    config = uvicorn.Config(
-        app,
-        log_level="warning",
-        access_log=False,
-        proxy_headers=False,  # else a client could say that it is another
-        server_header=False,
-        timeout_graceful_shutdown=3,
-    )
-    http = uvicorn.Server(config)
-    server.stopping = lambda: http.should_exit
-    with contextlib.suppress(KeyboardInterrupt):  # raised again once uvicorn has stopped in order
-        http.run(sockets=[address])
 
 
 @contextlib.contextmanager
@@ -125,20 +107,6 @@ def _alone(folder: Path) -> Iterator[Any]:
             yield store
         finally:
             store.close()
-
-
-@contextlib.contextmanager
-def _address(host: str, port: int) -> Iterator[socket.socket]:
-    """A socket that is bound, and so taken, but not open before it listens. Raises InputError."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as made:
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            made.bind((host, port))
-        except OSError as error:
-            reason = (error.strerror or str(error)).lower()
-            raise InputError(f"cannot serve at {host}:{port}: {reason}") from None
-        yield made
 
 
 def _parser() -> Parser:

@@ -61,10 +61,11 @@ class Gate:
         token: that `Authorization: Bearer` must hold; None on a loopback address. There pages of
             other sites are kept out instead, whose requests a browser sends along.
         largest: bytes of a body.
+        local: False where other machines may ask and the routes know tokens of their own.
     """
 
-    def __init__(self, app: Any, token: str | None, largest: int) -> None:
-        self._app, self._token, self._largest = app, token, largest
+    def __init__(self, app: Any, token: str | None, largest: int, local: bool = True) -> None:
+        self._app, self._token, self._largest, self._local = app, token, largest, local
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -104,6 +105,8 @@ class Gate:
             if kind.lower() != "bearer" or not good:
                 raise Refused("a token is needed: Authorization: Bearer TOKEN", None, 401,
                               "invalid_api_key", {"WWW-Authenticate": "Bearer"})  # fmt: skip
+            return
+        if not self._local:
             return
         host = urlsplit(f"//{headers.get('host', '')}").hostname or ""
         if not is_loopback(host):
