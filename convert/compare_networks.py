@@ -279,23 +279,35 @@ def control(job: Job) -> Outcome:
     text = job.noise(2, 7, cfg.unet.context_width)
     pixels = abs(job.noise(2, 13 * cfg.condition_factor, 9 * cfg.condition_factor, 3))
     added, theirs_added = job.added(cfg.unet)
-    theirs = _theirs(
-        net,
-        lambda net: net(
-            _first(x[:, 0]),
-            _torch(t),
-            _torch(text),
-            _first(pixels),
-            added_cond_kwargs=theirs_added,
+    kinds = np.int32([0, cfg.types - 1]) if cfg.types else None
+
+    def alone(net: Any, row: slice) -> Any:
+        """Some rows; of ControlNet Union, whose attention is over them, one at a time."""
+        seen = _first(pixels[row])
+        told: dict[str, Any] = {"controlnet_cond": seen}
+        if cfg.types:
+            kind = int(kinds[row][0])
+            told = {"controlnet_cond": [seen], "control_type_idx": [kind]}
+            told["control_type"] = torch.eye(cfg.types)[kind][None]
+        return net(
+            _first(x[row, 0]),
+            _torch(t[row]),
+            _torch(text[row]),
+            **told,
+            added_cond_kwargs={name: value[row] for name, value in theirs_added.items()},
             return_dict=False,
-        ),
-    )
+        )
+
+    rows = [slice(0, 1), slice(1, 2)] if cfg.types else [slice(None)]
+    made = [_theirs(net, functools.partial(alone, row=row)) for row in rows]
+    theirs = jax.tree.map(lambda *parts: np.concatenate(parts), *made)
     context = Context(jnp.asarray(text), **added)
     skips, middle = _ours(
-        lambda p: ControlNet(cfg).apply({"params": p}, x, t, context, pixels), job
+        lambda p: ControlNet(cfg).apply({"params": p}, x, t, context, pixels, kind=kinds), job
     )
     pairs = [(a, _last(b)) for a, b in zip((*skips, middle), (*theirs[0], theirs[1]))]
-    return "diffusers' ControlNetModel", pairs, numbers
+    name = "ControlNetUnionModel" if cfg.types else "ControlNetModel"
+    return f"diffusers' {name}", pairs, numbers
 
 
 def sparse(job: Job) -> Outcome:
@@ -338,9 +350,15 @@ def _reference(job: Job) -> tuple[torch.nn.Module, Numbers]:
 
 
 def _numbers(state: Mapping[str, torch.Tensor], job: Job) -> Numbers:
-    """Of a state dict in the stored type; buffers of whole numbers are no weights."""
+    """Of a state dict in the stored type; buffers of whole numbers are no weights. What a tensor
+    fuses (queries, keys, values) is three here as it is in our trees."""
     counts, arrays = {}, {}
-    for name, value in state.items():
+    apart = {
+        f"{name} {i}" if ".in_proj_" in name else name: part
+        for name, value in state.items()
+        for i, part in enumerate(value.chunk(3) if ".in_proj_" in name else [value])
+    }
+    for name, value in apart.items():
         if value.is_floating_point():
             array = as_numpy(value.to(job.dtype))
             counts[name] = census(array)

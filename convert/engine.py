@@ -26,6 +26,7 @@ from mv2_jax.convert.rules import (
     conv,
     dense,
     fill,
+    fused,
     norm,
     under,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "dense",
     "export",
     "exported",
+    "fused",
     "norm",
     "shorten",
     "stored",

@@ -52,14 +52,26 @@ def unet(cfg: UNetConfig) -> Published:
 
 
 def controlnet(cfg: ControlNetConfig) -> Published:
-    """ControlNetModel."""
+    """ControlNetModel, or ControlNetUnionModel."""
     _only(cfg, "condition_patch", 1)
     widths = list(cfg.condition_channels)
-    return "ControlNetModel", {
+    settings = {
         **_body(cfg.unet),
         "conditioning_embedding_out_channels": widths,
         "controlnet_conditioning_channel_order": "rgb",
         "global_pool_conditions": cfg.global_pool,
+    }
+    if not cfg.types:
+        return "ControlNetModel", settings
+    width = cfg.unet.channels[0]
+    return "ControlNetUnionModel", {
+        **settings,
+        "addition_time_embed_dim": cfg.unet.size_ids_width,
+        "num_control_type": cfg.types,
+        "num_trans_channel": width,
+        "num_trans_head": 8,
+        "num_trans_layer": cfg.type_layers,
+        "num_proj_channel": width,
     }
 
 

@@ -45,11 +45,6 @@ _REFUSALS = (
         "it is a ControlNet's difference from a UNet; whole ControlNets serve for --controlnet",
     ),
     Refusal(
-        "ControlNet Union",
-        (r"^task_embedding$|^control_type_proj\.|^control_add_embedding\.",),
-        "it wants to be told what its picture shows; plain ControlNets serve for --controlnet",
-    ),
-    Refusal(
         "an upscaler (ESRGAN or its kin)", (r"^(model\.\d+|conv_first|body\.\d+\.rdb1)\.",), ""
     ),
 )

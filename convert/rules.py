@@ -100,6 +100,19 @@ def conv(source: str, target: str, *, bias: bool = True) -> list[Rule]:
     return dense(source, target, bias=bias, op="conv")
 
 
+def fused(source: str, target: str) -> list[Rule]:
+    """torch's MultiheadAttention: queries, keys and values in one matrix."""
+    stacked = [
+        Rule(
+            f"{source}.in_proj_{kind}",
+            tuple(f"{target}/{letter}_proj/{leaf}" for letter in "qkv"),
+            "split_qkv",
+        )
+        for kind, leaf in (("weight", "kernel"), ("bias", "bias"))
+    ]
+    return [*stacked, *dense(f"{source}.out_proj", f"{target}/out_proj")]
+
+
 def norm(source: str, target: str) -> list[Rule]:
     """Rules of a normalisation: `weight` becomes `scale`."""
     return [Rule(f"{source}.weight", f"{target}/scale"), Rule(f"{source}.bias", f"{target}/bias")]

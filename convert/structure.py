@@ -104,7 +104,16 @@ def controlnet(shapes: Shapes, settings: Settings) -> ControlNetConfig:
     if settings.get("controlnet_conditioning_channel_order", "rgb") != "rgb":
         raise InputError("this ControlNet takes its pictures' channels in another order than RGB")
     pooled = bool(settings.get("global_pool_conditions", False))
-    return ControlNetConfig(unet(shapes, settings), tuple(widths), global_pool=pooled)
+    body, types, layers = unet(shapes, settings), 0, 0
+    if "task_embedding" in shapes:
+        types = _get(shapes, "task_embedding", 2)[0]
+        layers = _count(shapes, "transformer_layes.{}.attn.in_proj_weight")
+        told = _get(shapes, "control_add_embedding.linear_1.weight", 2)[1]
+        if told != types * body.size_ids_width:
+            raise InputError(f"this ControlNet Union is told of {types} kinds by {told} numbers")
+    return ControlNetConfig(
+        body, tuple(widths), global_pool=pooled, types=types, type_layers=layers
+    )
 
 
 def sparse_control(shapes: Shapes, settings: Settings) -> SparseControlConfig:

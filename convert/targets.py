@@ -43,7 +43,8 @@ def controlnet(cfg: ControlNetConfig) -> params.Tree:
     """The tree of a ControlNet on pictures."""
     x, t = _noisy(cfg.unet)
     side = x.shape[2] * cfg.condition_factor
-    return _shapes(ControlNet(cfg), x, t, _context(cfg.unet), _zeros(1, side, side, 3))
+    kind = (1.0, np.zeros(1, np.int32)) if cfg.types else ()
+    return _shapes(ControlNet(cfg), x, t, _context(cfg.unet), _zeros(1, side, side, 3), *kind)
 
 
 def sparse_control(cfg: SparseControlConfig) -> params.Tree:

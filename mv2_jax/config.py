@@ -204,12 +204,16 @@ class ControlNetConfig:
     `condition_patch` folds pixels into channels first (1: the public layout).
     `global_pool`: residuals are averaged over the plane (ControlNet 1.1 shuffle), so that they
     carry the look of a picture and not its layout; they steer only what is told the prompt.
+    `types`: of ControlNet Union (ControlNet++), how many kinds of pictures it tells apart; 0 is a
+    plain one. `type_layers`: transformer layers that its kind goes through.
     """
 
     unet: UNetConfig = UNetConfig()
     condition_channels: tuple[int, ...] = (16, 32, 96, 256)
     condition_patch: int = 1
     global_pool: bool = _later(False)
+    types: int = _later(0)
+    type_layers: int = _later(0)
 
     @property
     def condition_factor(self) -> int:

@@ -30,6 +30,11 @@ def _word(default: str, known: tuple[str, ...], words: str, **more: Any) -> Any:
     return _number(default, str, 0, 0, words, Word, known=known, **more)
 
 
+# What pictures show to a ControlNet Union, in its publisher's order: "softedge" stands for thick
+# lines (scribbles, HED), "canny" for thin ones; its first release has no tile and no repaint.
+CONTROL_TYPES = ("openpose", "depth", "softedge", "canny", "normal", "segment", "tile", "repaint")
+
+
 @dataclass(frozen=True)
 class Guided:
     """What every diffusion stage has. `steps` None: as many as its config says."""
@@ -110,6 +115,11 @@ class Pictured(Guided):
         4,
         "weight of the ControlNet by frame; 0:1,8:0;0:1 for two of them",
         ByFrame,
+    )
+    control_type: str = _word(
+        "tile",
+        CONTROL_TYPES,
+        "what the picture of a ControlNet Union shows; several with commas, one a ControlNet",
     )
     motion_scale: float = _number(
         1.0, float, 0, 10, "strength of motion: scales the keys of temporal attention"

@@ -73,12 +73,15 @@ RULES: tuple[tuple[str, tuple[Axes, ...]], ...] = (
     (r"(^|/)controlnet_(mid_block|down_blocks_\d+)/kernel$", (None, None, None, "fsdp")),
     (r"(^|/)controlnet_cond_embedding(/blocks_\d+)?/kernel$", (None, None, None, "fsdp")),
     (r"/patch_embedding/kernel$", (None, None, None, "fsdp")),
-    (r"(^|/)(proj_in|proj_out|image_embeds|\w+_projection)/kernel$", (None, "fsdp")),
+    (
+        r"(^|/)(proj_in|proj_out|image_embeds|spatial_ch_projs|\w+_projection)/kernel$",
+        (None, "fsdp"),
+    ),
     # embeddings
     (r"/token_embedding/embedding$", (None, "fsdp")),
-    (r"(^|/)(time_embedding|add_embedding)/linear_1/kernel$", _WIDEN),
-    (r"(^|/)(time_embedding|add_embedding)/linear_2/kernel$", _NARROW),
-    (r"(^|/)(time_embedding|add_embedding)/linear_1/bias$", ("tensor",)),
+    (r"(^|/)(time_embedding|(control_)?add_embedding)/linear_1/kernel$", _WIDEN),
+    (r"(^|/)(time_embedding|(control_)?add_embedding)/linear_2/kernel$", _NARROW),
+    (r"(^|/)(time_embedding|(control_)?add_embedding)/linear_1/bias$", ("tensor",)),
     # whole: norms, the other biases, positions and learned tokens
     (r"/scale$", _WHOLE),
     (r"(^|/)(\w*norm\w*|pre_layrnorm|ln\d|ff_\d+)/bias$", _WHOLE),
@@ -87,9 +90,12 @@ RULES: tuple[tuple[str, tuple[Axes, ...]], ...] = (
         _WHOLE,
     ),
     (r"(^|/)(conv_in|conv_out|quant_conv|post_quant_conv|blocks_\d+)/bias$", _WHOLE),
-    (r"(^|/)(proj_in|proj_out|image_embeds)/bias$", _WHOLE),
+    (r"(^|/)(proj_in|proj_out|image_embeds|spatial_ch_projs)/bias$", _WHOLE),
     (r"(^|/)controlnet_(mid_block|down_blocks_\d+|cond_embedding)/bias$", _WHOLE),
-    (r"/(pe|position_embedding/embedding|class_embedding)$|(^|/)latents$", _WHOLE),
+    (
+        r"/(pe|position_embedding/embedding|class_embedding)$|(^|/)(latents|task_embedding/embedding)$",
+        _WHOLE,
+    ),
     # whole: RIFE, 6 million parameters in all
     (r"(^|/)(block\d+|encode)/", _WHOLE),
     # whole: LoRA's factors

@@ -20,7 +20,7 @@ def test_the_command_and_python_have_the_same_numbers_of_the_shipped_weights():
         for name, value in python.items():
             assert command[stage][name] == value, (stage, name)
             count += 1
-    assert count == 59 and command["t2i"]["guidance"] == 4.0
+    assert count == 61 and command["t2i"]["guidance"] == 4.0
 
 
 def test_every_flag_tells_its_default_and_its_range():

@@ -28,7 +28,8 @@ def find(source: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[Par
             )
         cfg = structure.controlnet(shapes(source, names), settings)
         table = controlnet.rules(cfg)
-        title = f"a ControlNet for {family(cfg.unet)}"
+        union = f" Union ({cfg.types} kinds of pictures)" if cfg.types else ""
+        title = f"a ControlNet{union} for {family(cfg.unet)}"
         yield Part("controlnet", title, layout, claim(source, names, table), table, cfg)
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from mv2_jax.convert.engine import Ignore, Rule, dense, norm
+from mv2_jax.convert.engine import Ignore, Rule, dense, fused, norm
 
 _BUFFER = "a constant buffer"
 _HEAD = "belongs to contrastive training only"
@@ -159,15 +159,7 @@ def _transformers_layers(source: str) -> list[Rule]:
 
 def _open_clip_layers() -> list[Rule]:
     block, attention = "transformer.resblocks.{i}", f"{_LAYER}/self_attn"
-    rules = [
-        Rule(
-            f"{block}.attn.in_proj_{kind}",
-            tuple(f"{attention}/{letter}_proj/{leaf}" for letter in "qkv"),
-            "split_qkv",
-        )
-        for kind, leaf in (("weight", "kernel"), ("bias", "bias"))
-    ]
-    rules += dense(f"{block}.attn.out_proj", f"{attention}/out_proj")
+    rules = fused(f"{block}.attn", attention)
     for source, target in (("c_fc", "fc1"), ("c_proj", "fc2")):
         rules += dense(f"{block}.mlp.{source}", f"{_LAYER}/mlp/{target}")
     for source, target in (("ln_1", "layer_norm1"), ("ln_2", "layer_norm2")):

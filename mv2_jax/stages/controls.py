@@ -50,6 +50,8 @@ def inputs(
                 made[f"{name}_frames"] = curves[number]
             if kind == "control" and _words(own, count)[number] == "keyframes":
                 made[f"{name}_image"] = np.asarray(keyframes, np.float32)
+            if kind == "control" and (types := getattr(condition.net, "types", 0)):
+                made[f"{name}_type"] = np.int32(_type(own, number, count, types))
     scale = np.full((batch,), own.motion_scale, np.float32)
     if own.motion_frames:
         curve, *more = number_kinds.curves(own.motion_frames, frames)
@@ -108,6 +110,15 @@ def _each(own: sets.Guided, name: str, count: int) -> tuple[float, ...]:
 
 def _words(own: sets.Guided, count: int) -> tuple[str, ...]:
     return _spread(tuple(own.control_sees.split(",")), "control_sees", count)
+
+
+def _type(own: sets.Guided, number: int, count: int, types: int) -> int:
+    """What the picture of a ControlNet Union with so many types shows. Raises InputError."""
+    word = _spread(tuple(own.control_type.split(",")), "control_type", count)[number]
+    if word not in sets.CONTROL_TYPES[:types]:
+        known = ", ".join(sets.CONTROL_TYPES[:types])
+        raise InputError(f"control_type is {word}; this ControlNet Union knows {known}")
+    return sets.CONTROL_TYPES.index(word)
 
 
 def _curves(own: sets.Guided, kind: str, count: int, frames: int) -> np.ndarray | None:

@@ -43,6 +43,8 @@ def numbers(cfg: Config) -> dict[str, str]:
         names = (name for name in sets.about(cfg.name) if name.startswith(f"{kind}_"))
         of_kind = dict.fromkeys(names, f"the stage has {_WEIGHED[kind]}")
         why = {**of_kind, **why}
+    if not any(getattr(getattr(each, "net", None), "types", 0) for each in cfg.conditions):
+        why.setdefault("control_type", "the stage has no ControlNet Union")
     if "text_encoder_2" not in cfg.trees:
         why |= dict.fromkeys(_OF_SDXL, "the stage is not SDXL's")
     if not any(isinstance(each, Motion) for each in cfg.conditions):

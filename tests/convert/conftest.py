@@ -99,6 +99,25 @@ def controlnet(seed=6, hints=(8, 16), **others):
     return randomise(diffusers.ControlNetModel(**{**shape, **others}), seed)
 
 
+def union(seed=14, **others):
+    """A ControlNet Union of eight kinds of pictures."""
+    import diffusers
+
+    module = diffusers.ControlNetUnionModel(
+        block_out_channels=WIDTHS,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        layers_per_block=1,
+        attention_head_dim=8,
+        cross_attention_dim=CONTEXT,
+        conditioning_embedding_out_channels=(8, 16),
+        addition_time_embed_dim=256,
+        num_control_type=8,
+        num_trans_channel=WIDTHS[0],
+        num_proj_channel=WIDTHS[0],
+    )
+    return randomise(module, seed)
+
+
 def sparse(seed=9):
     """SparseCtrl's encoder of pictures. Several channels a group: a frame that is not given begins
     as a constant in each channel, which alone in its group is all rounding error."""
@@ -315,7 +334,7 @@ def small():
     pytest.importorskip("diffusers"), pytest.importorskip("transformers")
     makers = (unet, vae, text, vision, motion, controlnet, adapter, sdxl, randomise)
     makers += (sparse, as_ldm, as_ldm_vae, as_open_clip, sdxl_file)
-    makers += (sdxl_controlnet, sdxl_adapter)
+    makers += (sdxl_controlnet, sdxl_adapter, union)
     return SimpleNamespace(**{make.__name__: make for make in makers})
 
 

@@ -73,19 +73,24 @@ class Control:
         context: Context,
         held: Params,
     ) -> Params:
-        pixels = jnp.zeros((1, *cfg.stage.size, 3))
+        pixels = jnp.zeros((x.shape[0], *cfg.stage.size, 3))
         init = jax.jit(ControlNet(self.net).init)
-        made = init(named.fold(key, self.name), x, t, context, pixels)
+        kind = jnp.zeros((x.shape[0],), jnp.int32) if self.net.types else None
+        made = init(named.fold(key, self.name), x, t, context, pixels, kind=kind)
         return {self.name: copied(made["params"], held.get("spatial"))}
 
     def encode(self, params: Params, cfg: Config, inputs: Inputs) -> tuple[Any, Any]:
         """Told "image" [B, H, W, 3] in [-1, 1], of any size (in training of the latents'), or in
-        its place "NAME_image" [B, H, W, 3], or [B, T, H, W, 3] one a frame; and `weights`."""
+        its place "NAME_image" [B, H, W, 3], or [B, T, H, W, 3] one a frame; `weights`; and of a
+        ControlNet Union "NAME_type" [], what its pictures show (0)."""
         image = inputs.get(f"{self.name}_image", inputs["image"])
         if "latent" not in inputs:
             image = resize(image, cfg.stage.size)
         conditioning = weights.weights(self.name, inputs, image.shape[0])
         conditioning["shown"] = image * 0.5 + 0.5
+        if self.net.types:
+            kind = jnp.asarray(inputs.get(f"{self.name}_type", 0), jnp.int32)
+            conditioning["kind"] = jnp.broadcast_to(kind, image.shape[:1])
         return conditioning, weights.none(conditioning)
 
     def of_frames(self, conditioning: Any, frames: jax.Array) -> Any:
@@ -104,7 +109,8 @@ class Control:
     ) -> Context:
         network, shown = ControlNet(self.net, cfg.dtype, cfg.remat), conditioning["shown"]
         shown = shards.own(shown) if shown.ndim == 5 else shown
-        inputs = (x, t, context, shown, weights.at(conditioning, t))
+        scale, kind = weights.at(conditioning, t), conditioning.get("kind")
+        inputs = (x, t, context, shown, scale, kind)
         return added(context, network.apply({"params": params[self.name]}, *inputs))
 
 
