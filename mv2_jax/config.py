@@ -200,12 +200,9 @@ class ControlNetConfig:
     """ControlNet (arXiv 2302.05543) over a UNet of the same shape.
 
     The condition is RGB in [0, 1], `condition_factor` times the latent plane along each side;
-    `condition_channels` are the widths of the stack of stride-2 convolutions that brings it down.
-    `condition_patch` folds pixels into channels first (1: the public layout).
-    `global_pool`: residuals are averaged over the plane (ControlNet 1.1 shuffle), so that they
-    carry the look of a picture and not its layout; they steer only what is told the prompt.
-    `types`: of ControlNet Union (ControlNet++), how many kinds of pictures it tells apart; 0 is a
-    plain one. `type_layers`: transformer layers that its kind goes through.
+    `condition_channels` are the widths of the stride-2 convolutions that bring it down, of pixels
+    folded by `condition_patch` (1: the public layout). `global_pool`: means of residuals over the
+    plane, which steer what is told the prompt. `types`: of a Union, which `type_layers` tell apart.
     """
 
     unet: UNetConfig = UNetConfig()
@@ -305,11 +302,8 @@ class StageConfig:
 
 @dataclass(frozen=True)
 class JudgeConfig:
-    """The toybox's judge: classifiers of single frames and of whole clips.
-
-    Frames are brought to `size` x `size`, clips to `frames` frames of half that. The channels are
-    widths at 1/4 of `size`, 1/8, and so on.
-    """
+    """The toybox's judge: classifiers of single frames, `size` x `size`, and of whole clips,
+    `frames` frames of half that. Channels are widths at 1/4 of `size`, 1/8, and so on."""
 
     size: int = 64
     frames: int = 8
