@@ -144,7 +144,7 @@ def assemble(wanted: Wanted) -> Built:
     if len(nets) > len(CONTROLS):
         raise InputError(f"--controlnet: {len(CONTROLS)} at most, not {len(nets)}")
     for name, asked in zip(CONTROLS, nets):
-        built[name] = pieces.plain(opened(asked).one("controlnet"))
+        built[name] = pieces.plain(opened(asked).one("controlnet"), built)
     if wanted.vfi:
         between = pieces.plain(opened(wanted.vfi).one("interpolator"))
         built[interpolator.component(between.config)] = between

@@ -74,7 +74,7 @@ def rebuild(
         elif name == "image_attn":
             piece = pieces.image_attention(found, built["spatial"].config)
         else:
-            piece = pieces.plain(found)
+            piece = pieces.plain(found, built)
         given = tuple((path, weight) for path, weight in origins[name]["loras"])
         rows = tuple(
             pieces.Rows(called, path, reference.vectors(path, called, piece.config.width))

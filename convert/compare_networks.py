@@ -22,7 +22,7 @@ import torch
 from mv2_jax import params as trees
 from mv2_jax.bundle import Bundle
 from mv2_jax.config import MotionConfig, UNetConfig
-from mv2_jax.convert import reference
+from mv2_jax.convert import kinds, reference
 from mv2_jax.convert.ops import as_numpy
 from mv2_jax.convert.pieces import Piece
 from mv2_jax.models.clip_text import TextEncoder
@@ -353,6 +353,7 @@ def _numbers(state: Mapping[str, torch.Tensor], job: Job) -> Numbers:
     """Of a state dict in the stored type; buffers of whole numbers are no weights. What a tensor
     fuses (queries, keys, values) is three here as it is in our trees."""
     counts, arrays = {}, {}
+    summed = job.piece.loras or kinds.get(job.piece.found.part.kind).whole
     apart = {
         f"{name} {i}" if ".in_proj_" in name else name: part
         for name, value in state.items()
@@ -362,7 +363,7 @@ def _numbers(state: Mapping[str, torch.Tensor], job: Job) -> Numbers:
         if value.is_floating_point():
             array = as_numpy(value.to(job.dtype))
             counts[name] = census(array)
-            if job.piece.loras or name.endswith(".pe"):
+            if summed or name.endswith(".pe"):
                 arrays[name] = array
     return Numbers(counts, arrays)
 

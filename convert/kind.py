@@ -85,6 +85,8 @@ class Kind:
     find: its networks in a source (tensors, the config.json beside them or {}); raises InputError
         where one is there that cannot be read. config: the class of their configs.
     fills: the kind in whose place it may stand too ("controlnet"), for flags that take either.
+    whole: of a kind that is nothing by itself: (its part, the pieces so far, by component) -> the
+        part with the tensors, table and config that both make together. None: it is whole.
     target: a config -> the tree to fill, as shapes; None where that depends on the UNet around it.
     fits: (component, its `pieces.Piece`, those of all components) -> raises InputError where what
         they hand to one another does not fit.
@@ -99,6 +101,7 @@ class Kind:
     find: Callable[[Mapping[str, Any], Mapping[str, Any]], Iterable[Part]]
     config: type | tuple[type, ...] = ()
     fills: str = ""
+    whole: Callable[[Part, Mapping[str, Any]], Part] | None = None
     target: Callable[[Any], params.Tree] | None = None
     fits: Callable[[str, Any, Mapping[str, Any]], None] | None = None
     layers: Callable[[Any, params.Tree], Any] | None = None

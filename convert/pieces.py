@@ -133,14 +133,21 @@ def _kept(stored: np.dtype, wanted: Any) -> np.dtype:
     return np.dtype(wanted) if floating else stored
 
 
-def plain(found: Found) -> Piece:
-    """A piece that depends on no other: an encoder, a VAE, a ControlNet or its like, a UNet.
+def plain(found: Found, built: Mapping[str, Piece] | None = None) -> Piece:
+    """A piece by itself: an encoder, a VAE, a ControlNet or its like, a UNet.
+
+    `built` are the pieces so far, for those that are nothing without them (`kind.Kind.whole`).
 
     Raises:
-        InputError: its settings contradict its tensors.
+        InputError: its settings contradict its tensors, or these the other pieces'.
     """
-    part = found.part
-    make = kinds.get(part.kind).target
+    kind = kinds.get(found.part.kind)
+    if kind.whole is not None:
+        try:
+            found = dataclasses.replace(found, part=kind.whole(found.part, built or {}))
+        except InputError as error:
+            raise InputError(f"{found.asked} ({found.part.title}): {error}") from None
+    part, make = found.part, kind.target
     return Piece(found, _target(found, lambda: make(part.config)), part.config, part.table)
 
 

@@ -52,7 +52,7 @@ def recognise(source: Mapping[str, Any], settings: Mapping[str, Any] | None = No
     what = refusals.by_tensors(source)
     if what:
         raise InputError(what)
-    for kind in ("lora", "motion_lora"):  # whose names may look like a network's
+    for kind in ("control_lora", "lora", "motion_lora"):  # whose names may look like a network's
         changes = list(kinds.get(kind).find(source, settings))
         if changes:
             return changes

@@ -79,6 +79,19 @@ def ldm_controlnet(own: State, part: Part) -> State:
     return single.convert_controlnet_checkpoint(named, settings)
 
 
+def control_lora(own: State, part: Part) -> State:
+    """The UNet's tensors with the file's over them; products in torch."""
+    lora, made = part.tensors.lora, {}
+    for name in part.tensors:
+        up, down = (name.removesuffix("weight") + half for half in ("up", "down"))
+        made[name] = tensor(lora[name] if name in lora else part.tensors.unet[name])
+        if name.endswith(".weight") and up in lora:
+            two = [tensor(lora[half]).float().flatten(1) for half in (up, down)]
+            change = torch.mm(*two).reshape(made[name].shape)
+            made[name] = made[name].float() + change
+    return made
+
+
 def ldm_vae(own: State, part: Part) -> State:
     prefix = _before("encoder.conv_in.weight", own)
     named = {f"first_stage_model.{n.removeprefix(prefix)}": t for n, t in own.items()}

@@ -40,11 +40,6 @@ _REFUSALS = (
     ),
     Refusal("a ControlNet-LLLite", (r"^lllite_unet",), "plain ControlNets serve for --controlnet"),
     Refusal(
-        "a Control-LoRA",
-        (r"^lora_controlnet$|^input_hint_block\.", r"\.up$"),
-        "it is a ControlNet's difference from a UNet; whole ControlNets serve for --controlnet",
-    ),
-    Refusal(
         "an upscaler (ESRGAN or its kin)", (r"^(model\.\d+|conv_first|body\.\d+\.rdb1)\.",), ""
     ),
 )

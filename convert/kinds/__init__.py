@@ -1,6 +1,7 @@
 """Every kind of network that `mv2 convert` knows, each in a file of its own; see `convert.kind`.
 
-A source is searched for them in this order, and LoRAs, which are no networks, first of all.
+A source is searched for them in this order, and LoRAs, which are no networks, and Control-LoRAs
+first of all.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ _HERE = "mv2_jax.convert.kinds"
 KINDS = {
     "unet": f"{_HERE}.unet:KIND",
     "controlnet": f"{_HERE}.controlnet:KIND",
+    "control_lora": f"{_HERE}.control_lora:KIND",
     "sparse_control": f"{_HERE}.sparse_control:KIND",
     "vae": f"{_HERE}.vae:KIND",
     "text_encoder": f"{_HERE}.clip:TEXT",

@@ -26,7 +26,6 @@ LAYER = "{}.attentions.{}.transformer_blocks.{}.norm1.weight"
         ({"body.0.block1.weight": (8, 8, 3, 3)}, "this is a T2I-Adapter"),
         ({"adapter.body.1.resnets.0.block1.weight": (8, 8, 3, 3)}, "this is a T2I-Adapter"),
         ({"lllite_unet_input_blocks_4_1.depth.weight": (8, 8)}, "this is a ControlNet-LLLite"),
-        ({"lora_controlnet": (0,), "input_blocks.0.0.up": (8, 8)}, "this is a Control-LoRA"),
         ({**SDXL, LAYER.format("down_blocks.1", 0, 1): (8,), LAYER.format("down_blocks.1", 1, 3):
           (8,)}, r"pruned SDXL UNet \(SSD-1B.*attentions of 2 and 4 layers"),
         ({**SDXL, LAYER.format("down_blocks.1", 0, 1): (8,), "mid_block.resnets.0.x": (8,)},
