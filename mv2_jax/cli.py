@@ -225,6 +225,7 @@ def _train_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentPars
         metavar="A.B=V",
         help="change a setting of the recipe; may be repeated",
     )
+    add("--votes", metavar="FILE", help="an arena's arena.db, for the recipe preference")
     add("--phase", metavar="NAME", help="run only this phase")
     add("--out", metavar="DIR", help="folder of all runs (runs)")
     add("--fresh", action="store_true", help="start anew, without the checkpoints of earlier runs")
@@ -317,9 +318,10 @@ def _train(args: argparse.Namespace) -> int:
     startup.loading()
     from mv2_jax.train import cli
 
+    votes = [f"data.votes={args.votes}"] if args.votes else []
     return cli.main(
         args.recipe,
-        args.set,
+        [*args.set, *votes],
         phase=args.phase,
         out=args.out,
         resume=not args.fresh,

@@ -25,7 +25,7 @@ from mv2_jax.stages import stage as stages
 TASKS = {
     **{
         name: f"mv2_jax.train.tasks.{name}:make"
-        for name in ("distil", "i2v", "t2i", "v2v", "vae", "vfi")
+        for name in ("distil", "i2v", "t2i", "v2v", "vae", "vfi", "votes")
     },
     # Tasks that only a world has.
     **{name: f"mv2_jax.train.toybox.{name}:make" for name in ("dpo", "judge")},

@@ -130,8 +130,8 @@ def analyse(
     Args:
         everyone: counts raters, too, who missed half of the damaged copies or more.
     """
-    raters = _raters(votes, everyone)
-    counted = {rater.number for rater in raters if rater.counted}
+    all_raters = raters(votes, everyone)
+    counted = {rater.number for rater in all_raters if rater.counted}
     votes = [vote for vote in votes if vote.kind != GOLD and vote.rater in counted]
     pairs = sorted({(vote.first, vote.second) for vote in votes})
     rows, found, agreements, apart = [], [], [], False
@@ -143,7 +143,7 @@ def analyse(
         found += strong
         apart |= not linked
         agreements.append(_agreement(criterion, these))
-    return Found(rows, found, raters, agreements, _sides(votes), apart)
+    return Found(rows, found, all_raters, agreements, _sides(votes), apart)
 
 
 def ratio(good: int, same: int, bad: int) -> float:
@@ -151,7 +151,8 @@ def ratio(good: int, same: int, bad: int) -> float:
     return (good + same) / (bad + same) if bad + same else math.inf
 
 
-def _raters(votes: Sequence[Vote], everyone: bool) -> list[Rater]:
+def raters(votes: Sequence[Vote], everyone: bool = False) -> list[Rater]:
+    """Who voted, and whose votes count."""
     found = []
     for number, group in itertools.groupby(votes, lambda vote: vote.rater):
         overall = [vote for vote in group if vote.criterion == "overall"]

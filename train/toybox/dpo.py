@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from mv2_jax.train import source as sources
 from mv2_jax.train import words as tokens
 from mv2_jax.train.latents import Shards, position
 from mv2_jax.train.phase import remat
-from mv2_jax.train.preference import dpo_loss
+from mv2_jax.train.preference import dpo_loss, paired
 from mv2_jax.train.task import Batch, Component, Params, Task, chances, compute_dtype, require
 from mv2_jax.train.toybox import pairs, worlds
 from mv2_jax.train.video import VideoTask, guided
@@ -63,6 +63,7 @@ def make(cfg: Any, begin: Mapping[str, Component], folder: Path) -> Task:
         raise InputError(f"data.candidates: a pair takes two at least, not {candidates}")
     require(begin, *NEEDED[cfg.stage])
     task = (Pictures if cfg.stage == "t2i" else Clips)(cfg, begin, folder)
+    assert task.jury and task.motions is not None  # both are checked before anything is made
     unread.refuse(cfg, task.reads(), task.idle(), sources.of(cfg))
     return task.task()
 
@@ -78,13 +79,21 @@ class Preferences(ABC):
 
     def __init__(self, cfg: Any, begin: Mapping[str, Component], folder: Path) -> None:
         self.cfg, self.begin, self.folder = cfg, begin, folder
-        self.motions = worlds.motions_of(cfg.data)
         self.shape = losses.of(cfg.loss.shape)
         if cfg.loss.kind != "winners" and not isinstance(self.shape, LossConfig):
             raise InputError("loss.shape: DPO takes a LossConfig's; another loss is for 'winners'")
-        self.jury = evaluate.load(cfg.data.judge) if cfg.data.judge else evaluate.load()
         self.vae = trees.cast(begin["vae"].params, np.float32)
         self.decode = jax.jit(partial(codec.decode, cfg=begin["vae"].config))
+
+    @cached_property
+    def motions(self) -> dict[str, float]:
+        """How much oftener some motions are drawn."""
+        return worlds.motions_of(self.cfg.data)
+
+    @cached_property
+    def jury(self) -> evaluate.Jury:
+        """The judge that ranks candidates."""
+        return evaluate.load(self.cfg.data.judge) if self.cfg.data.judge else evaluate.load()
 
     def reads(self) -> set[str]:
         """The settings that it reads."""
@@ -121,16 +130,21 @@ class Preferences(ABC):
         keys = named.per_sample(key, batch["better"].shape[0])
         whole = {**frozen, **params}
         better, worse = (self.clips(batch[name]) for name in ("better", "worse"))
-        rest = {name: x for name, x in batch.items() if name not in ("better", "worse", "margin")}
-        inputs = trees.cast(rest, jnp.float32)
+        given = (x for x in batch if x not in ("better", "worse", "margin", "image_worse"))
+        inputs = trees.cast({name: batch[name] for name in given}, jnp.float32)
         inputs |= {"latent": better, "negative": jnp.asarray(self.words.encode([""]))}
         schedule, rates = self.net.stage.schedule, chances(self.cfg.loss, self.net)
 
         def model(tree: Params, rows: int) -> Any:
             """`f(x, t)` over `rows` times the batch's samples, under the batch's conditions."""
             # Guidance needs what the network answers without them, which must not drift.
-            conditioning = stages.drop(tree, self.net, inputs, keys, rates)
-            conditioning = jax.tree.map(lambda x: jnp.repeat(x, rows, axis=0), conditioning)
+            first = stages.drop(tree, self.net, inputs, keys, rates)
+            conditioning = jax.tree.map(lambda x: jnp.repeat(x, rows, axis=0), first)
+            if rows == 2 and "image_worse" in batch:  # the two began from pictures of their own
+                image = jnp.asarray(batch["image_worse"], jnp.float32)
+                others = {**inputs, "image": image, "latent": worse}
+                second = stages.drop(tree, self.net, others, keys, rates)
+                conditioning = jax.tree.map(paired, first, second)
             return partial(stages.predict_one, tree, self.net, conditioning=conditioning)
 
         if self.cfg.loss.kind == "winners":
