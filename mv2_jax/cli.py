@@ -95,6 +95,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _command(arguments: list[str]) -> Callable[[], int | None]:
     """What these arguments ask for, to be run."""
     _refuse_empty(arguments)
+    if arguments[:2] == ["eval", "videos"]:  # which needs no judge, and has flags of its own
+        return partial(importlib.import_module("mv2_jax.infer.eval_videos").main, arguments[2:])
     if arguments and arguments[0] in APART:
         return partial(importlib.import_module(APART[arguments[0]]).main, arguments[1:])
     args = _parse(arguments)

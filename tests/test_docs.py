@@ -52,8 +52,12 @@ def test_command_lines_name_what_there_is(page):
         command = words[1:2]
         if not command or not re.fullmatch("[a-z]+", command[0]):
             continue  # `mv2 --help`, `mv2 COMMAND`
-        if command[0] in ("bench", "study") and words[2:3] and re.fullmatch("[a-z]+", words[2]):
-            command = words[1:3] if command[0] == "bench" else command
+        if (
+            command[0] in ("bench", "eval", "study")
+            and words[2:3]
+            and re.fullmatch("[a-z]+", words[2])
+        ):
+            command = words[1:3] if command[0] != "study" else command
         known, said = options(tuple(command))
         flags = {word.split("=")[0] for word in words if re.match(r"--?[a-z]", word)}
         wrong += [line] if not said or flags - known - {"--help", "-h"} else []

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mv2_jax.errors import InputError
+from mv2_jax.infer.outputs import CLIPS
 
 SUFFIXES = (".mp4", ".webm", ".mov", ".m4v", ".mkv")
 
@@ -37,6 +38,9 @@ def read(folder: Path) -> list[Clip]:
     if not folder.is_dir():
         raise InputError(f"{folder}: there is no such folder")
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    names = {path.stem for path in files}  # `--stages` keeps NAME.keyframes.mp4 beside NAME.mp4
+    stages = {f"{name}.{stage}" for name in names for stage in CLIPS}
+    files = [path for path in files if path.stem not in stages]
     if not files:
         raise InputError(f"{folder}: it holds no video ({', '.join(SUFFIXES)})")
     return [Clip(path, *_said(path.with_suffix(".json"))) for path in files]
