@@ -1,9 +1,10 @@
 """`mv2 eval toybox`: how often the cascade shows what it was asked for, on worlds it never saw.
 
-Prompts name four-tuples of the two withheld sets in their canonical words; the judge looks at the
-T2I picture (thing, colour, scene) and at the final video (all four). Rates come with Wilson's 95%
-intervals. What verdicts do not say (does the video keep the picture's thing, does it flicker ...)
-`toybox.measures` do, beside true renders of the same words.
+Prompts name four-tuples of the two withheld sets in their canonical words; the judge that fits
+(`toybox.sight`) looks at the T2I picture (thing, colour, scene) and at the final video (all four,
+in the worst frame), and at how much of the true texture they have. True renders of the same words
+are judged beside them. Rates come with Wilson's 95% intervals. What verdicts do not say (does the
+video keep the picture's thing, does it flicker ...) `toybox.measures` do.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
     from mv2_jax.cascade import Cascade
     from mv2_jax.infer.measured import Differs, Means
     from mv2_jax.infer.settings import Numbers
-    from mv2_jax.toybox.evaluate import Rate, Verdict
+    from mv2_jax.toybox.evaluate import Rate
+    from mv2_jax.toybox.sight import Sight
 
 Rates: TypeAlias = "dict[str, dict[str, Rate]]"
 """{set or "both": {kind: its rate}}."""
@@ -61,15 +63,15 @@ def rates(hits: dict[str, np.ndarray], names: Sequence[str]) -> Rates:
 
 def table(results: dict[str, Rates]) -> str:
     """The rates as lines of text, one for what was looked at and in which set."""
-    lines = [f"{'':24}" + "".join(f"{kind:>24}" for kind in (*_KINDS, "all"))]
+    lines = [f"{'':24}" + "".join(f"{kind:>24}" for kind in _COLUMNS)]
     for what, groups in results.items():
         for group, found in groups.items():
-            cells = "".join(f"{_cell(found.get(kind)):>24}" for kind in (*_KINDS, "all"))
+            cells = "".join(f"{_cell(found.get(kind)):>24}" for kind in _COLUMNS)
             lines.append(f"{what + ', ' + group:24}{cells}")
     return "\n".join(lines)
 
 
-_KINDS = ("thing", "colour", "scene", "motion")
+_COLUMNS = ("thing", "colour", "scene", "motion", "all", "texture")
 
 
 def _cell(rate: Rate | None) -> str:
@@ -93,8 +95,8 @@ def toybox(
         mesh: as `--mesh` takes it. Of several processes the first writes the files and speaks.
 
     Raises:
-        InputError: fewer than two prompts, a seed out of range, no judge, missing or damaged
-            weights, or a folder that cannot be written.
+        InputError: fewer than two prompts, a seed out of range, missing or damaged weights, or a
+            folder that cannot be written.
     """
     if count < 2:
         raise InputError(f"--prompts is {count}; it takes at least 2, one from each set")
@@ -102,19 +104,17 @@ def toybox(
         raise InputError(f"--seed is {seed}; it goes from 0 to {2**32 - count}")
     startup.loading()
     from mv2_jax.infer import measured
-    from mv2_jax.toybox import evaluate
 
     first_process = meshes.begin(mesh)
     with meshes.agreed(mesh):
         if out is not None and first_process:
             _ready(Path(out))
-        jury = evaluate.load()
         bundle = bundles.read(weights)
         numbers = settings.resolve({}, {}, bundle)
     words, names, prompts = withheld(count, seed)
     cascade, _ = generate.load(bundle, mesh, batch)
-    started, seen, pictures, rows = time.monotonic(), [], [], []
-    tally = measured.Tally()
+    started, rows = time.monotonic(), []
+    tally, verdicts = measured.Tally(), Verdicts()
     with Bars(silent=not first_process) as bars:
         known = _SECONDS if bundle.folder == bundles.SHIPPED else None
         forecast = Forecast(bars.say, count, -(-count // batch), known)
@@ -129,17 +129,15 @@ def toybox(
                 seed=[seed + i for i in chosen],
                 progress=bars,
             )
-            seen.append(evaluate.judge(jury, made.frames[:keep]))
-            pictures.append(evaluate.judge(jury, made.picture[:keep, None]))
             picks = np.linspace(0, made.frames.shape[1] - 1, 6).round().astype(int)
             first_column = media.fit_all(made.picture[:keep], made.frames.shape[2:4])[:, None]
             rows.extend(np.concatenate([first_column, made.frames[:keep, picks]], axis=1))
-            tally.add(made.frames[:keep], made.picture[:keep], words[first : first + keep])
+            asked = words[first : first + keep]
+            true = tally.add(made.frames[:keep], made.picture[:keep], asked)
+            verdicts.add(made.picture[:keep], made.frames[:keep], true, asked)
             forecast.done()
         differs = _spread(cascade, numbers, prompts, words, batch)
-    hits = {what: _hits(parts, words) for what, parts in (("image", pictures), ("video", seen))}
-    for kind in ("motion", "all"):
-        hits["image"].pop(kind)
+    hits = verdicts.right()
     results = {what: rates(found, names) for what, found in hits.items()}
     if first_process:
         print(table(results))
@@ -147,6 +145,7 @@ def toybox(
         print(f"{count} prompts in {time.monotonic() - started:.0f} s")
         if out is not None:
             extra = {"measures": _plain(tally.means()), "seeds": differs}
+            extra |= {"judge": verdicts.numbers()}
             _write(Path(out), results, prompts, hits, rows, extra)
     meshes.end(mesh)
     return results
@@ -173,15 +172,40 @@ def _plain(means: Means) -> dict[str, dict[str, dict[str, float] | None]]:
     return {k: {w: m and m._asdict() for w, m in found.items()} for k, found in means.items()}
 
 
-def _hits(parts: list[dict[str, Verdict]], words: np.ndarray) -> dict[str, np.ndarray]:
-    from mv2_jax.toybox import evaluate
+class Verdicts:
+    """The judge's words on pictures, videos and true renders, added up batch by batch."""
 
-    found, at = [], 0
-    for part in parts:
-        size = len(part["thing"].index)
-        found.append(evaluate.right(part, words[at : at + size]))
-        at += size
-    return {kind: np.concatenate([f[kind] for f in found]) for kind in found[0]}
+    def __init__(self) -> None:
+        self._parts: dict[str, list[Sight]] = {}
+
+    def add(
+        self, pictures: np.ndarray, videos: np.ndarray, true: np.ndarray, words: np.ndarray
+    ) -> None:
+        """Judges pictures [B, H, W, 3], videos and true clips [B, T, H, W, 3] of `words` [B, 4]."""
+        from mv2_jax.toybox import sight
+
+        looked = {"image": pictures[:, None], "video": videos}
+        looked |= {"true image": true[:, :1], "true video": true}
+        for what, clips in looked.items():
+            self._parts.setdefault(what, []).append(sight.judge(clips, words))
+
+    def right(self) -> dict[str, dict[str, np.ndarray]]:
+        """{what was looked at: {kind: right or wrong [N]}}."""
+        return {what: _joined([p.right for p in parts]) for what, parts in self._parts.items()}
+
+    def numbers(self) -> dict[str, dict[str, list[float | None]]]:
+        """{what was looked at: {number of the judge's: one for each prompt}}, for a file."""
+        return {
+            what: {
+                name: [round(float(v), 5) if np.isfinite(v) else None for v in values]
+                for name, values in _joined([p.numbers for p in parts]).items()
+            }
+            for what, parts in self._parts.items()
+        }
+
+
+def _joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def _ready(folder: Path) -> None:

@@ -22,12 +22,14 @@ class Tally:
     def __init__(self) -> None:
         self._parts: dict[str, list[dict[str, np.ndarray]]] = {"video": [], "truth": []}
 
-    def add(self, frames: np.ndarray, pictures: np.ndarray, words: np.ndarray) -> None:
-        """Measures videos [B, T, H, W, 3], which keep `pictures`, and as many true renders."""
+    def add(self, frames: np.ndarray, pictures: np.ndarray, words: np.ndarray) -> np.ndarray:
+        """Measures videos [B, T, H, W, 3], which keep `pictures`, and as many true renders, which
+        it returns."""
         seen = sum(len(part["thing"]) for part in self._parts["video"])
         true = measures.truth(words, frames.shape[1], frames.shape[2:4], seed=seen)
         self._parts["video"].append(measures.measure(frames, pictures, words))
         self._parts["truth"].append(measures.measure(true, true[:, 0], words))
+        return true
 
     @property
     def values(self) -> dict[str, dict[str, np.ndarray]]:

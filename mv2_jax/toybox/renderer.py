@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from mv2_jax.toybox import scenes, things
-from mv2_jax.toybox.world import World, pose
+from mv2_jax.toybox.world import Pose, World, pose
 
 _CPU_PIXELS = 2**17
 
@@ -26,28 +26,25 @@ def _grid(size):
     return x[None, :], y[:, None], pixel
 
 
-def _own_plane(world, time, size, x, y):
-    """Pixel coordinates in the thing's own plane [H, W], its pose, and half heights per unit."""
+def placed(now: Pose, size) -> Pose:
+    """A pose with its centre and radius in half frame heights, as they are drawn at `size`."""
     aspect = size[1] / size[0]
-    now = pose(world, time)
-    radius = now.radius * min(1.0, aspect)
-    centre_x = now.x * aspect
+    return now._replace(x=now.x * aspect, radius=now.radius * min(1.0, aspect))
+
+
+def _own_plane(now: Pose, x, y):
+    """Pixel coordinates in the plane [H, W] of a thing that is `placed`; half heights per unit."""
     cos, sin = jnp.cos(now.angle), jnp.sin(now.angle)
-    dx = (x - centre_x) / (radius * now.stretch_x)
-    dy = (y - now.y) / (radius * now.stretch_y)
-    plane = (dx * cos + dy * sin, dy * cos - dx * sin)
-    return plane, now._replace(x=centre_x, radius=radius), radius * now.stretch_y
+    dx = (x - now.x) / (now.radius * now.stretch_x)
+    dy = (y - now.y) / (now.radius * now.stretch_y)
+    return (dx * cos + dy * sin, dy * cos - dx * sin), now.radius * now.stretch_y
 
 
 def _frame(world: World, time, size):
     """One frame, [H, W, 3] in [-1, 1]."""
     x, y, pixel = _grid(size)
-    (px, py), now, unit = _own_plane(world, time, size, x, y)
     scene = scenes.masks(world, time, x, y, pixel)
-    thing = things.masks(world, px, py, _light(world, now.angle))
-    far = thing.far * unit
-    cover = jnp.clip(0.5 - far / (1.3 * pixel), 0.0, 1.0)
-    dark = _shadow(world, now, x, y, scene.ground, far)
+    thing, cover, dark = thing_masks(world, placed(pose(world, time), size), scene.ground, size)
 
     def channel(palettes):
         of_scene, of_thing = palettes
@@ -59,6 +56,25 @@ def _frame(world: World, time, size):
     # each pixel would compute the masks anew for each channel, without vector instructions.
     planes = jax.lax.map(channel, (scenes.palette(world), things.palette(world)))
     return jnp.moveaxis(planes, 0, -1)
+
+
+def thing_masks(world: World, now: Pose, ground, size):
+    """What a thing that is `placed` is drawn from: its masks, its cover in [0, 1] and what it
+    leaves of the scene's light, planes [H, W]; `ground` [H, W] is the scene's."""
+    x, y, pixel = _grid(size)
+    (px, py), unit = _own_plane(now, x, y)
+    thing = things.masks(world, px, py, _light(world, now.angle))
+    far = thing.far * unit
+    cover = jnp.clip(0.5 - far / (1.3 * pixel), 0.0, 1.0)
+    return thing, cover, _shadow(world, now, x, y, ground, far)
+
+
+def scene_picture(world: World, time, size):
+    """The scene alone, [H, W, 3] in [0, 1], and its ground [H, W]."""
+    x, y, pixel = _grid(size)
+    scene = scenes.masks(world, time, x, y, pixel)
+    paint = partial(scenes.paint, masks=scene, y=y, pixel=pixel)
+    return jnp.moveaxis(jax.lax.map(paint, scenes.palette(world)), 0, -1), scene.ground
 
 
 def _light(world, angle):
@@ -118,7 +134,7 @@ def render_mask(world: World, times, size: tuple[int, int]):
 
     def frame(time):
         x, y, pixel = _grid(size)
-        (px, py), _, unit = _own_plane(world, time, size, x, y)
+        (px, py), unit = _own_plane(placed(pose(world, time), size), x, y)
         far = things.distance(world.thing, px, py) * unit
         return jnp.clip(0.5 - far / (1.3 * pixel), 0.0, 1.0)
 

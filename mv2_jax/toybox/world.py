@@ -110,7 +110,7 @@ def pose(world: World, time) -> Pose:
     y = world.y * jnp.where(along_y == 0, 1.0, 0.5) + along_y * world.travel * swing
 
     bouncing = motion == BOUNCING
-    height, squash = _bounce(time, world.travel)
+    height, squash = bounce(time, world.travel)
     y = jnp.where(bouncing, world.y * 0.4 - 0.36 + height, y)
     squash = jnp.where(bouncing, squash, 0.0)
 
@@ -133,7 +133,7 @@ def pose(world: World, time) -> Pose:
     )
 
 
-def _bounce(time, travel):
+def bounce(time, travel):
     """Height above the lowest point, and how squashed (0 to 1), of two bounces from the top."""
     phase = jnp.mod(0.5 + 1.75 * time, 1.0) * 2 - 1  # -1 and 1: on the ground; 0: at the top
     squash = jnp.clip((jnp.abs(phase) - 0.72) / 0.28, 0.0, 1.0)

@@ -8,8 +8,7 @@ import pytest
 
 from mv2_jax import cli
 from mv2_jax.infer import evaluate, generate, media
-from mv2_jax.toybox import evaluate as judging
-from mv2_jax.toybox import measures
+from mv2_jax.toybox import measures, sight
 
 COUNT, SIZE = 5, (16, 16)
 
@@ -33,9 +32,14 @@ def cascade(monkeypatch):
         clip = np.stack([np.full((7, *SIZE, 3), level, np.uint8) for level in seed])
         return generate.Made(clip[:, 0], clip, clip, clip)
 
-    def right(verdicts, words):
-        hits = {kind: np.ones(len(words), bool) for kind in (*judging.KINDS, "all")}
-        return {**hits, "motion": np.zeros(len(words), bool)}
+    def judge(videos, words):
+        right = {kind: np.ones(len(words), bool) for kind in (*sight.KINDS, "all")}
+        if videos.shape[1] == 1:
+            right.pop("motion")
+        else:  # true renders are of ones, videos of their seed
+            right["motion"] = videos.reshape(len(videos), -1).mean(axis=1) == 1
+        overlap = videos.reshape(len(videos), -1).mean(axis=1) / 10
+        return sight.Sight(right, {"overlap": overlap, "path": np.full(len(words), np.nan)}, {})
 
     def measure(clips, pictures, words):
         return dict.fromkeys(measures.NAMES, clips.mean(axis=(1, 2, 3, 4)))
@@ -45,9 +49,7 @@ def cascade(monkeypatch):
 
     monkeypatch.setattr(generate, "load", lambda *_: (four, {}))
     monkeypatch.setattr(generate, "make", make)
-    monkeypatch.setattr(judging, "load", lambda: None)
-    monkeypatch.setattr(judging, "judge", lambda jury, x: {"thing": SimpleNamespace(index=x)})
-    monkeypatch.setattr(judging, "right", right)
+    monkeypatch.setattr(sight, "judge", judge)
     monkeypatch.setattr(measures, "measure", measure)
     monkeypatch.setattr(measures, "truth", truth)
     monkeypatch.setattr(
@@ -61,7 +63,10 @@ def test_report_and_sheet(cascade, tiny_weights, tmp_path, capsys):
     assert cli.main(["eval", "toybox", *arguments, "-o", str(tmp_path)]) == 0
     report = json.loads((tmp_path / "eval.json").read_text())
     assert report["rates"]["video"]["both"]["thing"]["count"] == COUNT
-    assert report["rates"]["video"]["both"]["motion"]["right"] == 0
+    assert report["rates"]["video"]["both"]["motion"]["right"] == 1
+    assert report["rates"]["true video"]["both"]["motion"]["right"] == COUNT
+    assert "motion" not in report["rates"]["image"]["both"]
+    assert report["judge"]["video"] == {"overlap": [0, 0.1, 0.2, 0.3, 0.4], "path": [None] * COUNT}
     assert len(report["prompts"]) == COUNT
     flicker = report["measures"]["flicker"]
     assert flicker["video"]["mean"] == 2 and flicker["truth"]["mean"] == 1  # seeds 0 to 4
@@ -70,7 +75,12 @@ def test_report_and_sheet(cascade, tiny_weights, tmp_path, capsys):
     # A row a video: T2I's picture and six frames, halved.
     assert media.read_image(tmp_path / "eval.png", None).shape == (COUNT * 8, 7 * 8, 3)
     out = capsys.readouterr().out
-    assert "video, both" in out and "flicker" in out and "true renders" in out
+    assert (
+        "video, both" in out
+        and "true video, both" in out
+        and "flicker" in out
+        and "true renders" in out
+    )
 
 
 def test_half_of_the_prompts_are_of_either_set():
