@@ -30,6 +30,7 @@ import numpy as np
 from mv2_jax import config, config_types, files, numbers, params
 from mv2_jax.errors import InputError
 from mv2_jax.lookup import one_of
+from mv2_jax.remote import Remote
 from mv2_jax.stages import vfi_table
 
 SCHEMA = 1
@@ -104,7 +105,7 @@ class Bundle:
     it likes best, such as {"t2i": {"guidance": 4.0}}; `tokenizer` is the tokenizer's own JSON.
     """
 
-    folder: Path
+    folder: Path | Remote
     name: str
     components: dict[str, Component]
     stages: dict[str, Any]
@@ -250,12 +251,11 @@ def read(folder: str | os.PathLike[str] | None = None) -> Bundle:
         InputError: the folder, its index or a file is missing, damaged or of another version;
             an unknown key is named together with the nearest known one.
     """
-    folder = SHIPPED if folder is None else files.place(folder)
-    index = _read_index(folder)
-    where = str(folder / INDEX)
+    place = SHIPPED if folder is None else files.place(folder)
+    index, where = _read_index(place), str(place / INDEX)
     try:
         components = {
-            name: _read_component(folder, name, data) for name, data in index["components"].items()
+            name: _read_component(place, name, data) for name, data in index["components"].items()
         }
         _known_components({name: part.config for name, part in components.items()})
         stages = {name: _from_json(data) for name, data in index["stages"].items()}
@@ -270,7 +270,7 @@ def read(folder: str | os.PathLike[str] | None = None) -> Bundle:
         if not isinstance(index["name"], str):
             raise ValueError("'name' is not text")
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        if isinstance(error, InputError) and str(folder) in str(error):
+        if isinstance(error, InputError) and str(place) in str(error):
             raise
         raise InputError(f"{where}: {error}") from None
     for component in components.values():
@@ -280,7 +280,7 @@ def read(folder: str | os.PathLike[str] | None = None) -> Bundle:
                 "folder's; pack them together"
             )
     return Bundle(
-        folder=folder,
+        folder=place,
         name=index["name"],
         components=components,
         stages=stages,
@@ -290,7 +290,7 @@ def read(folder: str | os.PathLike[str] | None = None) -> Bundle:
     )
 
 
-def _read_index(folder: Path) -> dict[str, Any]:
+def _read_index(folder: Path | Remote) -> dict[str, Any]:
     path = folder / INDEX
     try:
         index = files.read_json(path)
@@ -319,7 +319,7 @@ def _reason(error: OSError) -> str:
     return (error.strerror or "error").lower()
 
 
-def _read_component(folder: Path, name: str, data: dict[str, Any]) -> Component:
+def _read_component(folder: Path | Remote, name: str, data: dict[str, Any]) -> Component:
     _exactly(data, _COMPONENT_KEYS, f"{name}: key")
     file = data["file"]
     if not isinstance(file, str) or Path(file).name != file:

@@ -36,7 +36,7 @@ from mv2_jax.programs import Programs, Progress, silent
 from mv2_jax.stages import caching, controls, i2v, idle, interpolators, latents, stage, t2i, v2v
 from mv2_jax.stages import prompts as words
 from mv2_jax.stages.chain import STEPS_AT_ONCE, Chain
-from mv2_jax.stages.conditions.text import Ids
+from mv2_jax.stages.conditions.text import Changing, Ids
 from mv2_jax.stages.stage import Config
 from mv2_jax.text import Tokenizer
 
@@ -163,8 +163,9 @@ class Cascade:
         """A diffusion stage's chain before its first step, from what the methods above take."""
         cfg, run = self.stage(name), partial(self.programs, name, progress=progress)
         components.only(self.params, self._components(name))
-        own = sets.changed(name, self.numbers[name], numbers)
-        idle.refuse(cfg, self.numbers[name], own, more or ())
+        usual = sets.guided(self.numbers, name)
+        own = sets.changed(name, usual, numbers)
+        idle.refuse(cfg, usual, own, more or ())
         branch = caching.check(cfg, own.cache_interval, own.cache_branch)
         steps = int(own.steps or cfg.stage.steps)
         extent = controls.extent(cfg, own, steps, keyframes)
@@ -173,12 +174,14 @@ class Cascade:
             inputs |= controls.of_text(cfg, own)
         inputs |= {input: jnp.asarray(value) for input, value in (more or {}).items()}
         given: tuple[Any, ...] = ()
-        if name != "t2i":
+        if isinstance(own, sets.Video):
             inputs["image"] = image = jnp.asarray(image, jnp.float32)
             if name == "i2v" or "reference" in cfg.inputs:
                 inputs["reference"] = self._small(run, cfg, image)
-            begun = inputs.get("reference") if name == "i2v" else self._small(run, cfg, keyframes)
-            given = (begun, np.float32(own.noise_prior if name == "i2v" else own.strength))
+            if isinstance(own, sets.I2V):
+                given = (inputs["reference"], np.float32(own.noise_prior))
+            else:
+                given = (self._small(run, cfg, keyframes), np.float32(own.strength))
             weights = controls.inputs(cfg, own, steps, keyframes, len(prompts))
             inputs = {**weights, **inputs}
         guidance = guides.of(own)
@@ -186,7 +189,7 @@ class Cascade:
         params = self.parameters(name)
         conditioning = run(stage.condition, params, inputs, cfg=cfg, rule=rule)
         state = run(STARTS[name], keys, *given, cfg=cfg, steps=steps)
-        turns = int(getattr(own, "free_init", 0))
+        turns = own.free_init if isinstance(own, sets.I2V) else 0
         rows = (conditioning, guidance, rule)
         less = (own.cache_interval, branch, guidance.bounded)
         return Chain(cfg, params, *rows, state, keys, steps, turns, *less, run, progress)
@@ -238,7 +241,7 @@ class Cascade:
 
     def ids(
         self, prompts: Sequence[str], negative: str = "", *extent: Any, stage: str = "i2v"
-    ) -> tuple[Ids, Ids]:
+    ) -> tuple[Ids | Changing, Ids | Changing]:
         """Token ids of the prompts, and of what to steer away from, as a stage's text encoders know
         them: see `stages.prompts.ids`."""
         return words.ids(tokenizers.of_stage(self.tokenizer, stage), prompts, negative, *extent)
@@ -254,7 +257,8 @@ class Cascade:
         and beside `numbers` (and the weights' own); "negative" stands for the negative prompt."""
         if name not in HELD:
             return {}
-        return idle.beside(self.stage(name), sets.changed(name, self.numbers[name], numbers))
+        own = sets.changed(name, sets.guided(self.numbers, name), numbers)
+        return idle.beside(self.stage(name), own)
 
     def inputs(self, name: str) -> frozenset[str]:
         """Names of the raw inputs that a stage's conditions read, `more` among them."""
@@ -275,7 +279,7 @@ class Cascade:
         A stage may have its own beside the others': motion modules each has ("motion_i2v"), T2I may
         have text encoders, a VAE and a UNet.
         """
-        own = PICTURE.get(name) if stage == "t2i" else None
+        own = PICTURE.get(name, name) if stage == "t2i" else name
         return next((held for held in (own, f"{name}_{stage}") if held in self.params), name)
 
     def with_params(self, **trees: Any) -> Cascade:
@@ -319,9 +323,10 @@ class Cascade:
         """
         if name not in self.numbers:
             raise ValueError(f"there is no stage {name!r}{nearest(name, self.numbers)}")
-        own = sets.changed(name, self.numbers[name], changes)
-        if name in HELD:
-            idle.refuse(self.stage(name), self.numbers[name], own)
+        usual = self.numbers[name]
+        own = sets.changed(name, usual, changes)
+        if isinstance(usual, sets.Guided) and isinstance(own, sets.Guided):
+            idle.refuse(self.stage(name), usual, own)
         return dataclasses.replace(self, numbers={**self.numbers, name: own})
 
 

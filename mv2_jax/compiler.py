@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-import jaxlib
 import numpy as np
+from jaxlib.version import __version__ as installed
 
 from mv2_jax import sharding
 
@@ -34,7 +34,7 @@ def options(args: Any, platform: str | None = None, version: str | None = None) 
         version: jaxlib's; the installed one's where None.
     """
     cpu = (platform or sharding.platform()) == "cpu"
-    if not cpu or (version or jaxlib.__version__) not in _MEASURED:
+    if not cpu or (version or installed) not in _MEASURED:
         return {}
     return dict(_EIGEN) if width(args) >= WIDE else {}
 

@@ -381,9 +381,8 @@ def from_dict(data: dict[str, Any]) -> Any:
 
 
 def _is_config(cls: Any) -> bool:
-    return (
-        isinstance(cls, type) and dataclasses.is_dataclass(cls) and cls.__dataclass_params__.frozen
-    )
+    made = getattr(cls, "__dataclass_params__", None)
+    return isinstance(cls, type) and made is not None and made.frozen
 
 
 def _to_json(value: Any) -> Any:

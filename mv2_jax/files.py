@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -12,7 +13,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from mv2_jax.remote import Remote, Stat, place
 
@@ -89,7 +90,7 @@ def sha256(path: str | os.PathLike[str] | Remote) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal. Raises OSError as `regular`."""
     regular(path)
     with place(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(cast(io.BufferedReader, file), "sha256").hexdigest()
 
 
 _sums: dict[tuple[Any, ...], str] = {}

@@ -149,13 +149,13 @@ def _module(name: str, where: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except (Exception, SystemExit) as error:
-        missing = isinstance(error, ModuleNotFoundError) and error.name is not None
-        if missing and f"{name}.".startswith(f"{error.name}."):
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing is not None and f"{name}.".startswith(f"{missing}."):
             here = Path(name.partition(".")[0])
             lies = here.is_dir() or here.with_suffix(".py").is_file()
             hint = "install it, or set PYTHONPATH to the folder that holds it"
             hint = "it lies in this folder: set PYTHONPATH=." if lies else hint
-            raise InputError(f"{where}: there is no module {error.name!r}; {hint}") from None
+            raise InputError(f"{where}: there is no module {missing!r}; {hint}") from None
         said = " ".join(str(error).split())
         raise InputError(
             f"{where}: importing {name} fails{_place(error)}: {type(error).__name__}: {said}"

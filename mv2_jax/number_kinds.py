@@ -48,10 +48,11 @@ class About:
         """
         try:
             number = self.kind(value)
-            sound = math.isfinite(number) and number == float(value)
+            if not math.isfinite(number) or number != float(value):
+                number = None
         except (TypeError, ValueError, OverflowError):
-            sound = False
-        if not sound:
+            number = None
+        if number is None:
             kind = "a whole number" if self.kind is int else "a number"
             raise InputError(f"{name} takes {kind}, not {value!r}")
         if not self.low <= number <= self.high:

@@ -187,11 +187,12 @@ class VFI:
 
 Stage = T2I | I2V | V2V | VFI
 """A stage's numbers; `Guided` are those of one that denoises, `Pictured` of a video stage."""
+Video = I2V | V2V
 STAGES: dict[str, type[Stage]] = {"t2i": T2I, "i2v": I2V, "v2v": V2V, "vfi": VFI}
 DIFFUSION = ("t2i", "i2v", "v2v")  # those of them that denoise
 Numbers = dict[str, Stage]
 """{stage: its numbers}."""
-_Same = TypeVar("_Same", bound=Stage)
+_Same = TypeVar("_Same", bound=Guided | VFI)
 
 
 def about(stage: str) -> dict[str, About]:
@@ -217,6 +218,14 @@ def changed(stage: str, numbers: _Same, changes: Mapping[str, Any], where: str =
         if value is not None:
             made[name] = known[name].check(value, f"{prefix}{stage} {name}")
     return dataclasses.replace(numbers, **made)
+
+
+def guided(numbers: Numbers, stage: str) -> Guided:
+    """A diffusion stage's numbers. Raises ValueError for a stage that denoises nothing."""
+    own = numbers[stage]
+    if not isinstance(own, Guided):
+        raise ValueError(f"{stage} denoises nothing (these do: {', '.join(DIFFUSION)})")
+    return own
 
 
 def read(stored: Mapping[str, Mapping[str, Any]], where: str) -> Numbers:

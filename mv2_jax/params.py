@@ -171,7 +171,8 @@ def load(path: str | os.PathLike[str] | Remote) -> Tree:
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged or is not safetensors.
     """
-    if isinstance(place(path), Remote):
+    path = place(path)
+    if isinstance(path, Remote):
         return unflatten({name: np.asarray(leaf) for name, leaf in tensorfile.read(path).items()})
     with _open(path) as file:
         return unflatten(file.get_tensors())

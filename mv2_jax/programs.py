@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
+from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 
 from mv2_jax import compiler, sharding
@@ -71,7 +72,7 @@ class Programs:
             static: hashable static arguments.
         """
         args = self.placed(args)
-        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(args)):
+        if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(args)):
             with self.scope():
                 return function(*args, **static)
         shapes = signature(args)
@@ -81,12 +82,12 @@ class Programs:
                 options = compiler.options(args)
             store = self._store
             name = store.name(function, static, shapes, options) if store else None
-            program = store.find(name) if name else None
+            program = store.find(name) if store and name else None
             if program is None:
                 progress(f"compiling {stage}", 0, 1)
                 with self.scope():
                     lowered = function.lower(*args, **static)
-                    if name:
+                    if store and name:
                         program = store.compile(name, lowered, options)
                     else:
                         program = lowered.compile(compiler_options=options)
@@ -97,20 +98,21 @@ class Programs:
     def placed(self, tree: Any) -> Any:
         """A tree of arrays on the mesh, whole on each device where it is not on it yet; as it is
         without a mesh."""
-        if self.mesh is None:
+        mesh = self.mesh
+        if mesh is None:
             return tree
 
         def one(leaf: Any) -> jax.Array:
             place = getattr(leaf, "sharding", None)
-            here = isinstance(place, NamedSharding) and place.mesh == self.mesh
-            return leaf if here else sharding.whole(leaf, self.mesh)
+            here = isinstance(place, NamedSharding) and place.mesh == mesh
+            return leaf if here else sharding.whole(leaf, mesh)
 
         return jax.tree.map(one, tree)
 
 
 def usual_device() -> Any:
     """The device that arrays are made on."""
-    return jax.config.jax_default_device or jax.local_devices()[0]
+    return jax.config.values["jax_default_device"] or jax.local_devices()[0]
 
 
 def signature(args: Any) -> Any:

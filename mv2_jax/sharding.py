@@ -110,7 +110,7 @@ def make_mesh(
     fsdp: int = 1,
     context: int = 1,
     tensor: int = 1,
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]
 ) -> Mesh:
     """The mesh of these axis sizes over `devices` (default: all). Use it by `jax.set_mesh`.
 
@@ -234,6 +234,7 @@ def _put_stored(x: Stored, layout: NamedSharding) -> jax.Array:
     parts: dict[Any, Any] = {}
     rows = []
     for device, index in layout.addressable_devices_indices_map(x.shape).items():
+        index = index or ()
         key = tuple((part.start, part.stop) for part in index)
         if key not in parts:
             parts[key] = x[index]

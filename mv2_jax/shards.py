@@ -205,7 +205,7 @@ def over_frames(
     mesh = sharding.current_mesh()
     if mesh is None:
         return function(params, x)
-    samples, split = lay_out(*x.shape[:2], mesh)
+    samples, split = lay_out(x.shape[0], x.shape[1], mesh)
     # In the mesh's order: `lax.ppermute` numbers devices so, whatever order it is given.
     rows = tuple(name for name in sharding.AXES if name in _dividing(cells, split.tokens, mesh))
     split = split._replace(tokens=(), cells=cells if rows else 0, rows=rows)

@@ -191,7 +191,8 @@ class Stored:
     def _block(self, runs: Sequence[tuple[int, int]]) -> np.ndarray:
         """The numbers of runs from (first, last + 1), one after another."""
         item = self._spec.dtype.itemsize
-        spans = [tuple(self._begin + n * item for n in run) for run in runs if run[1] > run[0]]
+        begin = self._begin
+        spans = [(begin + a * item, begin + b * item) for a, b in runs if b > a]
         if not spans:
             return np.zeros(0, self._spec.dtype)
         return np.frombuffer(b"".join(self._spans(spans)), self._spec.dtype)

@@ -133,7 +133,8 @@ def drawn(keys: jax.Array, schedule: Any, cfg: Distillation) -> tuple[Point, Poi
 
     at = between("step", first, grid.steps)
     to = between("goal", at + 1, grid.steps + 1) if cfg.form == "tcd" else jnp.full_like(at, -1)
-    return tuple(Point(t[i], alpha[i], sigma[i]) for i in (at, at + 1, to))
+    now, then, goal = (Point(t[i], alpha[i], sigma[i]) for i in (at, at + 1, to))
+    return now, then, goal
 
 
 def moved(x0: jax.Array, x: jax.Array, now: Point, then: Point) -> jax.Array:

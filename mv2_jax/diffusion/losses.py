@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -127,7 +127,7 @@ def of(value: Any) -> Loss:
     value = value() if isinstance(value, type) else value
     if not callable(value):
         raise InputError(f"{value!r} is no loss: it cannot be called (see diffusion.losses.Loss)")
-    return value
+    return cast(Loss, value)
 
 
 def positions(

@@ -28,7 +28,7 @@ FORMS = ("signal", "literal")
 
 def plain(grid: Grid, eps: jax.Array) -> jax.Array:
     """The start of a chain without prior: noise at the scale of the sampler's grid."""
-    return grid.init_scale * eps
+    return eps * grid.init_scale
 
 
 def initial(

@@ -26,7 +26,7 @@ class Point(NamedTuple):
     alpha: jax.Array
     sigma: jax.Array
     kept: jax.Array | None = None
-    index: jax.Array | None = None
+    index: jax.Array | None = None  # pyright: ignore[reportIncompatibleMethodOverride]
 
     @property
     def k(self) -> jax.Array:
@@ -50,7 +50,7 @@ class Grid(NamedTuple):
     sigma: np.ndarray
     alpha_next: np.ndarray
     sigma_next: np.ndarray
-    init_scale: np.ndarray
+    init_scale: np.ndarray | np.floating
     kept: np.ndarray | None = None
 
     @property
@@ -65,7 +65,7 @@ def chained(t: np.ndarray, alpha: np.ndarray, sigma: np.ndarray, init_scale: flo
     """
     ends = np.append(alpha[1:], 1.0), np.append(sigma[1:], 0.0)
     columns = (np.asarray(c, np.float32) for c in (t, alpha, sigma, *ends))
-    return Grid(*columns, np.float32(init_scale))
+    return Grid(*columns, init_scale=np.float32(init_scale))
 
 
 Denoise = Callable[[jax.Array, Point], jax.Array]

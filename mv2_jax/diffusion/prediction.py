@@ -60,7 +60,7 @@ def expand(value: float | jax.Array, ndim: int) -> jax.Array:
     return value if value.ndim == 0 else value.reshape(value.shape + (1,) * (ndim - value.ndim))
 
 
-def divide(a: jax.Array, b: jax.Array) -> jax.Array:
+def divide(a: float | jax.Array, b: jax.Array) -> jax.Array:
     """a / b, and 0 where b is 0 (also in the gradient)."""
     none = b == 0
     return jnp.where(none, 0.0, a / jnp.where(none, 1.0, b))

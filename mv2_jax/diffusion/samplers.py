@@ -65,7 +65,7 @@ class State(NamedTuple):
     `kept` is what the network keeps from step to step, for a `denoise` that takes it; else None."""
 
     x: jax.Array
-    index: jax.Array
+    index: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
     memory: Any
     keys: jax.Array | None
     kept: Any = None
@@ -108,9 +108,9 @@ def denoiser(predict: Callable[..., Any], kind: prediction.Kind) -> Callable[...
 
     def denoise(x: jax.Array, point: Point, *kept: Any) -> Any:
         made = predict(x, point, *kept)
-        output, *kept = made if kept else (made,)
+        output, *more = made if kept else (made,)
         x0 = prediction.to_x0(kind, output.astype(jnp.float32), x, point.alpha, point.sigma)
-        return (x0, *kept) if kept else x0
+        return (x0, *more) if kept else x0
 
     return denoise
 
@@ -162,7 +162,7 @@ def start(
 
 
 def sample(
-    denoise: Denoise, sampler: Sampler, grid: Grid, state: State, k: int | None = None
+    denoise: Callable[..., Any], sampler: Sampler, grid: Grid, state: State, k: int | None = None
 ) -> State:
     """Runs the next `k` steps of a chain (all of the grid's where None).
 

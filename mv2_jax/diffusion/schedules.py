@@ -232,4 +232,4 @@ def _chain(t: np.ndarray, visited: np.ndarray, end: float, init_scale: float = 1
 def _grid(t: np.ndarray, squared: np.ndarray, landing: np.ndarray, init_scale: float) -> Grid:
     """A Grid from float64 timesteps and squared signals."""
     columns = (t, squared**0.5, (1 - squared) ** 0.5, landing**0.5, (1 - landing) ** 0.5)
-    return Grid(*(c.astype(np.float32) for c in columns), np.float32(init_scale))
+    return Grid(*(c.astype(np.float32) for c in columns), init_scale=np.float32(init_scale))

@@ -179,9 +179,9 @@ def over(
             weight = weight.reshape(*[1] * axis, shape.window, *[1] * (x.ndim - axis - 1))
             told = some(condition, at) if some else condition
             made = model(jnp.take(x, at, axis), t, told, *kept)
-            output, *kept = made if kept else (made,)
+            output, *more = made if kept else (made,)
             share = weight * output.astype(jnp.float32)
-            return total.at[(slice(None),) * axis + (at,)].add(share), *kept
+            return total.at[(slice(None),) * axis + (at,)].add(share), *more
 
         def one(total: jax.Array, this: Any) -> tuple[jax.Array, Any]:
             if shape.context == "static":

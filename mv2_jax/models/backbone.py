@@ -29,8 +29,9 @@ from mv2_jax.models.unet import UNetBackbone
 from mv2_jax.nn.transformer import Context
 from mv2_jax.params import Tree
 
-Network = Callable[[Any, jax.Array, jax.Array, Any], jax.Array]
-"""network(params, x [R, b, t, H, W, C], t [R, b], conditioning [R, b, ...]) -> like x."""
+Network = Callable[..., Any]
+"""network(params, x [R, b, t, H, W, C], t [R, b], conditioning [R, b, ...]) -> like x; with what is
+kept from step to step as a fifth argument, (like x, what is kept)."""
 
 
 @runtime_checkable
@@ -181,7 +182,7 @@ def denoise(
     mesh = sharding.current_mesh()
     if mesh is None:
         return network(params, x, t, conditioning, *kept)
-    split, layout = shards.lay_out(*x.shape[1:3], mesh)
+    split, layout = shards.lay_out(x.shape[1], x.shape[2], mesh)
     layout = layout._replace(rules=tuple(rules)) if shared else shards.Layout()
 
     def specs(mesh: AbstractMesh) -> tuple[Any, Any]:
@@ -196,6 +197,8 @@ def kept_frames(samples: int, frames: int) -> int:
     """How many frames features have for clips of so many: on a mesh that splits clips unevenly,
     those that fill them up as well."""
     mesh = sharding.current_mesh()
-    over = () if mesh is None else shards.lay_out(samples, frames, mesh)[1].over
-    parts = math.prod(mesh.shape[name] for name in over) if over else 1
+    if mesh is None:
+        return frames
+    over = shards.lay_out(samples, frames, mesh)[1].over
+    parts = math.prod(mesh.shape[name] for name in over)
     return -(-frames // parts) * parts

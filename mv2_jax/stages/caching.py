@@ -44,6 +44,15 @@ class Kept(NamedTuple):
     features: jax.Array
 
 
+def _keeping(cfg: Config) -> backbones.Keeping:
+    """The stage's backbone. Raises InputError where it keeps nothing."""
+    backbone = cfg.backbone
+    if not isinstance(backbone, backbones.Keeping):
+        name = type(cfg.stage.unet).__name__
+        raise InputError(f"{cfg.name} cache_interval: {name} keeps nothing from step to step")
+    return backbone
+
+
 def check(cfg: Config, interval: int, branch: int) -> int | None:
     """The branch where steps are to be cached; None where every step is whole.
 
@@ -52,10 +61,7 @@ def check(cfg: Config, interval: int, branch: int) -> int | None:
     """
     if interval <= 1:
         return None
-    backbone, context = cfg.backbone, cfg.stage.context
-    if not isinstance(backbone, backbones.Keeping):
-        name = type(cfg.stage.unet).__name__
-        raise InputError(f"{cfg.name} cache_interval: {name} keeps nothing from step to step")
+    backbone, context = _keeping(cfg), cfg.stage.context
     if context != "static" and cfg.stage.frames > cfg.windows.window:
         raise InputError(
             f"{cfg.name} cache_interval: windows that move from step to step ({context}) keep "
@@ -73,7 +79,7 @@ def begin(state: State, *, cfg: Config, rule: Rule, branch: int) -> State:
     """A chain's first state with room for what is kept."""
     samples, frames, *plane = state.x.shape[:-1]
     here = min(frames, cfg.windows.window)
-    of_frame = cfg.backbone.features(branch, tuple(plane))
+    of_frame = _keeping(cfg).features(branch, (plane[0], plane[1]))
     shape = (rule.rows, samples, backbones.kept_frames(samples, here), *of_frame)
     if frames > here:
         cut = cfg.windows
@@ -96,14 +102,15 @@ def predict(
 ) -> tuple[jax.Array, jax.Array]:
     """`stage.predict`'s output, and features [R, B, T, h, w, c]: made anew by the `whole` network,
     or those of an earlier step, around which the outer part alone is run."""
+    backbone = _keeping(cfg)
 
     def network(params: Params, *rows: Any) -> tuple[jax.Array, jax.Array]:
-        *rows, kept = rows
-        given = stages.fed(params, cfg, Context(branch=None if whole else branch), *rows)
+        *told, kept = rows
+        given = stages.fed(params, cfg, Context(branch=None if whole else branch), *told)
         held = None if whole else kept.reshape(-1, *kept.shape[2:])
-        out, made = cfg.backbone.apply_kept(params, *given, held, branch, dtype=cfg.dtype)
-        shape = rows[0].shape[:3]
-        return tuple(y.reshape(*shape, *y.shape[2:]) for y in (out, made))
+        out, made = backbone.apply_kept(params, *given, held, branch, dtype=cfg.dtype)
+        out, made = (y.reshape(*told[0].shape[:3], *y.shape[2:]) for y in (out, made))
+        return out, made
 
     rows = (x, t, conditioning, features)
     return backbones.denoise(network, stages.at_steps(params, cfg), *rows, **stages.on_meshes(cfg))
@@ -129,10 +136,12 @@ def predictor(
         bounded: guidance has an interval, outside of which the last row alone is run.
     """
     bounded = bounded and rule.rows > 1
+    every = jnp.int32(1) if interval is None else interval
 
     def run(rule: Rule, some: Conditioning, x: jax.Array, point: Point, *kept: Any, **how: Any):
         model = partial(predict, branch=branch, **how) if kept else stages.predict
-        model = stages.in_windows(params, cfg, x.shape[1], steps, point.index, model)
+        step = 0 if point.index is None else point.index
+        model = stages.in_windows(params, cfg, x.shape[1], steps, step, model)
         made = model(*rule.repeat(x, point), some, *kept)
         if not kept:
             return rule.combine(made, guidance, point.k)
@@ -148,7 +157,7 @@ def predictor(
     def caching(x: jax.Array, point: Point, kept: Kept) -> tuple[jax.Array, Kept]:
         guided = guidance.active(point.k) if bounded else jnp.bool_(True)
         # Where rows set in or out the features of some are old: a whole step brings all up to date.
-        whole = (kept.age % interval == 0) | (guided != kept.guided)
+        whole = (kept.age % every == 0) | (guided != kept.guided)
 
         def all_rows(features: jax.Array, **how: Any) -> Any:
             return run(rule, conditioning, x, point, features, **how)

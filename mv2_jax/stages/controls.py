@@ -16,11 +16,12 @@ from mv2_jax import numbers as sets
 from mv2_jax.diffusion import samplers
 from mv2_jax.errors import InputError
 from mv2_jax.stages import chain
+from mv2_jax.stages.conditions.control import Control
 from mv2_jax.stages.stage import Config
 
 
 def inputs(
-    cfg: Config, own: sets.Pictured, steps: int, keyframes: Any = None, batch: int = 1
+    cfg: Config, own: sets.Video, steps: int, keyframes: Any = None, batch: int = 1
 ) -> dict[str, np.ndarray]:
     """The raw inputs that say how much a stage's conditions count, and what ControlNets see.
 
@@ -50,7 +51,8 @@ def inputs(
                 made[f"{name}_frames"] = curves[number]
             if kind == "control" and _words(own, count)[number] == "keyframes":
                 made[f"{name}_image"] = np.asarray(keyframes, np.float32)
-            if kind == "control" and (types := getattr(condition.net, "types", 0)):
+            if isinstance(condition, Control) and condition.net.types:
+                types = condition.net.types
                 made[f"{name}_type"] = np.int32(_type(own, number, count, types))
     scale = np.full((batch,), own.motion_scale, np.float32)
     if own.motion_frames:
@@ -71,7 +73,7 @@ def of_text(cfg: Config, own: sets.Guided) -> dict[str, np.ndarray]:
     plane = cfg.stage.size
     sizes = (size(own.original_size, plane), size(own.crop, (0, 0)), size(own.target_size, plane))
     encoded = own.empty_text == "encoded"
-    return {"sizes": np.float32(sizes).reshape(6), "encode_empty": np.asarray(encoded)}
+    return {"sizes": np.asarray(sizes, np.float32).reshape(6), "encode_empty": np.asarray(encoded)}
 
 
 def extent(
@@ -84,7 +86,7 @@ def extent(
 
 def _run(cfg: Config, own: sets.Guided, steps: int, keyframes: Any) -> tuple[int, int]:
     """The first step that is run, and the frames."""
-    if keyframes is None:
+    if keyframes is None or not isinstance(own, sets.V2V):
         return 0, cfg.stage.frames
     return int(samplers.start_index(steps, own.strength)), keyframes.shape[1]
 
@@ -104,15 +106,15 @@ def between(cfg: Config, steps: int, first: int, start: float, end: float) -> np
     return np.asarray([t[inside].min(), t[inside].max()], np.float32)
 
 
-def _each(own: sets.Guided, name: str, count: int) -> tuple[float, ...]:
+def _each(own: sets.Video, name: str, count: int) -> tuple[float, ...]:
     return _spread(number_kinds.several(getattr(own, name)), name, count)
 
 
-def _words(own: sets.Guided, count: int) -> tuple[str, ...]:
+def _words(own: sets.Video, count: int) -> tuple[str, ...]:
     return _spread(tuple(own.control_sees.split(",")), "control_sees", count)
 
 
-def _type(own: sets.Guided, number: int, count: int, types: int) -> int:
+def _type(own: sets.Video, number: int, count: int, types: int) -> int:
     """What the picture of a ControlNet Union with so many types shows. Raises InputError."""
     word = _spread(tuple(own.control_type.split(",")), "control_type", count)[number]
     if word not in sets.CONTROL_TYPES[:types]:
@@ -121,7 +123,7 @@ def _type(own: sets.Guided, number: int, count: int, types: int) -> int:
     return sets.CONTROL_TYPES.index(word)
 
 
-def _curves(own: sets.Guided, kind: str, count: int, frames: int) -> np.ndarray | None:
+def _curves(own: sets.Video, kind: str, count: int, frames: int) -> np.ndarray | None:
     """Weights [count, frames] float32, or None where all are 1."""
     text, name = getattr(own, f"{kind}_frames"), f"{kind}_frames"
     alone = np.ones((count, frames), np.float32)

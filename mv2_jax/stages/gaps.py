@@ -85,7 +85,7 @@ def fill(between: Between, frames: Array, times: int) -> Array:
     batch, count, *shape = frames.shape
     clock = jnp.arange(1, times, dtype=jnp.float32)[None] / times
     pairs = (x.reshape(-1, 1, *shape) for x in (frames[:, :-1], frames[:, 1:]))
-    new = lax.map(lambda pair: between(*pair, clock)[0], tuple(pairs))
+    new = lax.map(lambda pair: between(pair[0], pair[1], clock)[0], tuple(pairs))
     new = new.astype(frames.dtype).reshape(batch, count - 1, times - 1, *shape)
     filled = jnp.concatenate((frames[:, :-1, None], new), axis=2)
     return jnp.concatenate((filled.reshape(batch, -1, *shape), frames[:, -1:]), axis=1)

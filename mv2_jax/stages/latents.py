@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -68,7 +68,8 @@ def decode(
     vae = AutoencoderKL(cfg, dtype)
 
     def whole(params: Any, z: jax.Array) -> jax.Array:
-        return vae.apply({"params": params}, unscale_latents(z, cfg), method="decode")
+        own = {"params": params}
+        return cast(jax.Array, vae.apply(own, unscale_latents(z, cfg), method="decode"))
 
     def one(params: Any, z: jax.Array) -> jax.Array:
         run = partial(whole, params)

@@ -18,7 +18,7 @@ def ids(
     negative: str = "",
     frames: int = 1,
     times: Sequence[float] = (0.0,),
-) -> tuple[Ids, Ids]:
+) -> tuple[Ids | Changing, Ids | Changing]:
     """Token ids [B, L] of the prompts, and of what to steer away from, one row a prompt.
 
     `Marked`, both of them, where a part is marked to count more or less, or a prompt is longer than

@@ -31,7 +31,7 @@ from mv2_jax.diffusion.losses import Loss, LossConfig, diffusion_loss
 from mv2_jax.errors import InputError
 from mv2_jax.lookup import find, lacks, nearest
 from mv2_jax.models import backbone as backbones
-from mv2_jax.stages.conditions import ByFrame, Condition, Context, HasConfigs, Inputs, Params
+from mv2_jax.stages.conditions import ByFrame, Condition, Context, HasConfigs, Inputs, Named, Params
 from mv2_jax.stages.conditions.control import Control
 from mv2_jax.stages.conditions.image import ImageTokens
 from mv2_jax.stages.conditions.motion import Motion
@@ -127,7 +127,7 @@ class Config:
 def build(
     name: str,
     stage: StageConfig,
-    configs: Mapping[str, Any],
+    configs: Named,
     factor: int,
     dtype: Any = jnp.float32,
     remat: str | bool = False,
@@ -153,7 +153,7 @@ def build(
     return Config(name, stage, (*made, *moving), factor, dtype, remat)
 
 
-def _condition(wanted: Any, configs: Mapping[str, Any], pooled: bool) -> Condition:
+def _condition(wanted: Any, configs: Named, pooled: bool) -> Condition:
     """A condition by its word, or as it is."""
     steers = isinstance(wanted, str) and CONTROL.fullmatch(wanted)
     if wanted not in PICTURED and not steers:
@@ -163,8 +163,9 @@ def _condition(wanted: Any, configs: Mapping[str, Any], pooled: bool) -> Conditi
     if wanted == "image":
         return ImageTokens(configs["image_encoder"], configs["image_attn"])
     control = configs[wanted]
-    kind = Sparse if isinstance(control, SparseControlConfig) else Control
-    return kind(control, wanted)
+    if isinstance(control, SparseControlConfig):
+        return Sparse(control, wanted)
+    return Control(control, wanted)
 
 
 def _own(wanted: Any) -> Condition:

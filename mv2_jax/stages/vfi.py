@@ -11,7 +11,7 @@ import functools
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -53,7 +53,7 @@ def between(
     """
     tree = parameters.cast(params, dtype)
     new = RIFE(cfg, dtype).apply({"params": tree}, gaps.unit(first), gaps.unit(second), times)
-    return gaps.keep_stills(first, second, new)
+    return gaps.keep_stills(first, second, cast(Array, new))
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "times", "dtype"))
@@ -69,6 +69,9 @@ def fill(
     variables = {"params": parameters.cast(params, dtype)}
     clock = jnp.arange(1, times, dtype=jnp.float32)[None] / times
 
+    def features(frames: Array) -> Array:
+        return cast(Array, model.apply(variables, gaps.unit(frames), method="features"))
+
     def clip(frames: Array) -> Array:
         count, height, width, _ = frames.shape
         pairs = count - 1
@@ -82,14 +85,13 @@ def fill(
 
         def step(last: Array, seconds: Array) -> tuple[Array, Array]:
             # A frame's features are made once: the last ones travel to the next step.
-            second = model.apply(variables, gaps.unit(seconds), method="features")
+            second = features(seconds)
             first = jnp.concatenate((last, second[:-1]))
             at = jnp.broadcast_to(clock, (each, times - 1))
-            new = model.apply(variables, first, second, at, method="between")
+            new = cast(Array, model.apply(variables, first, second, at, method="between"))
             return second[-1:], new[:, :, :height, :width]
 
-        start = model.apply(variables, gaps.unit(frames[:1]), method="features")
-        _, new = lax.scan(step, start, later)
+        _, new = lax.scan(step, features(frames[:1]), later)
         new = new.reshape(-1, times - 1, *frames.shape[1:])[:pairs]
         new = gaps.keep_stills(frames[:-1], frames[1:], new)
         filled = jnp.concatenate((frames[:-1, None], new), axis=1)

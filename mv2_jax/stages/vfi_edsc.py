@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -38,5 +38,9 @@ def between(
     model = EDSC(cfg, dtype)
     variables = {"params": parameters.cast(params, dtype)}
     pair = gaps.unit(first), gaps.unit(second)
-    new = gaps.each_time(lambda time: model.apply(variables, *pair, time[:, None])[:, 0], times)
+
+    def at(time: Array) -> Array:
+        return cast(Array, model.apply(variables, *pair, time[:, None]))[:, 0]
+
+    new = gaps.each_time(at, times)
     return gaps.keep_stills(first, second, jnp.clip(new, 0, 1))

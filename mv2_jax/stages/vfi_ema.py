@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +43,11 @@ def between(
 
     def run(first: Array, second: Array) -> Array:
         pair = model.apply(variables, first, second, method="features")
-        new = gaps.each_time(lambda time: model.apply(variables, pair, time, method="at"), times)
+
+        def at(time: Array) -> Array:
+            return cast(Array, model.apply(variables, pair, time, method="at"))
+
+        new = gaps.each_time(at, times)
         return unpad(new, height, width, cfg)
 
     pair = gaps.unit(first), gaps.unit(second)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -39,5 +39,9 @@ def between(
     variables = {"params": parameters.cast(params, dtype)}
     height, width = first.shape[1:3]
     pair = model.apply(variables, gaps.unit(first), gaps.unit(second), method="features")
-    new = gaps.each_time(lambda time: model.apply(variables, pair, time, method="at"), times)
+
+    def at(time: Array) -> Array:
+        return cast(Array, model.apply(variables, pair, time, method="at"))
+
+    new = gaps.each_time(at, times)
     return gaps.keep_stills(first, second, new[:, :, :height, :width])

@@ -81,8 +81,7 @@ def from_json(data: dict[str, Any]) -> Tokenizer:
     """
     if not isinstance(data, dict):
         raise InputError(f"the tokenizer is {str(data)[:40]!r}; it is an object with a class")
-    kind = data.get("class")
-    one_of(kind, _KINDS, "tokenizer")
+    kind = one_of(data.get("class"), _KINDS, "tokenizer")
     try:
         return _KINDS[kind].from_json(data)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:

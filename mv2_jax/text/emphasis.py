@@ -20,13 +20,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 
 if TYPE_CHECKING:
+    import jax
+
     from mv2_jax.text import Tokenizer
 
+Array: TypeAlias = "np.ndarray | jax.Array"
 UP, DOWN = 1.1, 1 / 1.1
 _BREAK = re.compile(r"\s*\bBREAK\b\s*")
 _MARK = re.compile(r"\\[\\()\[\]]|:\s*([+-]?(?:\d+\.?\d*|\.\d+))\s*\)|[()\[\]]|[^\\()\[\]:]+|\\|:")
@@ -40,9 +43,9 @@ class Marked(NamedTuple):
     empty: int32 [1, L], the row of the empty prompt, from which weights are measured.
     """
 
-    ids: np.ndarray
-    weights: np.ndarray
-    empty: np.ndarray
+    ids: Array
+    weights: Array
+    empty: Array
 
 
 def parse(text: str) -> list[tuple[str, float]]:

@@ -62,7 +62,7 @@ def timed(prompt: str, steps: int = 1, frames: int = 1) -> Timed:
     for key, row in enumerate(chosen):
         for step, which in enumerate(row):
             shares[step, :, which] += weights[:, key]
-    said = shares.any((0, 1))
+    said = np.asarray(shares.any((0, 1)))
     shares = shares[:, :, said]
     if (shares == shares[:1]).all():
         shares = shares[:1]
@@ -73,8 +73,8 @@ def padded(prompts: Sequence[Timed]) -> np.ndarray:
     """The shares [B, S, T, K] of several prompts, all with as many steps, frames and texts."""
     sizes = np.max([prompt.shares.shape for prompt in prompts], axis=0)
     made = np.zeros((len(prompts), *sizes), np.float32)
-    for row, prompt in zip(made, prompts):
-        row[..., : prompt.shares.shape[-1]] = prompt.shares
+    for row, prompt in enumerate(prompts):
+        made[row, ..., : prompt.shares.shape[-1]] = prompt.shares
     return made
 
 
@@ -87,6 +87,7 @@ def travel(prompt: str) -> dict[int, str]:
     first, last = starts.index(True), len(starts) - 1 - starts[::-1].index(True)
     head, body, tail = lines[:first], lines[first : last + 1], lines[last + 1 :]
     made: dict[int, str] = {}
+    frame = 0
     for piece in _pieces("\n".join(body)):
         match = _KEY.match(piece)
         if match:
@@ -153,8 +154,10 @@ def _parse(text: str, steps: int) -> list:
             continue
         end = _closing(text, at) if text[at] == "[" else None
         found = None if end is None else _bracket(text[at + 1 : end], steps)
-        made.append(text[at] if found is None else found)
-        at = at + 1 if found is None else end + 1
+        if end is None or found is None:
+            found, end = text[at], at
+        made.append(found)
+        at = end + 1
     return made
 
 

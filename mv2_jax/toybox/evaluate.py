@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ class Verdict(NamedTuple):
     """Of a batch: the classes' indices [B], their words, and the probability [B, classes] of every
     class; the last class is "none"."""
 
-    index: np.ndarray
+    index: np.ndarray  # pyright: ignore[reportIncompatibleMethodOverride]
     words: list[str]
     probabilities: np.ndarray
 
@@ -42,7 +42,7 @@ class Rate(NamedTuple):
     """`right` of `count`, as a share, with the 95% interval from `low` to `high`."""
 
     right: int
-    count: int
+    count: int  # pyright: ignore[reportIncompatibleMethodOverride]
     share: float
     low: float
     high: float
@@ -73,7 +73,7 @@ def load(path: str | Path = WEIGHTS) -> Jury:
 def _probabilities(weights, video, cfg):
     """Clips [B, T, H, W, 3] -> {kind: [B, classes]}; frames' probabilities are averaged."""
     model, video = Judge(cfg), prepare(video, cfg)
-    logits = model.apply({"params": weights}, video)
+    logits = cast(dict[str, jax.Array], model.apply({"params": weights}, video))
     out = {}
     for kind, values in logits.items():
         share = jax.nn.softmax(values)

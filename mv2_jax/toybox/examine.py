@@ -115,7 +115,7 @@ def from_phase(folder: Path) -> tuple[Jury, dict]:
 
 def main() -> None:
     """The command of this module's docstring."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
     parser.add_argument("folder", nargs="?", type=Path, help="a finished phase's weights")
     parser.add_argument("--ship", action="store_true", help="store it in the package")
     parser.add_argument("--count", type=int, default=800)

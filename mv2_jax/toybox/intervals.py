@@ -17,7 +17,7 @@ class Mean(NamedTuple):
     mean: float
     low: float
     high: float
-    count: int
+    count: int  # pyright: ignore[reportIncompatibleMethodOverride]
 
     def __str__(self) -> str:
         return f"{self.mean:.3g} ({self.low:.3g} to {self.high:.3g})"

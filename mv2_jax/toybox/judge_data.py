@@ -46,8 +46,8 @@ def _layout(n: int, clips: bool) -> dict[str, slice]:
     if n % UNIT:
         raise ValueError(f"a judge's batch is a multiple of {UNIT}, not {n}")
     places, start = {}, 0
-    for sort, counts in PLAN.items():
-        size = counts[clips] * n // UNIT
+    for sort, (of_frames, of_clips, _) in PLAN.items():
+        size = (of_clips if clips else of_frames) * n // UNIT
         places[sort] = slice(start, start + size)
         start += size
     return places

@@ -122,7 +122,7 @@ def render_batch(worlds: World, times, size: tuple[int, int]):
     # A few frames at a time on a CPU, so that the masks stay in its cache (twice as fast).
     chunk = max(1, _CPU_PIXELS // (size[0] * size[1]))
     if jax.default_backend() == "cpu" and chunk < count * frames:
-        out = jax.lax.map(lambda a: _frame(*a, size), (each, every), batch_size=chunk)
+        out = jax.lax.map(lambda a: _frame(a[0], a[1], size), (each, every), batch_size=chunk)
     else:
         out = jax.vmap(lambda world, time: _frame(world, time, size))(each, every)
     return out.reshape(count, frames, *size, 3)

@@ -140,10 +140,17 @@ class HasConfigs(Protocol):
         ...
 
 
+class Named(Protocol):
+    """Configs by name: a mapping, or what looks them up (`components.Configs`)."""
+
+    def __getitem__(self, name: str, /) -> Any: ...
+
+
 class Usual:
     """What most conditions of one's own have in common: nothing is needed, and one tree, which
     every device of a mesh has whole."""
 
+    name: str
     role = "text"
     needs: tuple[str, ...] = ()
     at_steps: tuple[str, ...] = ()

@@ -6,6 +6,7 @@ add up, each a condition of its own: "control", "control_2" and so on.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -118,7 +119,7 @@ def added(context: Context, residuals: Any) -> Context:
     """The context with a ControlNet's residuals on top of those that are there."""
     if context.residuals is not None:
         residuals = jax.tree.map(jnp.add, context.residuals, residuals)
-    return context.replace(residuals=residuals)
+    return dataclasses.replace(context, residuals=residuals)
 
 
 def copied(control: Params, spatial: Params | None) -> Params:

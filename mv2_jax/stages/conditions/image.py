@@ -6,8 +6,9 @@ IP-Adapter's decoupled attention (arXiv 2308.06721), for the appearance encoder 
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -103,8 +104,8 @@ class ImageTokens:
         t: jax.Array,
         context: Context,
     ) -> Context:
-        return context.replace(
-            image=conditioning["tokens"], image_scale=weights.at(conditioning, t)
+        return dataclasses.replace(
+            context, image=conditioning["tokens"], image_scale=weights.at(conditioning, t)
         )
 
     def tokens(
@@ -120,7 +121,8 @@ class ImageTokens:
 
         def run(params: Params, image: jax.Array, *made: jax.Array) -> tuple[jax.Array, jax.Array]:
             def encode(pixels: jax.Array) -> clip_vision.VisionOutput:
-                return vision.apply({"params": params["image_encoder"]}, pixels)
+                own = {"params": params["image_encoder"]}
+                return cast(clip_vision.VisionOutput, vision.apply(own, pixels))
 
             few = image[:1] if made else image
             pixels = clip_vision.preprocess(few, self.vision.image_size)
@@ -131,7 +133,7 @@ class ImageTokens:
                 else image_projection.features(kind, encode(pixels))
             )
             both = jnp.concatenate([features, none])
-            tokens = project.apply({"params": params["projection"]}, both)
+            tokens = cast(jax.Array, project.apply({"params": params["projection"]}, both))
             return tokens[:-1], tokens[-1:]
 
         networks = {

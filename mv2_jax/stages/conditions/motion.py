@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -65,4 +66,4 @@ class Motion:
         t: jax.Array,
         context: Context,
     ) -> Context:
-        return context.replace(motion_scale=conditioning.get("scale"))
+        return dataclasses.replace(context, motion_scale=conditioning.get("scale"))

@@ -16,10 +16,11 @@ each encoded once; a frame reads their states mixed, as diffusers mixes those of
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import flax.struct
 import jax
@@ -35,7 +36,7 @@ from mv2_jax.text.emphasis import Marked
 if TYPE_CHECKING:
     from mv2_jax.stages.stage import Config
 
-Ids = Any
+Ids = jax.Array | Marked
 """Token ids [B, L], or `Marked`."""
 
 
@@ -74,12 +75,12 @@ class Prompt:
         """What some of a clip's frames are told."""
         if self.shares is None or self.shares.shape[-2] == 1:
             return self
-        return self.replace(shares=self.shares[..., frames, :])
+        return dataclasses.replace(self, shares=self.shares[..., frames, :])
 
     def at(self, t: jax.Array) -> Prompt:
         """The prompt at timesteps t [B]: text [B, L, C], or of this device's frames
         [B, T, L, C]."""
-        if self.shares is None:
+        if self.shares is None or self.times is None:
             return self
         step = jnp.abs(self.times - t[:, None]).argmin(-1)
         share = jnp.take_along_axis(self.shares, step[:, None, None, None], 1)[:, 0]
@@ -90,7 +91,8 @@ class Prompt:
             mixed = jnp.einsum("btk,bk...->bt...", share, states).astype(states.dtype)
             return mixed[:, 0] if share.shape[1] == 1 else shards.own(mixed)
 
-        return self.replace(text=mix(self.text), pooled=mix(self.pooled), shares=None, times=None)
+        mixed = {"text": mix(self.text), "pooled": mix(self.pooled)}
+        return dataclasses.replace(self, **mixed, shares=None, times=None)
 
 
 @dataclass(frozen=True)
@@ -114,10 +116,11 @@ class Text:
 
     @property
     def trees(self) -> tuple[str, ...]:
-        return ("text_encoder",) if self.second is None else ("text_encoder", "text_encoder_2")
+        return tuple(self.configs())
 
-    def configs(self) -> dict[str, Any]:
-        return dict(zip(self.trees, (self.first, self.second)))
+    def configs(self) -> dict[str, TextConfig]:
+        second = {} if self.second is None else {"text_encoder_2": self.second}
+        return {"text_encoder": self.first, **second}
 
     def blank(self, cfg: Config, batch: int) -> dict[str, Any]:
         ids = jnp.zeros((batch, self.first.max_length), jnp.int32)
@@ -135,7 +138,7 @@ class Text:
         ids = jnp.zeros((1, self.first.max_length), jnp.int32)
         return {
             name: jax.jit(clip_text.TextEncoder(text).init)(named.fold(key, name), ids)["params"]
-            for name, text in zip(self.trees, (self.first, self.second))
+            for name, text in self.configs().items()
         }
 
     def encode(self, params: Params, cfg: Config, inputs: Inputs) -> tuple[Prompt, Prompt]:
@@ -152,10 +155,10 @@ class Text:
         rows = first_rows(negative).shape[0]
         prompt = jax.tree.map(lambda x: x[rows:], both)
         if states is not None:
-            pooled = inputs.get("text_pooled")
+            pooled, of = inputs.get("text_pooled"), both.pooled
             prompt = Prompt(
                 states.astype(both.text.dtype),
-                None if pooled is None else pooled.astype(both.pooled.dtype),
+                None if pooled is None or of is None else pooled.astype(of.dtype),
                 size_ids(states.shape[0], cfg.stage.size) if self.second else None,
             )
         nothing = jax.tree.map(lambda x, of: jnp.broadcast_to(x[:rows], of.shape), both, prompt)
@@ -163,7 +166,9 @@ class Text:
             count, (height, width) = inputs["latent"].shape[0], inputs["latent"].shape[-3:-1]
             plane = (height * cfg.factor, width * cfg.factor)
             sizes = inputs.get("size_ids", size_ids(count, plane))
-            prompt, nothing = (each.replace(size_ids=sizes) for each in (prompt, nothing))
+            prompt, nothing = (
+                dataclasses.replace(each, size_ids=sizes) for each in (prompt, nothing)
+            )
         return prompt, nothing
 
     def feed(
@@ -176,7 +181,8 @@ class Text:
         context: Context,
     ) -> Context:
         now = conditioning.at(t)
-        return context.replace(text=now.text, pooled=now.pooled, size_ids=now.size_ids)
+        told = {"text": now.text, "pooled": now.pooled, "size_ids": now.size_ids}
+        return dataclasses.replace(context, **told)
 
     def of_frames(self, conditioning: Prompt, frames: jax.Array) -> Prompt:
         return conditioning.of_frames(frames)
@@ -190,9 +196,9 @@ class Text:
         both = self.prompt(params, cfg, together(negative.ids, ids.ids), inputs)
         both = jax.tree.map(lambda x: x.reshape(count, texts, *x.shape[1:]), both)
         if both.size_ids is not None:
-            both = both.replace(size_ids=both.size_ids[:, 0])
+            both = dataclasses.replace(both, size_ids=both.size_ids[:, 0])
         times = jnp.broadcast_to(ids.times, (count, *ids.times.shape))
-        both = both.replace(shares=shares, times=times)
+        both = dataclasses.replace(both, shares=shares, times=times)
         half = count // 2
         return jax.tree.map(lambda x: x[half:], both), jax.tree.map(lambda x: x[:half], both)
 
@@ -224,7 +230,8 @@ class Text:
         # SDXL was trained with zeros, not with an empty prompt's states, where text was dropped.
         said = clip_text.end_positions(first_rows(ids), self.second.eos_token_id)[:, None] > 1
         said = said | jnp.asarray(inputs.get("encode_empty", False))
-        text, pooled = jnp.where(said[:, :, None], text, 0), jnp.where(said, pooled, 0)
+        text = jnp.where(said[:, :, None], text, 0)
+        pooled = None if pooled is None else jnp.where(said, pooled, 0)
         sizes = inputs.get("sizes")
         if sizes is None:
             return Prompt(text, pooled, size_ids(text.shape[0], cfg.stage.size))
@@ -235,7 +242,7 @@ class Text:
         encoder = clip_text.TextEncoder(self.first, cfg.dtype)
 
         def run(own: Params, ids: jax.Array) -> jax.Array:
-            output = encoder.apply({"params": own}, ids)
+            output = cast(clip_text.TextOutput, encoder.apply({"params": own}, ids))
             return clip_text.context(own, self.first, output, cfg.stage.clip_skip)
 
         return shards.over_samples(run, params["text_encoder"], ids), None
@@ -244,17 +251,20 @@ class Text:
         """Token ids [B, L] -> states [B, L, C] of both text encoders, the second's pooled text."""
         encoders = self.configs()
         # The two tokenizers differ in padding alone: the first repeats the end, the second zeros.
-        ends = clip_text.end_positions(ids, self.second.eos_token_id)[:, None]
+        end = encoders["text_encoder_2"].eos_token_id
+        ends = clip_text.end_positions(ids, end)[:, None]
         second = jnp.where(jnp.arange(ids.shape[1])[None] > ends, 0, ids)
         skip = 1 + cfg.stage.clip_skip
 
         def run(own: Params, *ids: jax.Array) -> tuple[jax.Array, jax.Array]:
-            states, output = [], None
+            states, outputs = [], []
             for (name, text), some in zip(encoders.items(), ids):
-                output = clip_text.TextEncoder(text, cfg.dtype).apply({"params": own[name]}, some)
+                encoder = clip_text.TextEncoder(text, cfg.dtype)
+                output = cast(clip_text.TextOutput, encoder.apply({"params": own[name]}, some))
                 state = clip_text.context(own[name], text, output, clip_skip=skip, final_norm=False)
                 states.append(state)
-            return jnp.concatenate(states, axis=-1), output.projected
+                outputs.append(output)
+            return jnp.concatenate(states, axis=-1), outputs[-1].projected
 
         own = {name: params[name] for name in encoders}
         return shards.over_samples(run, own, ids, second)
@@ -292,12 +302,14 @@ def states(encode: Encode, ids: Ids) -> tuple[jax.Array, jax.Array | None]:
 
 def first_rows(ids: Ids) -> jax.Array:
     """The first row of tokens [B, L] of every prompt."""
-    return ids.ids[:, 0] if isinstance(ids, Marked) else ids
+    return jnp.asarray(ids.ids)[:, 0] if isinstance(ids, Marked) else ids
 
 
 def together(first: Ids, second: Ids) -> Ids:
     """Two batches of prompts as one, the first one's before the second's."""
-    if not isinstance(first, Marked):
-        return jnp.concatenate([first, second])
-    ids, weights = (jnp.concatenate([a, b]) for a, b in zip(first[:2], second[:2]))
-    return Marked(ids, weights, first.empty)
+    if isinstance(first, Marked) and isinstance(second, Marked):
+        ids, weights = (jnp.concatenate([a, b]) for a, b in zip(first[:2], second[:2]))
+        return Marked(ids, weights, first.empty)
+    if isinstance(first, Marked) or isinstance(second, Marked):
+        raise TypeError("of two batches of prompts one is Marked and the other is not")
+    return jnp.concatenate([first, second])
