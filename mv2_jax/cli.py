@@ -25,6 +25,7 @@ APART = {
     "interpolate": "mv2_jax.infer.interpolate",
     "words": "mv2_jax.infer.words",
     "serve": "mv2_jax.infer.serve.command",
+    "studio": "mv2_jax.infer.serve.studio",
     "arena": "mv2_jax.infer.arena.command",
     "data": "mv2_jax.train.media.show",
     "precompute": "mv2_jax.train.media.precompute_command",
@@ -44,6 +45,7 @@ GROUPS = {
         "interpolate": "insert frames into any video",
         "words": "the words that the weights know",
         "serve": "serve the videos API over HTTP",
+        "studio": "make videos on a page, in your browser",
     },
     "weights": {
         "info": "versions, devices, caches and weights",

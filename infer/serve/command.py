@@ -21,16 +21,17 @@ _NEEDED = ("fastapi", "uvicorn", "multipart", "prometheus_client")
 TOKEN = "MV2_SERVE_TOKEN"
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Runs `mv2 serve` until it is stopped; returns the exit code.
+def main(arguments: Sequence[str], studio: bool = False) -> int:
+    """Runs `mv2 serve`, or `mv2 studio`, until it is stopped; returns the exit code.
 
     Raises:
         InputError: a bad flag, weights that cannot be used, an address that is taken.
     """
-    args = _parser().parse_args(list(arguments))
+    args = _parser(studio).parse_args(list(arguments))
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
-        raise InputError(f'mv2 serve needs {missing[0]}; pip install "mv2-jax[serve]"')
+        name = "studio" if studio else "serve"
+        raise InputError(f'mv2 {name} needs {missing[0]}; pip install "mv2-jax[serve]"')
     told = json.dumps({"weights": args.weights, "mesh": args.mesh, "resident": args.resident})
     worker = [sys.executable, "-m", "mv2_jax.infer.serve.maker"]
     return serve(args, worker, [told])
@@ -47,7 +48,9 @@ def serve(args: Any, worker: Sequence[str], more: Sequence[str] = ()) -> int:
     from mv2_jax.infer.serve.app import Server, build
     from mv2_jax.infer.serve.supervisor import Supervisor
 
-    token = args.token or os.environ.get(TOKEN)
+    if args.studio and not guard.is_loopback(args.host):
+        raise InputError("the studio is for this machine alone; mv2 serve serves others")
+    token = None if args.studio else args.token or os.environ.get(TOKEN)
     made_up = token is None and not guard.is_loopback(args.host)
     token = secrets.token_urlsafe(24) if made_up else token
     folder = Path(args.out)
@@ -77,7 +80,13 @@ def serve(args: Any, worker: Sequence[str], more: Sequence[str] = ()) -> int:
             if made_up:
                 print(f"mv2: clients need the token {token} (--token or {TOKEN} sets another)",
                       flush=True)  # fmt: skip
-            listen.run(build(server, token), address, server)
+            app = build(server, token)
+            if args.studio:
+                from mv2_jax.infer.serve import studio
+
+                studio.add(app, admission.model, admission.tokenizer)
+                print(f"mv2: the studio is at http://{host}:{port}/", flush=True)
+            listen.run(app, address, server)
         finally:
             supervisor.stop()
         waiting = store.waiting()
@@ -109,12 +118,14 @@ def _alone(folder: Path) -> Iterator[Any]:
             store.close()
 
 
-def _parser() -> Parser:
+def _parser(studio: bool = False) -> Parser:
     parser = Parser(
-        prog="mv2 serve",
-        description="Serves OpenAI's videos API: POST /v1/videos and so on (docs/serving.md). Jobs "
-        "are kept in a folder and survive a restart.",
+        prog="mv2 studio" if studio else "mv2 serve",
+        description=("Serves a page on which videos are made, beside " if studio else "Serves ")
+        + "OpenAI's videos API: POST /v1/videos and so on (docs/serving.md). Jobs are kept in a "
+        "folder and survive a restart.",
     )
+    parser.set_defaults(studio=studio)
     add = parser.add_argument
     add("-o", "--out", default="served", metavar="DIR", help="folder of jobs and videos (served)")
     add("--host", default="127.0.0.1", metavar="ADDRESS", help="address to listen on (127.0.0.1); "
@@ -126,8 +137,9 @@ def _parser() -> Parser:
         metavar="N",
         help="port to listen on (8000; 0 to 65535, 0: any free one)",
     )
-    add("--token", metavar="TEXT", help=f"token that clients must send ({TOKEN}; by default one "
-        "is generated and printed where it is needed)")  # fmt: skip
+    if not studio:
+        add("--token", metavar="TEXT", help=f"token that clients must send ({TOKEN}; by default "
+            "one is generated and printed where it is needed)")  # fmt: skip
     add("--weights", metavar="DIR", help="a cascade folder (the shipped one)")
     add("--mesh", metavar="AXES", help=meshes.HELP)
     add(

@@ -6,6 +6,8 @@ import pytest
 
 from mv2_jax.infer.arena import app
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def chromium():
