@@ -40,13 +40,13 @@ def test_a_mesh_answers_as_one_device_does(number, capfd):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", named(range(24, 48)))
+@pytest.mark.parametrize("number", named(range(24, 24 + COUNT)))  # each kind once
 def test_more_meshes_answer_as_one_device_does(number, capfd):
     check(number, capfd)
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("number", named(range(48, 288)))
+@pytest.mark.parametrize("number", named(range(24 + COUNT, 288)))
 def test_many_meshes_answer_as_one_device_does(number, capfd):
     check(number, capfd)
 

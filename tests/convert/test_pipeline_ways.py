@@ -124,7 +124,10 @@ STARTS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("context, fuse", [("uniform", "pyramid"), ("closed", "flat")])
+@pytest.mark.parametrize(
+    "context, fuse",
+    [("uniform", "pyramid"), pytest.param("closed", "flat", marks=pytest.mark.long)],
+)
 def test_windows_over_24_frames(public, cascades, context, fuse):
     four = own_cascade(cascades, frames=24, overlap=2, context=context, blend=fuse)
     cfg = four.keyframes

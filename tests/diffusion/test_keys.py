@@ -139,6 +139,7 @@ np.savez(sys.argv[1] + "/made.npz", both=both, **trained)
 """
 
 
+@pytest.mark.slow
 def test_nothing_depends_on_the_default_generator(tmp_path):
     """Two steps of training and a batch of pictures under rbg, usual on TPU, and under threefry."""
     made = {}

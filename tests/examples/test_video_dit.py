@@ -237,6 +237,7 @@ def get_config():
 """
 
 
+@pytest.mark.slow
 def test_the_v2v_task_trains_it_too(written, tmp_path):
     text = "import copy\n" + (written / "own_dit.py").read_text() + REFINED
     (tmp_path / "own_v2v.py").write_text(text)

@@ -35,15 +35,15 @@ def network(remat, cfg=tiny.INFLATED):
     return loss, tiny.random(shapes["params"], 2), x
 
 
-def test_gradients_are_those_without():
+@pytest.mark.parametrize("way", ["units", pytest.param("dots", marks=pytest.mark.slow)])
+def test_gradients_are_those_without(way):
     loss, params, x = network(False)
     plain = jax.tree.leaves(jax.jit(jax.grad(loss))(params, x))
     least = 1e-7 * max(np.abs(leaf).max() for leaf in plain)  # of slopes that are zero but rounded
-    for way in ("units", "dots"):
-        ours = jax.tree.leaves(jax.jit(jax.grad(network(way)[0]))(params, x))
-        for own, theirs in zip(ours, plain, strict=True):
-            atol = 1e-5 * np.abs(theirs).max() + least
-            np.testing.assert_allclose(own, theirs, rtol=0, atol=atol)
+    ours = jax.tree.leaves(jax.jit(jax.grad(network(way)[0]))(params, x))
+    for own, theirs in zip(ours, plain, strict=True):
+        atol = 1e-5 * np.abs(theirs).max() + least
+        np.testing.assert_allclose(own, theirs, rtol=0, atol=atol)
 
 
 def test_the_less_is_computed_again_the_more_is_kept():

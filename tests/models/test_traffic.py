@@ -46,12 +46,15 @@ SLOW = [
     Case((1, 8, 1, 1), (3, 3, 1), levels=2, control=True),  # tokens over eight devices
     Case((1, 2, 4, 1), (3, 1, 1), levels=2, heads=8, control=True),  # and eight heads
     Case((1, 4, 1, 2), (3, 3, 1), heads=8, training=True),
-    Case((1, 2, 2, 2), (1, 2, 8), "clip", levels=2, control=True),
     Case((1, 2, 2, 2), (1, 2, 8), "clip", levels=2, control=True, training=True),
-    Case((1, 2, 4, 1), (1, 2, 5), levels=2, control=True, training=True),
     Case((2, 4, 1, 1), (1, 1, 3), control=True, training=True),
 ]
+LONG = [
+    Case((1, 2, 2, 2), (1, 2, 8), "clip", levels=2, control=True),
+    Case((1, 2, 4, 1), (1, 2, 5), levels=2, control=True, training=True),
+]
 CASES += [pytest.param(each, marks=pytest.mark.slow) for each in SLOW]
+CASES += [pytest.param(each, marks=pytest.mark.long) for each in LONG]
 KINDS = ("all-gather", "all-reduce", "all-to-all", "reduce-scatter", "collective-permute")
 BYTES = {"f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "pred": 1}
 

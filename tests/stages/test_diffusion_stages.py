@@ -199,7 +199,7 @@ def test_noise_prior_moves_the_start_towards_the_reference():
     np.testing.assert_allclose(prior, expected, rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize("frames", [1, 3])
+@pytest.mark.parametrize("frames", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_every_tree_learns_from_pictures_and_clips(params, image, frames):
     rng = np.random.default_rng(2)
     batch = {

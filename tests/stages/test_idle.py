@@ -66,12 +66,12 @@ def latent(four, stage, **changes):
     ("stage", "changes", "count"),
     [
         pytest.param("i2v", {"rule": "apart"}, 0, marks=pytest.mark.slow),
-        ("i2v", {"rule": "public"}, 1),
+        pytest.param("i2v", {"rule": "public"}, 1, marks=pytest.mark.slow),
         pytest.param(
             "i2v", {"rule": "none", "conditions": ("text", "image")}, 10, marks=pytest.mark.slow
         ),
         pytest.param(
-            "v2v", {"rule": "text", "conditions": ("text", "image")}, 7, marks=pytest.mark.slow
+            "v2v", {"rule": "text", "conditions": ("text", "image")}, 7, marks=pytest.mark.long
         ),
     ],
 )

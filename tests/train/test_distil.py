@@ -46,9 +46,9 @@ def trained(root, cfg):
 @pytest.mark.parametrize(
     "stage",
     [
-        "t2i",
+        pytest.param("t2i", marks=pytest.mark.slow),
         pytest.param("i2v", marks=pytest.mark.long),
-        pytest.param("v2v", marks=pytest.mark.slow),
+        pytest.param("v2v", marks=pytest.mark.long),
     ],
 )
 def test_a_distilled_stage_runs_as_its_weights_say(folder, stage, tmp_path):

@@ -44,7 +44,7 @@ def test_several_settings_stand_behind_one_flag(monkeypatch):
     [
         pytest.param("t2i", marks=pytest.mark.slow),
         "i2v",
-        pytest.param("v2v", marks=pytest.mark.slow),
+        pytest.param("v2v", marks=pytest.mark.long),  # in minutes, what I2V shows
     ],
 )
 def test_a_converted_cascade_learns_from_a_folder_and_generates(
@@ -73,6 +73,7 @@ def test_a_converted_cascade_learns_from_a_folder_and_generates(
     assert len(media_clips.frames_of(video)) == 3
 
 
+@pytest.mark.slow
 def test_a_lora_is_trained_written_and_generates(given, tmp_path, monkeypatch, capsys):
     """The packed cascade, which has the LoRA merged, and the old one with its files, are one."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
