@@ -122,9 +122,9 @@ CHOICES = (
            "side, to save memory (0: no tiles)"),
     Choice("--clip-skip", DIFFUSION, "clip_skip", (0, 47), "skip the last N layers of the text "
            "encoder (the weights'); 1 is the web UI's 2"),
-    Choice("--vfi", ("vfi",), "network", interpolators.NAMES, "the interpolator: rife, ema, gan, a "
-           "file of weights or your own module:name; A+B is the mean of both; none shows only the "
-           "keyframes, in the same time", files=True,
+    Choice("--vfi", ("vfi",), "network", interpolators.NAMES, "the interpolator: rife; best, at "
+           "three times its cost; ema, gan, a file of weights or your own module:name; A+B is the "
+           "mean of both; none shows only the keyframes, in the same time", files=True,
            own=True),
 )  # fmt: skip
 

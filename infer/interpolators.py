@@ -19,7 +19,10 @@ from mv2_jax.stages import vfi_table
 if TYPE_CHECKING:
     from mv2_jax.bundle import Bundle
 
-NAMES = (*vfi_table.HELD, "none")
+BEST = "best"
+_BOTH = ("rife", "rife40")  # whose mean it is
+_COMES = tuple(name for name, each in vfi_table.TABLE.items() if each.component or each.weights)
+NAMES = (*_COMES, BEST, "none")
 HELP = (
     f"{', '.join(NAMES)}, a .safetensors file of weights, or your own module:name; A+B is the "
     "mean of both"
@@ -77,6 +80,8 @@ def described(name: str, bundle: Bundle | None = None) -> Any:
     if name == "rife":
         held = bundle is not None and "rife" in bundle.components
         return bundle.config("rife") if held else RIFEConfig()
+    if name in NAMES:
+        return vfi_table.TABLE[name].config()
     if Path(name).suffix in PUBLIC:
         raise InputError(
             f"{name} is PyTorch's; `mv2 convert {name} -o {Path(name).stem}"
@@ -163,5 +168,8 @@ def is_outside(part: str) -> bool:
 
 
 def parts(name: str) -> list[str]:
-    """The names that "+" joins; a file whose own name has one in it is a single one."""
-    return [name] if Path(name).is_file() else name.split("+")
+    """The names that "+" joins, "best" by what it stands for; a file whose own name has one in it
+    is a single one."""
+    if Path(name).is_file():
+        return [name]
+    return [each for part in name.split("+") for each in (_BOTH if part == BEST else (part,))]

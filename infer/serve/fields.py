@@ -121,7 +121,7 @@ VIDEO = {
 }  # fmt: skip
 INTERPOLATION = {
     "video": Field("the clip: a file of a form, or a data: URL", {}, required=True),
-    "model": Field("rife, ema, gan, or none", {"type": "string", "maxLength": 40}),
+    "model": Field("rife, best, ema, gan, or none", {"type": "string", "maxLength": 40}),
     "times": _number("frames for each", "integer", 2, 64),
     "fps": _number("frames a second, in place of times", "number", 1, 240),
     "slow": _number("so many times slower", "number", 1, 64),

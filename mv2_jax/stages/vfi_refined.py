@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import jax
@@ -18,6 +19,17 @@ from mv2_jax import params as parameters
 from mv2_jax.config import RefinedRIFEConfig
 from mv2_jax.models.rife_refined import RefinedRIFE
 from mv2_jax.stages import gaps
+
+SHIPPED = Path(__file__).parents[1] / "weights" / "rife40" / "rife40.safetensors"
+
+
+def shipped() -> tuple[dict[str, Any], RefinedRIFEConfig]:
+    """The parameters (half precision) and config of the public RIFE 4.0 inside the package.
+
+    Raises:
+        FileNotFoundError, ValueError: the installation lacks the file, or it is damaged.
+    """
+    return parameters.load(SHIPPED), RefinedRIFEConfig()
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "dtype"))

@@ -137,6 +137,7 @@ TABLE: dict[str, Interpolator] = {
         RefinedRIFEConfig,
         "mv2_jax.stages.vfi_refined:between",
         network="mv2_jax.models.rife_refined:RefinedRIFE",
+        weights="mv2_jax.stages.vfi_refined:shipped",
         recognise="mv2_jax.convert.vfi:recognise_refined",
     ),
     "edsc": Interpolator(

@@ -68,6 +68,7 @@ SURVIVE = {
     "v2v.schedule.final_alpha_one": "AnimateDiff is published with either",
     "spatial.linear_projection": _LAYOUT,
     "control.unet.linear_projection": _LAYOUT,
+    "control.type_layers": "a plain ControlNet has no kinds that would go through them",
     "control.unet.out_channels": "a ControlNet has no convolution at its end",
     "spatial.size_ids_width": "SD1.5's UNet does not read sizes",
     "control.unet.size_ids_width": "SD1.5's ControlNet does not read sizes",

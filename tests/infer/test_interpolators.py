@@ -4,11 +4,19 @@ import json
 import shutil
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 
 from mv2_jax import bundle, cascade, cli, components, params
-from mv2_jax.config import EDSCConfig, EMAVFIConfig, GANVFIConfig, RIFEConfig, to_dict
+from mv2_jax.config import (
+    EDSCConfig,
+    EMAVFIConfig,
+    GANVFIConfig,
+    RefinedRIFEConfig,
+    RIFEConfig,
+    to_dict,
+)
 from mv2_jax.config_vfi import MeanVFIConfig
 from mv2_jax.errors import InputError
 from mv2_jax.infer import choices, interpolators
@@ -79,6 +87,20 @@ def test_what_is_not_there_is_said_with_the_way_to_it():
         interpolators.check("rife+none")
     with pytest.raises(InputError, match="did you mean 'rife'"):
         interpolators.check("rife+rive")
+
+
+def test_the_best_is_the_mean_of_both_that_ship():
+    assert interpolators.parts("best") == ["rife", "rife40"]
+    assert interpolators.check("best") == "best"
+    held, cfg = interpolators.load("best")
+    assert (
+        cfg == interpolators.described("best") == MeanVFIConfig((RIFEConfig(), RefinedRIFEConfig()))
+    )
+    for tree, member in zip((held["0"], held["1"]), cfg.members):
+        net = vfi_table.of(member).part("network")(member, np.float32)
+        x, t = np.zeros((1, 128, 128, 3), np.float32), np.zeros((1, 1), np.float32)
+        wanted = jax.eval_shape(lambda: net.init(jax.random.key(0), x, x, t))["params"]  # noqa: B023
+        assert jax.tree.map(np.shape, tree) == jax.tree.map(np.shape, wanted)
 
 
 def test_converted_files_are_ready_for_use(tmp_path):
