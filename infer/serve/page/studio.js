@@ -51,7 +51,7 @@ function gallery() {
   const other = $("other"), before = other.value;
   other.replaceChildren(make("option", {value: "", textContent: "nothing"}), ...videos
     .filter((v) => v.status === "completed" && v.id !== chosen)
-    .map((v) => make("option", {value: v.id, textContent: `${v.prompt || "a clip"} (seed ${v.mv2.seed})`})));
+    .map((v) => make("option", {value: v.id, textContent: v.prompt ? `${v.prompt} (seed ${v.mv2.seed})` : "a clip, made smoother"})));
   other.value = before;
   if (other.selectedIndex < 0) other.value = "";
 }
@@ -83,7 +83,7 @@ function show(video) {
   $("progress").value = video.progress;
   $("progress").hidden = video.status === "completed" || video.status === "failed";
   const took = Object.entries(now.durations).map(([name, s]) => `${name} ${s.toFixed(1)} s`).join(", ");
-  $("facts").textContent = [`seed ${now.seed}`, video.size, `${now.num_frames} frames`, took, ...now.notes].filter(Boolean).join(" · ");
+  $("facts").textContent = [now.seed === null ? "" : `seed ${now.seed}`, video.size, `${now.num_frames} frames`, took, ...now.notes].filter(Boolean).join(" · ");
   for (const name of ["download", "sidecar"]) $(name).hidden = video.status !== "completed";
   $("download").href = content(video.id, "video");
   $("sidecar").href = content(video.id, "sidecar");
@@ -126,7 +126,10 @@ function view(id, name) {
   const video = make("video", {src: content(id, name), muted: true, loop: true, autoplay: true, playsInline: true});
   video.setAttribute("aria-label", title);
   video.addEventListener("timeupdate", () => {
-    if (video.duration && !video.paused) $("scrub").value = video.currentTime / video.duration;
+    const [first, other] = playing();
+    if (video !== first || !video.duration || video.paused) return;
+    $("scrub").value = video.currentTime / video.duration;
+    if (other && !other.paused && Math.abs(other.currentTime - first.currentTime) > 0.1) other.currentTime = first.currentTime;
   });
   video.addEventListener("click", toggle);
   return video;
