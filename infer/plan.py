@@ -44,6 +44,9 @@ def main(arguments: Sequence[str]) -> int:
     """
     args = _parser().parse_args(list(arguments))
     machine = machines.machine(args.on)
+    if args.quick and (args.units or args.whole):
+        flag = "--units" if args.units else "--whole"
+        raise InputError(f"{flag} is of what is compiled, and --quick compiles nothing")
     if args.train and args.part not in DIFFUSION:
         raise InputError(f"--train goes with {', '.join(DIFFUSION)}, not {args.part}")
     sizes = None if args.mesh in (None, AUTO) else _axes(args.mesh, machine.count)
@@ -95,8 +98,8 @@ class Command:
         size = args.size
         self.source, self.numbers = sources.chosen(source, chosen, given, size, args.controls)
         self.quick = args.quick or lacking
-        if not self.quick:  # whether there is such a slice, its compiler knows
-            self.devices = machines.devices(args.on)
+        # Whether there is such a slice, its compiler knows.
+        self.devices = None if self.quick else machines.devices(args.on)
 
     def run(self) -> int:
         """Prints the plan; the exit code."""
@@ -123,6 +126,8 @@ class Command:
             return int(bool(plan.misfits))
         if not self.quick:
             print("\n" + "\n".join(["compiled:", *report.table(plan)]))
+            if self.args.units:
+                print("\n" + "\n".join(report.units(plan)))
         print(
             "\n" + "\n".join([report.verdict(plan), *lines, *report.sums(plan, args.price, unit)])
         )
@@ -190,7 +195,7 @@ class Command:
         return estimate.cascade(
             self.source.on, self.machine, sizes, self.numbers, stages, self._batch(),
             self.args.resident, lambda program: not names or program.name in names,
-            self._looks(), useful,
+            self._looks(), useful, self.devices,
         )  # fmt: skip
 
     def _looks(self) -> dict[str, Any]:
@@ -206,12 +211,12 @@ class Command:
 
         stage, batch, machine = self.args.part, self._batch(), self.machine
 
-        def step(sizes: dict[str, int], machine: machines.Machine) -> Any:
-            mesh = estimate.abstract(machine, sizes)
+        def step(sizes: dict[str, int], machine: machines.Machine, devices: Any = None) -> Any:
+            mesh = estimate.abstract(machine, sizes, devices)
             _say(f"tracing a training step of {stage} for {machine.count} devices")
             return training.step(self.source.on(mesh), stage, mesh, batch, self.args.dtype)
 
-        found = step(sizes, machine)
+        found = step(sizes, machine, self.devices)
         if useful is None:
             alone = step({}, dataclasses.replace(machine, count=1)) if machine.count > 1 else found
             useful = [flops.count(alone.traced.jaxpr)]
@@ -237,15 +242,16 @@ class Command:
     def _compiled(self, plan: Plan) -> Plan:
         """The plan with every program compiled."""
         from mv2_jax import sharding
-        from mv2_jax.infer.planning import compiled, estimate
+        from mv2_jax.infer.planning import summed
 
-        sizes = dict(plan.mesh)
-        mesh = sharding.make_mesh(**sizes, devices=self.devices)
-        for index, row in enumerate(plan.rows):
+        mesh = sharding.make_mesh(**dict(plan.mesh), devices=self.devices)
+        store = summed.Store(self.machine, mesh)
+        dearest = sorted(enumerate(plan.rows), key=lambda one: -one[1].cost)
+        for done, (index, row) in enumerate(dearest, 1):
             began = time.monotonic()
-            _say(f"compiling {row.program.label} ({index + 1}/{len(plan.rows)})")
-            program = estimate.moved(row.program, mesh)
-            made = compiled.compile(program, mesh, self.machine.chip)
+            _say(f"compiling {row.program.label} ({done}/{len(plan.rows)})")
+            limit = None if self.args.whole else self.args.compile_seconds
+            made = summed.of(row, mesh, self.machine, store, limit, _say)
             plan = plan.replaced(index, compiled=made)
             took = f"{time.monotonic() - began:.0f} s"
             told = made.refused or f"{made.total / machines.GIB:.2f} GiB a device"
@@ -263,13 +269,27 @@ def _parser() -> Parser:
         usage="mv2 plan [OPTIONS] --on NAME PART",
         description="Estimates what a cascade needs on hardware that is not here: memory, FLOPs, "
         "collectives and time of every program, then seconds per video. It first answers from "
-        "traces (a minute), then compiles each program for the machine (a full-size UNet takes a "
-        "quarter of an hour); --quick leaves that out.",
+        "traces (a minute), then compiles each kind of unit in them for the machine, once, and "
+        "adds up; --quick leaves that out.",
     )
     add = parser.add_argument
     add("part", choices=list(PARTS), help="the whole cascade, or a part of it")
     add("--on", required=True, metavar="NAME", help=machines.EXAMPLES)
     add("--quick", action="store_true", help="only trace: an answer in a minute, no compiler")
+    add(
+        "--compile-seconds",
+        type=whole(0, 86400),
+        default=120,
+        metavar="N",
+        help="time for compiling a program's units, the dearest first; what is left is taken from "
+        "the roofline, and asking again goes on (120; 0: no limit)",
+    )
+    add("--units", action="store_true", help="show each program's units: what takes the time")
+    add(
+        "--whole",
+        action="store_true",
+        help="compile programs in one piece (a UNet of full size takes an hour on two cores)",
+    )
     add(
         "--mesh",
         metavar="A=N,...",

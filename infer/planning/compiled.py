@@ -13,6 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -30,7 +31,8 @@ _NO_ESTIMATE = 2**62  # cycles that stand for "none"
 class Compiled:
     """Bytes of one device. `seconds` are of one run, None where the compiler gives no cycles;
     `guessed` is the part of them that the roofline gave. `refused` is the compiler's message where
-    the program does not fit, and then there are no numbers."""
+    the program does not fit, and then there are no numbers. Of a program that was cut (`summed`)
+    `share` is the part of its roofline's time that was compiled, and `kinds` are its units'."""
 
     arguments: int = 0
     temporaries: int = 0
@@ -40,6 +42,8 @@ class Compiled:
     guessed: float = 0.0
     sent: Counter[str] = field(default_factory=Counter)
     refused: str | None = None
+    share: float = 1.0
+    kinds: tuple[Any, ...] = ()
 
     @property
     def total(self) -> int:
@@ -48,9 +52,15 @@ class Compiled:
 
 def compile(program: Program, mesh: Mesh, chip: Chip) -> Compiled:
     """The program, compiled for the devices of `mesh`, none of which has to exist."""
+    with scope(mesh):
+        lowered = program.function.lower(*program.args, **program.static)
+    return read(lowered, chip)
+
+
+def read(lowered: Any, chip: Chip) -> Compiled:
+    """A lowered program, compiled, and what the compiler says of it."""
     try:
-        with scope(mesh):
-            made = program.function.lower(*program.args, **program.static).compile()
+        made = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

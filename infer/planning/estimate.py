@@ -59,6 +59,11 @@ class Row:
         told = self.compiled.seconds if self.compiled else None
         return self.work.seconds if told is None else told
 
+    @property
+    def cost(self) -> float:
+        """The roofline's seconds of all its runs."""
+        return self.work.seconds * self.program.times
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -77,7 +82,7 @@ class Plan:
     @property
     def roofline(self) -> float:
         """The same by the roofline alone."""
-        return sum(row.work.seconds * row.program.times for row in self.rows) / self.batch
+        return sum(row.cost for row in self.rows) / self.batch
 
     @property
     def useful(self) -> float:
@@ -95,10 +100,18 @@ class Plan:
         return dataclasses.replace(self, rows=tuple(rows))
 
 
-def abstract(machine: Machine, sizes: Mapping[str, int]) -> AbstractMesh:
-    """A mesh of a machine's devices for tracing: nothing but names and numbers."""
+def abstract(
+    machine: Machine, sizes: Mapping[str, int], devices: Sequence[Any] | None = None
+) -> AbstractMesh:
+    """A mesh of a machine's devices for tracing: nothing but names and numbers.
+
+    Args:
+        devices: its compiler's, where what is traced is to be compiled for them.
+    """
+    if devices is not None:
+        return sharding.make_mesh(**sizes, devices=devices).abstract_mesh
     chip = machine.chip
-    device = AbstractDevice(chip.kind, None, "gpu" if chip.platform == "gpu" else chip.platform)
+    device = AbstractDevice(chip.kind, None, chip.platform)
     shape = tuple(sizes.get(axis, 1) for axis in sharding.AXES)
     kinds = (AxisType.Auto,) * len(shape)
     return AbstractMesh(shape, sharding.AXES, kinds, abstract_device=device)
@@ -146,6 +159,7 @@ def cascade(
     wanted: Callable[[Program], bool],
     inputs: Mapping[str, Any] | None = None,
     useful: Sequence[float] | None = None,
+    devices: Sequence[Any] | None = None,
 ) -> Plan:
     """The plan of a cascade by its traces: nothing is compiled.
 
@@ -153,15 +167,18 @@ def cascade(
         four: the cascade on a mesh.
         wanted: which of its programs.
         useful: FLOPs of these on one device, where they are known already.
+        devices: the machine's, where the programs are to be compiled.
     """
 
-    def programs(sizes: Mapping[str, int], chips: Machine) -> tuple[list[Program], Cascade]:
-        mesh = abstract(chips, sizes)
+    def programs(
+        sizes: Mapping[str, int], chips: Machine, devices: Sequence[Any] | None = None
+    ) -> tuple[list[Program], Cascade]:
+        mesh = abstract(chips, sizes, devices)
         made = four(mesh)
         found = recorded.record(made, mesh, numbers, stages, batch, inputs)
         return [program for program in found if wanted(program)], made
 
-    found, made = programs(sizes, machine)
+    found, made = programs(sizes, machine, devices)
     if useful is None:
         alone = found
         if machine.count > 1:

@@ -8,6 +8,7 @@ from typing import Any
 
 from mv2_jax.infer.machines import GIB
 from mv2_jax.infer.meshes import spelled
+from mv2_jax.infer.planning import summed
 from mv2_jax.infer.planning.estimate import Plan, Row
 
 WHOSE = {
@@ -15,6 +16,8 @@ WHOSE = {
     "temporaries": "of a trace: what is live at a time, as if the compiler wasted nothing; it may "
     "need several times as much",
     "compiled memory": "the compiler's own memory analysis, of each program compiled by itself",
+    "summed memory": "the most that a unit of the program needs: its temporaries by the compiler, "
+    "and what is live around it (skips) by the trace; weights and inputs are exact",
     "useful": "matrix products, convolutions and attention of the program on one device, counted "
     "from its trace",
     "padded": "what all devices compute over that, work that several repeat and products brought "
@@ -25,6 +28,8 @@ WHOSE = {
     "exchanges' bytes over the links on top; no kernel reaches it",
     "compiler": "cycles that XLA's TPU compiler writes beside each operation over the clock; "
     "kernels and exchanges, for which it writes none, by the roofline",
+    "share": "of the roofline's time, how much lies in units that were compiled, each kind once "
+    "and counted as often as it occurs; the rest of 'compiler s' is the roofline's",
     "sent": "bytes of the results of exchanges on one device: from the trace, or read from the "
     "compiled program",
 }
@@ -49,7 +54,7 @@ def table(plan: Plan) -> list[str]:
     compiled = any(row.compiled for row in plan.rows)
     head = f"{'program':<20}{'runs':>5}{'weights':>9}{'temp':>9}{'all GiB':>9}{'TFLOP':>9}"
     head += f"{'padded':>9}{'GB':>9}{'roofline s':>12}"
-    head += f"{'compiler s':>12}{'ratio':>7}" if compiled else ""
+    head += f"{'compiler s':>12}{'ratio':>7}{'share':>7}" if compiled else ""
     lines = [f"{head}  sent MiB"]
     lines += [_line(plan, row, compiled) for row in plan.rows]
     return lines
@@ -69,6 +74,7 @@ def _line(plan: Plan, row: Row, compiled: bool) -> str:
         line += f"{told:>12.3g}" if told is not None else f"{'-':>12}"
         ratio = told is not None and done.seconds > 0
         line += f"{told / done.seconds:>7.2f}" if ratio else f"{'-':>7}"
+        line += f"{100 * made.share:>6.0f}%" if made else f"{'-':>7}"
     return f"{line}  {_sent(row)}"
 
 
@@ -100,6 +106,14 @@ def sums(plan: Plan, price: float | None, unit: str = "video") -> list[str]:
     if price is not None:
         lines.append(f"at {price:g} an hour: {price * plan.seconds / 3600:.4f} a {unit}")
     return lines
+
+
+def units(plan: Plan) -> Iterator[str]:
+    """The units of every program that was cut, those first that take longest."""
+    for row in plan.rows:
+        if row.compiled and row.compiled.kinds:
+            yield f"units of {row.program.label}, of one run:"
+            yield from summed.table(row.compiled.kinds)
 
 
 def verdict(plan: Plan) -> str:
@@ -157,14 +171,17 @@ def notes(plan: Plan) -> list[str]:
     """Whose every figure is."""
     compiled = any(row.compiled for row in plan.rows)
     timed = any(row.compiled and row.compiled.seconds is not None for row in plan.rows)
+    cut = any(row.compiled and row.compiled.kinds for row in plan.rows)
+    memory = "summed memory" if cut else "compiled memory" if compiled else "temporaries"
     names = {
         "weights": "weights",
-        "compiled memory" if compiled else "temporaries": "temp, all GiB",
+        memory: "temp, all GiB",
         "useful": "TFLOP",
         "padded": "padded",
         "moved": "GB",
         "roofline": "roofline s",
         **({"compiler": "compiler s"} if timed else {}),
+        **({"share": "share"} if cut else {}),
         "sent": "sent MiB",
     }
     width = max(map(len, names.values()))
@@ -197,6 +214,22 @@ def to_json(plan: Plan, about: Mapping[str, Any], price: float | None) -> dict[s
         "useful_flops": plan.useful,
         **({"price": price * plan.seconds / 3600} if price is not None else {}),
         "whose": WHOSE,
+    }
+
+
+def _json_kind(kind: summed.Kind) -> dict[str, Any]:
+    made = kind.made
+    return {
+        "path": kind.path,
+        "runs": kind.times,
+        "seconds": kind.seconds,
+        "roofline_seconds": kind.roofline,
+        "useful_flops": kind.work.useful,
+        "padded_flops": kind.work.padded,
+        "compiled": made is not None,
+        "temporaries": made.temporaries if made else int(kind.work.temporaries),
+        "live_around": kind.around,
+        "refused": made.refused if made else None,
     }
 
 
@@ -235,5 +268,7 @@ def _json_row(plan: Plan, row: Row) -> dict[str, Any]:
             "seconds_by_roofline": made.guessed,
             "sent": dict(made.sent),
             "refused": made.refused,
+            "share": made.share,
+            "units": [_json_kind(kind) for kind in made.kinds],
         },
     }  # fmt: skip

@@ -85,9 +85,10 @@ class _Op:
     mesh: Mapping[str, int]
 
 
-def of(jaxpr: Any, chip: Chip) -> Work:
-    """The work of a jaxpr, closed or not, on one device of a kind."""
-    return _Reader(chip).run(getattr(jaxpr, "jaxpr", jaxpr), {})
+def of(jaxpr: Any, chip: Chip, mesh: Mapping[str, int] | None = None) -> Work:
+    """The work of a jaxpr, closed or not, on one device of a kind; `mesh` where it is a device's
+    part of one."""
+    return _Reader(chip).run(getattr(jaxpr, "jaxpr", jaxpr), mesh or {})
 
 
 class _Reader:

@@ -21,8 +21,9 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture
-def fake(monkeypatch):
+def fake(monkeypatch, tmp_path):
     """Machines are the CPU's emulated devices; their compiler is there."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(machines, "lacking", lambda name: None)
     monkeypatch.setattr(
         machines, "devices", lambda name: jax.devices()[: machines.machine(name).count]
@@ -53,6 +54,9 @@ def planned(capsys, folder, *arguments, code=0):
         (["i2v"], "required: --on"),
         (["i2v", "--on", "h100", "--batch", "0"], "takes a whole number from 1 to 1024, not"),
         (["i2v", "--on", "h100", "--price", "-1"], "takes an amount of 0 or more"),
+        (["i2v", "--on", "h100", "--quick", "--units"], "--quick compiles nothing"),
+        (["i2v", "--on", "h100", "--compile-second", "9"], "did you mean '--compile-seconds'"),
+        (["i2v", "--on", "h100", "--compile-seconds", "-1"], "a whole number from 0 to 86400"),
         (["vae", "--on", "h100", "--train"], "--train goes with t2i, i2v, v2v, not vae"),
         (["i2v", "--on", "h100:8", "--mesh", "contex=8"], "did you mean 'context'"),
         (["i2v", "--on", "h100:8", "--mesh", "data=2,tensor=2"], "multiply to 4, and the machine"),
@@ -179,6 +183,9 @@ def test_a_plan_compiled_for_emulated_devices(fake, capsys, folder):
         assert made["seconds"] is None  # a CPU's compiler tells none
     step = next(p for p in plan["programs"] if p["program"] == "step")
     assert step["compiled"]["sent"]["all-gather"] > 0
+    kinds = step["compiled"]["units"]
+    assert sum(kind["useful_flops"] * kind["runs"] for kind in kinds) == step["device"]["flops"]
+    assert step["compiled"]["share"] > 0.5 and any(kind["compiled"] for kind in kinds)
 
 
 @pytest.mark.parametrize("stage", ["t2i", pytest.param("i2v", marks=pytest.mark.slow)])

@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 import tiny
+from jax.extend import core
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from mv2_jax import sharding
 from mv2_jax.infer import machines
-from mv2_jax.infer.planning import choose, compiled, estimate, work
+from mv2_jax.infer.planning import choose, compiled, estimate, summed, units, work
 from mv2_jax.infer.planning.recorded import Program, scope, trace
 from mv2_jax.models import traffic
 from mv2_jax.models.backbone import denoise
@@ -95,11 +96,11 @@ def test_cudnns_attention_is_planned_without_cudnn():
     assert work.of(forwards, L4).useful == exact and work.of(both, L4).useful == 3 * exact
 
 
-def network(sizes, lead, plane=(5, 7)):
+def network(sizes, lead, plane=(5, 7), devices=None, dtype=jnp.float32, **wider):
     """(Program, tree, cfg, mesh) of a small UNet over emulated devices."""
     motion = dataclasses.replace(tiny.MOTION, max_frames=8) if lead[2] > 1 else None
-    cfg = dataclasses.replace(tiny.SPATIAL, motion=motion, image_tokens=False)
-    net, mesh = UNet(cfg), sharding.make_mesh(*sizes)
+    cfg = dataclasses.replace(tiny.SPATIAL, motion=motion, image_tokens=False, **wider)
+    net, mesh = UNet(cfg), sharding.make_mesh(*sizes, devices=devices)
     x = jnp.zeros((1, lead[2], *plane, 4))
     text = jnp.zeros((1, 6, 8))
     tree = jax.eval_shape(net.init, jax.random.key(0), x, jnp.zeros(1), Context(text))["params"]
@@ -117,10 +118,10 @@ def network(sizes, lead, plane=(5, 7)):
     split = P(None, sharding.fit(sharding.SAMPLES, lead[1], mesh))
 
     def shape(*sizes):
-        return jax.ShapeDtypeStruct(sizes, jnp.float32, sharding=NamedSharding(mesh, split))
+        return jax.ShapeDtypeStruct(sizes, dtype, sharding=NamedSharding(mesh, split))
 
     tree = jax.tree.map(
-        lambda leaf, to: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=to), tree, where
+        lambda leaf, to: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=to), tree, where
     )
     args = (tree, shape(*lead, *plane, 4), shape(*lead[:2]), shape(*lead[:2], 6, 8))
     program = Program("i2v", "step", jax.jit(step), args, {})
@@ -224,3 +225,113 @@ def test_a_tpus_compiler_tells_memory_exchanges_and_cycles():
     args = sum(estimate.on_device(leaf, V5E) for leaf in program.args)
     assert made.arguments == args == 2 * 384 * (2 * 64 * 64 + 9 * 320) and made.guessed == 0
     assert 1.0 < made.seconds / done.seconds < 5.0  # it copies both into other layouts first
+
+
+def run_by_units(jaxpr, values):
+    """A jaxpr's results, one unit after the other: each sees what it declares, and no more."""
+    known = dict(zip(jaxpr.invars, values))
+    for low, high in units._Cut(V5E, 60)._runs(
+        jaxpr.eqns,
+        [[w for w in str(e.source_info.name_stack).split("/") if w] for e in jaxpr.eqns],
+        [units._count(e) for e in jaxpr.eqns], 0, len(jaxpr.eqns), 0,
+    ):  # fmt: skip
+        piece = units._piece(jaxpr, low, high)
+        out = core.jaxpr_as_fun(core.ClosedJaxpr(piece, ()))(*[known[v] for v in piece.invars])
+        known.update(zip(piece.outvars, out))
+    return [known[v] for v in jaxpr.outvars]
+
+
+def test_units_one_after_the_other_are_the_program():
+    def program(x, ws):
+        kept = []
+        for number, w in enumerate(ws):
+            with jax.named_scope(f"block_{number}"):
+                for _ in range(20):
+                    x = jnp.tanh(x @ w) + jnp.sin(x)
+            kept.append(x)
+            x = x + 1
+        return x + kept[0] * kept[2], kept[1]
+
+    args = jax.random.normal(jax.random.key(0), (4, 4)), [jnp.eye(4) / (i + 1) for i in range(4)]
+    jaxpr = jax.make_jaxpr(program)(*args).jaxpr
+    told, out = program(*args), run_by_units(jaxpr, jax.tree.leaves(args))
+    assert all(jnp.array_equal(a, b) for a, b in zip(told, out, strict=True))
+
+
+def test_units_add_up_to_the_program():
+    program, *_ = network((1, 2, 4, 1), (2, 2, 4))
+    jaxpr = program.traced.jaxpr
+    whole, cut = work.of(jaxpr, V5E), units.cut(jaxpr, V5E, most=120)
+    total = work.Work()
+    for unit in cut:
+        total.add(unit.work(V5E), unit.times)
+    assert total.useful == whole.useful and total.padded == whole.padded
+    assert total.sent == whole.sent and total.exchanging == pytest.approx(whole.exchanging)
+    assert total.seconds == pytest.approx(whole.seconds, rel=0.15)
+    assert len({unit.key() for unit in cut}) < len(cut)
+    assert max(unit.around for unit in cut) <= 2 * whole.temporaries
+
+
+def test_a_loops_units_run_as_often_as_the_loop():
+    def loop(x, y):
+        return jax.lax.scan(lambda c, _: (jnp.tanh(c @ y) @ y, None), x, None, length=5)[0]
+
+    x = jnp.ones((16, 16))
+    cut = units.cut(jax.jit(loop).trace(x, x).jaxpr, V5E, most=2)
+    assert sum(unit.times * unit.work(V5E).useful for unit in cut) == 10 * 2 * 16**3
+    assert {5} == {unit.times for unit in cut if unit.work(V5E).useful}
+
+
+def test_kinds_are_compiled_once_kept_and_cut_short_by_the_clock(tmp_path, monkeypatch):
+    program, _, _, mesh = network((1, 2, 4, 1), (2, 2, 4))
+    machine, calls = machines.machine("l4:8"), []
+    cut = units.cut(program.traced.jaxpr, V5E)
+    monkeypatch.setattr(units.Unit, "lowered", lambda self, mesh: self)
+
+    def read(unit, chip):
+        calls.append(unit.key())
+        done = unit.work(chip)
+        return compiled.Compiled(0, 7, 0, 1, 2 * done.seconds, 0.0, done.sent)
+
+    monkeypatch.setattr(compiled, "read", read)
+    store = summed.Store(machine, mesh, tmp_path)
+
+    def plan(limit=0.0):
+        return summed.compile(cut, mesh, machine, store, limit, lambda line: None)
+
+    kinds = plan()
+    assert 0 < len(calls) == len({*calls}) < len(cut)
+    told = summed.whole(kinds, 1000, 10)
+    assert told.seconds == pytest.approx(
+        sum((1 + (kind.made is not None)) * kind.roofline for kind in kinds)
+    )
+    assert told.share > 0.9 and told.arguments == 1000 and told.outputs == 10
+    assert told.temporaries == max(kind.memory for kind in kinds) > 7
+    done = len(calls)
+    assert plan() == kinds and len(calls) == done  # from the disk
+    for path in tmp_path.iterdir():
+        path.write_text("{")
+    assert plan() == kinds and len(calls) == 2 * done  # damaged files are made anew
+    other = summed.Store(machines.machine("h100:8"), mesh, tmp_path)
+    late = summed.compile(cut, mesh, machine, other, 1e-9, lambda line: None)
+    assert len(calls) <= 2 * done + 1 and summed.share(late) < 1  # another machine, no time
+    assert summed.whole(late, 0, 0).guessed > 0 or not any(kind.made for kind in late)
+
+
+@pytest.mark.long
+@pytest.mark.skipif(machines.lacking("v5e:2x2") is not None, reason="libtpu is not installed")
+def test_a_network_cut_into_units_takes_what_it_takes_whole(tmp_path):
+    """A UNet of one level at SD1.5's width, 8 frames of 32x32 over four chips."""
+    machine = machines.machine("v5e:2x2")
+    program, *_, mesh = network(
+        (1, 1, 4, 1), (2, 1, 8), (32, 32), machines.devices("v5e:2x2"), jnp.bfloat16,
+        channels=(320,), heads=(8,), context_width=768, norm_groups=32,
+    )  # fmt: skip
+    whole = compiled.compile(program, mesh, V5E)
+    store = summed.Store(machine, mesh, tmp_path)
+    cut = units.cut(program.traced.jaxpr, V5E)
+    made = summed.whole(summed.compile(cut, mesh, machine, store, 0, print), 0, 0)
+    print(f"whole {whole}\ncut {made}")
+    assert made.share > 0.99 and made.sent == whole.sent
+    assert made.seconds == pytest.approx(whole.seconds, rel=0.25)
+    assert 0.5 < made.temporaries / whole.temporaries < 2
