@@ -53,7 +53,7 @@ BOUNDS = {
     "faces": Bound("thing", 0.7, 1.0, "share of cube's and pyramid's light explained, worst frame"),
     "unsteadiness": Bound("thing", 0.0, 0.03, "change of the outline from frame to frame"),
     "colour": Bound("colour", -1.0, 0.0, "distance to the asked colour less that to any other"),
-    "misfit": Bound("scene", 0.0, 0.06, "share of the scene that the fit leaves out, worst frame"),
+    "misfit": Bound("scene", 0.0, 0.16, "share of the scene that the fit leaves out, worst frame"),
     "path": Bound("motion", 0.0, 0.08, "how far the path is from the asked motion's nearest"),
     "pace": Bound("motion", 0.6, 1.5, "length of the way, of what is asked"),
     "drift": Bound("motion", 0.0, 0.2, "the way in what should not change"),

@@ -145,8 +145,14 @@ def test_other_words_are_wrong(pictures):
         assert not sight.judge(video, other).right[name].any(), name
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [*damage.TUNING, *damage.HELD_OUT])
+FEW = ("bitten", "frozen", "coarse", "torn")  # the others take minutes
+SORTS = [
+    pytest.param(name, marks=pytest.mark.slow if name in FEW else pytest.mark.long)
+    for name in (*damage.TUNING, *damage.HELD_OUT)
+]
+
+
+@pytest.mark.parametrize("name", SORTS)
 def test_each_damage_is_seen(name):
     sort = (damage.TUNING | damage.HELD_OUT)[name]
     video, words = damage.damaged(sort, 2, 4, SIZE, seed=11)
