@@ -125,9 +125,14 @@ def _same(value: Any, usual: Any) -> bool:
 
 
 def of_loss(shape: Any, process: Any) -> dict[str, str]:
-    """{setting: why} of a loss's fields that its sampling and its weighting do not look at."""
+    """{setting: why} of a loss's fields that its sampling and its weighting do not look at.
+
+    Raises:
+        InputError: its noise offset does not go with the process.
+    """
     if not isinstance(shape, LossConfig):
         return {}
+    losses.check_offset(shape, process)
     told = f"neither sampling {shape.sampling!r} nor weighting {shape.weighting!r} reads it"
     return {f"loss.shape.{name}": told for name in losses.unread(shape, process)}
 

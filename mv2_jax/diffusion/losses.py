@@ -13,7 +13,7 @@ forward process has seen exactly such inputs. That choice is this project's.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -52,6 +52,11 @@ class LossConfig:
     the same cap with the weights (but of eps) floored to an SNR of one, min(SNR + 1, gamma) in
     place of min(SNR, gamma). "p2" is the noise's error by 1 / (1 + SNR) (arXiv 2204.00227 with its
     k and gamma at 1). "cosmap" is rectified flow's of arXiv 2403.03206, sec. 3.1.
+
+    `noise_offset` adds that times one more normal number a sample and channel to all of its noise,
+    as diffusers' training scripts do, so that a network of a process which never loses its signal
+    still learns to move a picture's mean. A clip has one for all of its frames (this project's
+    choice: one a frame would teach it to flicker). 0 adds nothing.
     """
 
     sampling: str = "uniform"
@@ -60,6 +65,7 @@ class LossConfig:
     shift: float = 1.0
     weighting: str = "plain"
     gamma: float = 5.0
+    noise_offset: float = 0.0
 
     def __call__(
         self,
@@ -70,9 +76,10 @@ class LossConfig:
         mask: jax.Array | None = None,
     ) -> tuple[jax.Array, Metrics]:
         """See `diffusion_loss`."""
+        check_offset(self, process)
         u = positions(keys, self, process)
         point = process.at(u)
-        eps = named.normal(named.fold(keys, "noise"), x0.shape[1:])
+        eps = noise(keys, x0.shape[1:], self.noise_offset)
         wanted, output = asked(model, x0, eps, point, process)
         mse = per_sample((output - wanted) ** 2, mask)
         counts = jnp.ones_like(mse) if mask is None else _counts(mask)
@@ -84,6 +91,36 @@ class LossConfig:
             "mse_clean": _mean(mse, counts * (1.0 - noisy)),
         }
         return _mean(mse * scale, counts), metrics
+
+
+def noise(keys: jax.Array, shape: Sequence[int], offset: float = 0.0) -> jax.Array:
+    """What samples of `shape` `[..., C]` are noised with, `[B, ..., C]`: see `LossConfig`."""
+    eps = named.normal(named.fold(keys, "noise"), shape)
+    if not offset:
+        return eps
+    moved = named.normal(named.fold(keys, "noise_offset"), (*[1] * (len(shape) - 1), shape[-1]))
+    return eps + offset * moved
+
+
+def check_offset(cfg: LossConfig, process: Process) -> None:
+    """Refuses a noise offset over a process that ends without signal: it would be trained to begin
+    at other noise than the standard normal one that sampling begins at.
+
+    Raises:
+        InputError: so, or the offset is negative.
+    """
+    if cfg.noise_offset < 0:
+        raise InputError(f"noise_offset is {cfg.noise_offset}: it must be 0 or more")
+    if not cfg.noise_offset:
+        return
+    with jax.ensure_compile_time_eval():
+        signal = float(process.at(jnp.ones(1)).alpha[0])
+    if not signal:
+        raise InputError(
+            "noise_offset does not go with a process that ends in noise alone (zero-terminal SNR, "
+            "rectified flow): sampling begins at noise without it, and such a process needs none; "
+            "set it to 0"
+        )
 
 
 class _Watched(LossConfig):
@@ -105,7 +142,8 @@ def unread(cfg: LossConfig, process: Process) -> set[str]:
         return weight(point.alpha, point.sigma, process.prediction, watched)
 
     jax.eval_shape(look, named.seeds([0]))
-    return {*vars(cfg)} - vars(watched)["looked_at"]
+    # What the noise is made of is neither's.
+    return {*vars(cfg)} - vars(watched)["looked_at"] - {"noise_offset"}
 
 
 def of(value: Any) -> Loss:

@@ -9,6 +9,7 @@ from mv2_jax.config import ScheduleConfig
 from mv2_jax.diffusion import keys as named
 from mv2_jax.diffusion import losses, prediction, process, schedules
 from mv2_jax.diffusion.losses import LossConfig
+from mv2_jax.errors import InputError
 
 ZERO = ScheduleConfig(zero_terminal_snr=True, prediction="v")
 KEYS = named.per_sample(named.seed(3), 6)
@@ -182,3 +183,39 @@ def test_weights_over_diffusers_snr(kind):
         cfg = LossConfig(weighting=weighting)
         ours = losses.weight(jnp.float32(alpha), jnp.float32(sigma), kind, cfg)
         np.testing.assert_allclose(ours, wanted, rtol=3e-4)
+
+
+@pytest.mark.parametrize("shape", [IMAGES, VIDEOS])
+def test_a_noise_offset_is_one_number_a_sample_and_channel(shape):
+    """As diffusers' scripts add `offset * randn(B, C, 1, 1)`; what is learnt is that noise."""
+    offset, x0 = 0.3, jnp.zeros(shape)
+    plain = np.asarray(losses.noise(KEYS, shape[1:]))
+    moved = np.asarray(losses.noise(KEYS, shape[1:], offset)) - plain
+    each = moved.reshape(shape[0], -1, shape[-1])
+    np.testing.assert_allclose(each, each[:, :1].repeat(each.shape[1], 1), atol=1e-6)
+    many = named.per_sample(named.seed(1), 4000)
+    means = np.asarray(losses.noise(many, (1, 1, 2), offset) - losses.noise(many, (1, 1, 2)))
+    assert abs(means.std() - offset) < 0.02 and abs(np.corrcoef(means[:, 0, 0].T)[0, 1]) < 0.05
+
+    seen = []
+    eps = ScheduleConfig(zero_terminal_snr=False, prediction="eps")
+    sigma = jnp.asarray(schedules.signal_and_noise(eps)[1])
+
+    def model(x, t):  # of latents that are 0, all is noise
+        found = prediction.divide(x, prediction.expand(sigma[t.astype(int)], x.ndim))
+        seen.append(found)
+        return found
+
+    loss, _ = losses.diffusion_loss(model, x0, KEYS, eps, LossConfig(noise_offset=offset))
+    assert loss < 1e-10
+    np.testing.assert_allclose(seen[0], plain + moved, atol=1e-4)
+
+
+@pytest.mark.parametrize("ends", [ZERO, process.Flow()])
+def test_a_noise_offset_is_refused_where_sampling_begins_at_noise_alone(ends):
+    with pytest.raises(InputError, match="noise_offset does not go with a process that ends in"):
+        losses.diffusion_loss(
+            lambda x, t: x, jnp.zeros(IMAGES), KEYS, ends, LossConfig(noise_offset=0.1)
+        )
+    with pytest.raises(InputError, match="must be 0 or more"):
+        losses.check_offset(LossConfig(noise_offset=-0.1), ends)

@@ -34,6 +34,7 @@ from mv2_jax.train.toybox import dpo
 from . import regression
 
 INIT = stages.init
+ZERO_SNR = replace(tiny.SCHEDULE, zero_terminal_snr=True)
 GAN = GANVFIConfig(
     width=16, multipliers=(1,), codes=8, norm_groups=4, window=4, head_width=16, taps=3,
     head_widths=(8,), head_slope=0.1, patch_size=4, half_heads=False, time_width=8,
@@ -324,6 +325,7 @@ def test_fields_of_a_loss_change_it_or_are_refused():
     "changes, said",
     [
         ({"loss.shape.gamma": 3.0}, "loss.shape.gamma has no effect: neither sampling 'uniform'"),
+        ({"loss.shape.noise_offset": 0.1, "schedule": ZERO_SNR}, "noise_offset does not go with"),
         ({"sample.image_guidance": 2.0, "rule": "public"}, "no scale for the picture; 'apart'"),
         ({"sample.image_guidance": 2.0, "rule": "none"}, "sample.guidance has no effect: "),
         ({"loss.control_scale": 0.5, "conditions": ("text", "image")}, "no setting 'begin.control"),
@@ -335,7 +337,8 @@ def test_what_a_stage_does_not_hear_is_refused(changes, said, begin, tmp_path):
     cfg = of_video("v2v", v2v_recipe.get_config().phases.v2v)
     given = {part: begin[part] for part in TASKS["v2v"][2]}
     v2v.make(cfg, given, tmp_path / "phase")
-    stage = {name: changes.pop(name) for name in ("rule", "conditions") if name in changes}
+    own = ("rule", "conditions", "schedule")
+    stage = {name: changes.pop(name) for name in own if name in changes}
     cfg.model.v2v = ConfigDict(to_dict(replace(tiny.REFINED, **stage)))
     for path, value in changes.items():
         cfg = with_one(cfg, path, value)

@@ -116,6 +116,8 @@ class Preferences(ABC):
         """{setting: why} of those that change nothing as the stage is put together."""
         of_stage = {f"sample.{name}": why for name, why in unheard.numbers(self.net).items()}
         of_loss = unread.of_loss(self.shape, processes.of(self.net.stage.schedule))
+        if self.cfg.loss.kind != "winners":
+            of_loss["loss.shape.noise_offset"] = "DPO noises both videos of a pair with plain noise"
         return {**of_stage, **of_loss}
 
     @abstractmethod
