@@ -94,7 +94,8 @@ def sums(plan: Plan, price: float | None, unit: str = "video") -> list[str]:
     parts = ", ".join(f"{stage.upper()} {seconds:.3g}" for stage, seconds in stages.items())
     whose = "roofline, which no machine reaches"
     if any(told):
-        whose = "compiler's figures" if all(told) else "compiler's figures where it gives any"
+        every = all(told) and all(row.compiled.share > 0.99 for row in plan.rows if row.compiled)
+        whose = "compiler's figures" if every else "compiler's figures where there are any"
     peak = plan.useful / (plan.seconds * plan.machine.count * 1e12 * plan.machine.chip.tflops)
     lines = [f"seconds a {unit}: {plan.seconds:.3g} ({parts}); {whose}"]
     if any(told):
@@ -124,7 +125,9 @@ def verdict(plan: Plan) -> str:
         names = ", ".join(row.program.label for row in plan.misfits)
         return f"it does not fit: {names}"
     if all(row.compiled for row in plan.rows):
-        return f"it fits: {most}"
+        part = min((row.compiled.share for row in plan.rows if row.compiled), default=1.0)
+        least = "" if part > 0.99 else f" (of some programs only {100 * part:.0f}% was compiled)"
+        return f"it fits: {most}{least}"
     spare = [
         (chip.memory - each.memory + each.work.temporaries) / each.work.temporaries
         for each in plan.rows
