@@ -123,7 +123,8 @@ def blurred(c: Clips, rng) -> np.ndarray:
     for axis in (2, 3):
         edge = np.pad(video, [(6, 6) if a == axis else (0, 0) for a in range(5)], "edge")
         length = video.shape[axis]
-        video = sum(w * np.take(edge, range(i, i + length), axis) for i, w in enumerate(tap))
+        moved = (w * np.take(edge, range(i, i + length), axis) for i, w in enumerate(tap))
+        video = sum(moved, start=np.zeros_like(video))
     return video
 
 

@@ -214,7 +214,9 @@ def _one(picture, words, size):
     """The fit of one picture [H, W, 3] in [0, 1], and its robust cost."""
     motion = words[3]
     scene = _scene(picture, words, size)
-    base = Fit(*([jnp.float32(0.0)] * 8), jnp.int32(0), *scene)
+    none = jnp.float32(0.0)
+    pose = (none, none, none, none, none, none, none, none, jnp.int32(0))
+    base = Fit(*pose, scene[0], scene[1], scene[2], scene[3])
     plain, ground = renderer.scene_picture(world_of(base, words), scene[3], size)
     x, y, radius = _place(picture, plain)
     vertical = (motion == RISING) | (motion == FALLING)
@@ -291,7 +293,7 @@ def _one(picture, words, size):
 @jax.jit
 def _fit(pictures, words):
     size = pictures.shape[1:3]
-    return jax.lax.map(lambda pair: _one(*pair, size), (pictures, words))
+    return jax.lax.map(lambda pair: _one(pair[0], pair[1], size), (pictures, words))
 
 
 def fit(pictures, words) -> tuple[Fit, np.ndarray]:
