@@ -129,7 +129,7 @@ def _minimise(residual, start, prior, spread, scales):
         r, push = jax.linearize(residual, p)
         columns = jax.vmap(push)(jnp.eye(len(p)))  # [P, M]
         weight = 1 / jnp.square(1 + jnp.square(r / scale)) / scale**2 / r.size
-        weighted = columns * weight
+        weighted = columns * weight[None]
         normal = weighted @ columns.T
         ridge = 1e-4 / spread**2
         slope = weighted @ r + ridge * (p - prior)
@@ -137,7 +137,7 @@ def _minimise(residual, start, prior, spread, scales):
         normal = normal + jnp.diag(ridge + damp * diagonal)
         # Scaled, so that fp32 solves it whatever the units.
         unit = jax.lax.rsqrt(diagonal + 1e-12)
-        move = unit * jnp.linalg.solve(normal * unit * unit[:, None], slope * unit)
+        move = unit * jnp.linalg.solve(normal * unit[None] * unit[:, None], slope * unit)
         new = p - jnp.clip(move, -spread, spread)
         better = cost_of(new, residual(new), scale) < cost_of(p, r, scale)
         return (jnp.where(better, new, p), jnp.where(better, damp * 0.3, damp * 4.0)), None

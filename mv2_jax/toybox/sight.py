@@ -210,7 +210,8 @@ def _explained(picture, paint, inside):
     count = jnp.maximum(jnp.sum(inside), 1.0)
 
     def centred(x):
-        return (x - jnp.sum(x * inside[..., None], axis=(0, 1)) / count) * inside[..., None]
+        mean = jnp.sum(x * inside[..., None], axis=(0, 1), keepdims=True) / count
+        return (x - mean) * inside[..., None]
 
     seen, true = centred(picture), centred(paint)
     return 1 - jnp.sum(jnp.square(seen - true)) / jnp.maximum(jnp.sum(jnp.square(true)), 1e-6)
