@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import secrets
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -105,7 +106,7 @@ class WandB:
         short = cfg.name.replace("/", "-")
         kept = folder / "wandb-id.txt"
         if not (step and kept.is_file()):
-            kept.write_text(wandb.util.generate_id())
+            kept.write_text(secrets.token_hex(4))
         self._run = wandb.init(
             project="mv2_jax",
             name=short,

@@ -115,7 +115,6 @@ def test_wandb_is_told_the_same(tmp_path, monkeypatch):
             asked.append("finished")
 
     fake = types.ModuleType("wandb")
-    fake.util = types.SimpleNamespace(generate_id=lambda: "abc")
     fake.init = lambda **given: asked.append(given) or Run()
     fake.Image = lambda image: ("image", image.shape)
     monkeypatch.setitem(sys.modules, "wandb", fake)
@@ -124,9 +123,23 @@ def test_wandb_is_told_the_same(tmp_path, monkeypatch):
         board.log(step + 1, {"loss": 1.5, "odd": float("nan")})
         board.sheet(step + 1, np.zeros((4, 6, 3), np.uint8))
         board.close()
-    assert [given["id"] for given in asked if isinstance(given, dict)] == ["abc", "abc"]
+    first, again = (given["id"] for given in asked if isinstance(given, dict))
+    assert first == again and re.fullmatch("[a-z0-9]{8}", first)
     assert asked[0]["name"] == "test-regression" and asked[0]["config"]["batch"] == 8
     assert asked[1:4] == [(1, {"loss": 1.5}), (1, {"samples": ("image", (4, 6, 3))}), "finished"]
+
+
+def test_wandb_itself_takes_it(tmp_path, monkeypatch):
+    """Offline, begun and resumed: two runs of one id lie on the disk."""
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for step in (0, 5):
+        board = boards.WandB(tmp_path, config(), step)
+        board.log(step + 1, {"loss": 1.5})
+        board.sheet(step + 1, np.zeros((4, 6, 3), np.uint8))
+        board.close()
+    (kept,) = {run.name.split("-")[-1] for run in (tmp_path / "wandb").glob("offline-run-*")}
+    assert kept == (tmp_path / "wandb-id.txt").read_text()
 
 
 def test_steps_are_profiled(seen):
