@@ -18,6 +18,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from mv2_jax.errors import InputError
 from mv2_jax.infer.machines import Chip
 from mv2_jax.infer.planning.recorded import Program, scope
 
@@ -58,13 +59,20 @@ def compile(program: Program, mesh: Mesh, chip: Chip) -> Compiled:
 
 
 def read(lowered: Any, chip: Chip) -> Compiled:
-    """A lowered program, compiled, and what the compiler says of it."""
+    """A lowered program, compiled, and what the compiler says of it.
+
+    Raises:
+        InputError: the compiler fails; that of a GPU does so where its libraries are missing.
+    """
     try:
         made = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        return Compiled(refused=refusal(str(error)))
+        if "RESOURCE_EXHAUSTED" in str(error):
+            return Compiled(refused=refusal(str(error)))
+        said = " ".join(str(error).split())[:300]
+        raise InputError(
+            f"the compiler for {chip.kind} fails ({said}); --quick plans without a compiler"
+        ) from error
     memory, text = made.memory_analysis(), made.as_text()
     seconds, guessed = time(text, chip)
     return Compiled(

@@ -11,6 +11,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from mv2_jax import sharding
+from mv2_jax.errors import InputError
 from mv2_jax.infer import machines
 from mv2_jax.infer.planning import choose, compiled, estimate, summed, units, work
 from mv2_jax.infer.planning.recorded import Program, scope, trace
@@ -192,6 +193,15 @@ def test_an_out_of_memory_message_is_cut_to_what_it_says():
     )
     told = compiled.refusal(message)
     assert told.startswith("Ran out of memory") and told.endswith("Exceeded hbm capacity by 5G.")
+
+
+def test_a_compiler_that_fails_is_one_line():
+    class Lowered:
+        def compile(self):
+            raise jax.errors.JaxRuntimeError("FAILED_PRECONDITION: cuDNN\nnot found")
+
+    with pytest.raises(InputError, match=r"cuDNN not found\); --quick plans without"):
+        compiled.read(Lowered(), machines.GPUS["h100"])
 
 
 def test_sensible_meshes_multiply_to_the_devices():
