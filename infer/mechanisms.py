@@ -18,6 +18,7 @@ from mv2_jax.diffusion import keys as random
 from mv2_jax.infer import generate, media
 from mv2_jax.infer.settings import Numbers
 from mv2_jax.lookup import one_of
+from mv2_jax.numbers import DIFFUSION
 from mv2_jax.programs import Progress, silent
 from mv2_jax.stages import latents
 
@@ -85,6 +86,10 @@ VARIED = (
         for g in (1, 3)
     ),
     *(Variant(f"V2V guidance {g:g}", "v2v-guidance", (("v2v", "guidance", g),)) for g in (1, 4)),
+    *(
+        Variant(f"{n} steps a stage", "steps", tuple((s, "steps", n) for s in DIFFUSION))
+        for n in (4, 6, 10, 20)
+    ),
 )
 """What the study of inference compares with the full cascade."""
 
