@@ -28,6 +28,7 @@ OTHERS = {
     "control_end": 0.4,
     "control_frames": "0:0.5",
     "control_sees": "first",
+    "control_type": "canny",
     "noise_prior": 0.5,
     "free_init": 1,
     "strength": 1.0,
@@ -41,7 +42,8 @@ OTHERS = {
     "cache_branch": 1,
 }
 SDXL = {"original_size", "target_size", "crop", "empty_text"}  # idle here, whatever else is
-IDLE = SDXL | {"cache_branch"}  # every step is whole
+# Every step is whole, and the ControlNet is no Union.
+IDLE = SDXL | {"cache_branch", "control_type"}
 
 
 @pytest.fixture(scope="module")
