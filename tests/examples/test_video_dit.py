@@ -205,7 +205,8 @@ def test_a_loss_and_its_slopes_on_a_mesh_equal_one_device(four, sizes):
     close(on_mesh(run, params, (given, z), sizes, stages.rules(cfg)), want)
 
 
-@pytest.mark.slow
+# XLA:CPU aborts the process where one of eight devices is 40 s late, as happens beside other tests.
+@pytest.mark.long
 def test_a_recipe_trains_it_on_a_mesh_as_on_one_device(written, runs):
     sizes = {"data": 2, "fsdp": 2, "context": 2}
     settings = [f"dit.mesh.{name}={size}" for name, size in sizes.items()] + ["dit.batch=4"]
