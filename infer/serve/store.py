@@ -18,7 +18,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,20 @@ class Job:
 def new_id() -> str:
     """A name that nobody can guess."""
     return f"video_{secrets.token_hex(16)}"
+
+
+@contextmanager
+def transaction(db: sqlite3.Connection, lock: Any) -> Iterator[sqlite3.Connection]:
+    """A transaction that no other thread (by the lock) or process interrupts."""
+    with lock:
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            yield db
+            db.execute("COMMIT")
+        except BaseException:
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+            raise
 
 
 class Store:
@@ -293,18 +307,8 @@ class Store:
         with self._change() as db:
             db.execute("DELETE FROM jobs WHERE id = ? AND status = 'deleted'", (job.id,))
 
-    @contextmanager
-    def _change(self) -> Iterator[sqlite3.Connection]:
-        """A transaction that no other interrupts."""
-        with self._lock:
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._db
-                self._db.execute("COMMIT")
-            except BaseException:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
+    def _change(self) -> AbstractContextManager[sqlite3.Connection]:
+        return transaction(self._db, self._lock)
 
     def _rows(self, query: str, *given: Any) -> list[Job]:
         with self._lock:
