@@ -41,6 +41,8 @@ PICTURE_STEPS = {
     "tcd": Few("tcd", "leading", 4, 1.0),
     # Hyper-SD (arXiv 2404.13686) comes distilled to 1, 2, 4, 8 and 12 steps.
     "hyper": Few("ddim", "trailing", 8, 1.0),
+    # DMD2 (arXiv 2405.14867): the timesteps 999, 749, 499 and 249 of its README.
+    "dmd2": Few("lcm", "trailing", 4, 1.0),
 }
 
 

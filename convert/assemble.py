@@ -162,6 +162,7 @@ def assemble(wanted: Wanted) -> Built:
         raise InputError(f"--variant {wanted.variant}: no source has {wanted.variant} weights")
     built, merged = _with_loras(built, wanted, opened)
     told, wanted = wanted, distilled.applied(wanted, built, merged)
+    wanted, named = distilled.by_name(wanted, picture)
     built, embedded = _with_words(built, wanted, opened)
     for piece in built.values():
         _ = piece.stored  # whatever does not fit is found before anything is written
@@ -175,6 +176,8 @@ def assemble(wanted: Wanted) -> Built:
     if not told.t2i_few_steps:
         network = built["spatial" if picture is base and "t2i_unet" not in built else "t2i_unet"]
         still = distilled.counted(still, own, network, merged)
+    if named:
+        still = distilled.told_by_name(still, named)
     moving = {
         stage: schedules.video(program.schedule, unet, built[name].found.part.layout)
         for stage in ("i2v", "v2v")

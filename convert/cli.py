@@ -9,7 +9,8 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
-from mv2_jax import startup
+from mv2_jax import bundle as bundles
+from mv2_jax import files, startup
 from mv2_jax.arguments import Parser
 from mv2_jax.configs.few_steps import FEW_STEPS, PICTURE_STEPS
 from mv2_jax.configs.presets import PRESETS
@@ -59,6 +60,8 @@ def _run(args: argparse.Namespace) -> int:
         return _alone(args)
     if not args.out:
         raise InputError("mv2 convert wants -o DIR, the folder to make (see mv2 convert --help)")
+    # Said before gigabytes are read.
+    files.occupied(Path(args.out), bundles.INDEX, args.replace)
     sizes = {stage: getattr(args, f"{stage}_size") for stage in DIFFUSION}
     with needs("torch", "transformers"):
         from mv2_jax.convert import assemble, schedules
@@ -316,5 +319,5 @@ def _parser() -> Parser:
         add(f"--{of}schedule", choices=kinds, help=f"the noise schedule of {whose}: Stable "
             "Diffusion's, the same with zero terminal SNR, or another process")  # fmt: skip
     add("--t2i-few-steps", choices=(*PICTURE_STEPS, "none"), help="how T2I's network is "
-        "distilled (as its scheduler says)")  # fmt: skip
+        "distilled (as its scheduler, LoRA or file's name says)")  # fmt: skip
     return parser

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from mv2_jax.convert import kinds, schedules
+from mv2_jax.convert import distilled, kinds, schedules
 from mv2_jax.convert.checkpoint import Checkpoint, Found, open_checkpoint
 from mv2_jax.convert.sources import spec
 from mv2_jax.errors import InputError
@@ -40,7 +40,10 @@ def _network(found: Found) -> str:
 
 def _sampling(source: Checkpoint, found: Found) -> str:
     try:
-        program = schedules.still(source, found.part.config)
+        known = distilled.named(source, schedules.Override())
+        program = schedules.still(source, found.part.config, few=known and known.program)
+        if known:
+            program = distilled.told_by_name(program, known)
     except InputError as error:
         return f"how it is sampled: {error}"
     how = schedules.words(program.schedule)

@@ -1,8 +1,10 @@
-"""LoRAs that make a network sample in few steps: LCM's, TCD's, Hyper-SD's and Lightning's.
+"""Networks and LoRAs that sample in few steps: LCM's, TCD's, Hyper-SD's, Lightning's and DMD2's.
 
 Distillation changes the layers that read the time, which LoRAs of subjects and styles leave alone
 (LCM's training script, whose kin the others are, lists `time_emb_proj` among its targets). Which
-of them a file is no tensor says; its metadata or its name do, and are asked only then.
+of them a file is no tensor says; its metadata or its name do, and are asked only then. A whole
+network has those layers anyway: where neither a scheduler nor the user says how it is sampled, its
+metadata and its name are all that can.
 """
 
 from __future__ import annotations
@@ -15,8 +17,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from mv2_jax.configs.few_steps import FEW_STEPS, PICTURE_STEPS
 from mv2_jax.convert import schedules
-from mv2_jax.convert.checkpoint import Found
+from mv2_jax.convert.checkpoint import Checkpoint, Found
 from mv2_jax.convert.pieces import Piece
+from mv2_jax.errors import InputError
 
 if TYPE_CHECKING:
     from mv2_jax.convert.assemble import Wanted
@@ -26,6 +29,13 @@ _STEPS = re.compile(r"(?<!\d)(\d{1,2})[-_ ]?steps?(?![a-z])")
 _TITLES = ("modelspec.title", "ss_output_name", "modelspec.description")
 # Hyper-SD's README, of its LoRAs that keep guidance: 5 to 8.
 _KEPT_GUIDANCE = 5.0
+# Words of a network's name; "hyperrealism" is none, and merges are called "...XLLightning".
+_WORDS = re.compile(
+    r"(?P<hyper>hyper[-_ ]?sd)|(?P<dmd2>dmd2)|(?P<lightning>lightning)|(?P<turbo>turbo)"
+    r"|(?<![a-z])(?:(?P<lcm>lcm)|(?P<tcd>tcd))(?![a-z])"
+)
+# Single steps that begin below the last timestep (the READMEs of Hyper-SD and DMD2).
+_SINGLE = {"hyper": 800, "dmd2": 399}
 
 
 class Distilled(NamedTuple):
@@ -50,6 +60,49 @@ def told(found: Found) -> Distilled | None:
     program = next((name for name in PICTURE_STEPS if name in said), None)
     steps = _STEPS.search(said)
     return Distilled(program, int(steps[1]) if steps else None, "cfg" in said)
+
+
+def named(source: Checkpoint, override: schedules.Override) -> Distilled | None:
+    """What a file with a UNet was distilled to by its titles and its name; None where it does not
+    say, or where a scheduler or the user says how it is sampled.
+
+    Raises:
+        InputError: it takes a single step from a timestep that no sampler here begins with.
+    """
+    file = source.one("unet").path
+    if source.schedule is not None or override.schedule or not file.is_file():
+        return None
+    said = " ".join([file.name, *(source.metadata.get(key, "") for key in _TITLES)]).lower()
+    word = _WORDS.search(said)
+    if word is None:
+        return None
+    found = _STEPS.search(said)
+    program, steps = word.lastgroup, int(found[1]) if found else None
+    if steps == 1 and program in _SINGLE:
+        raise InputError(
+            f"{source.asked}: by its name it takes a single step from timestep {_SINGLE[program]}, "
+            "which is not supported; take its form of more steps"
+        )
+    return Distilled(program, steps, False)
+
+
+def by_name(wanted: Wanted, picture: Checkpoint) -> tuple[Wanted, Distilled | None]:
+    """What a user wants, with the few steps that the name of T2I's file says, and these."""
+    place = "t2i_sampled" if wanted.t2i else "sampled"
+    override = getattr(wanted, place)
+    known = None if wanted.t2i_few_steps else named(picture, override)
+    if known is None:
+        return wanted, None
+    if (known.program, known.steps) == ("lightning", 1) and not override.prediction:
+        # SDXL-Lightning's README: of all its networks this one predicts the sample.
+        override = dataclasses.replace(override, prediction="x0")
+    return dataclasses.replace(wanted, t2i_few_steps=known.program, **{place: override}), known
+
+
+def told_by_name(program: schedules.Program, known: Distilled) -> schedules.Program:
+    """A network's program with the number of steps of its name."""
+    source = f"few steps by its name: {known.program}"
+    return dataclasses.replace(program, steps=known.steps or program.steps, source=source)
 
 
 def note(found: Found) -> str | None:

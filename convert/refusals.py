@@ -38,6 +38,11 @@ _REFUSALS = (
         (r"^(adapter\.)?body\.\d+\.(in_conv|block\d|resnets\.\d+)\.?",),
         "ControlNets serve for --controlnet",
     ),
+    Refusal(
+        "a UNet that is told its guidance, as LCM's whole networks are",
+        (r"(^|\.)time_embedding\.cond_proj\.weight$",),
+        "that input is not supported; LCM's LoRA over a plain UNet serves",
+    ),
     Refusal("a ControlNet-LLLite", (r"^lllite_unet",), "plain ControlNets serve for --controlnet"),
     Refusal(
         "an upscaler (ESRGAN or its kin)", (r"^(model\.\d+|conv_first|body\.\d+\.rdb1)\.",), ""

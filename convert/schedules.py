@@ -258,7 +258,7 @@ def _predictions(source: Checkpoint) -> dict[str, str]:
         if word not in _WORDS:
             raise InputError(
                 f"its metadata say {key} {word!r}, which is not known (known: "
-                f"{', '.join(_WORDS)}){nearest(word, _WORDS)}; say --prediction"
+                f"{', '.join(_WORDS)}); say --prediction{nearest(word, _WORDS)}"
             )
         said[f"its metadata ({key})"] = _WORDS[word]
     if source.metadata.get("ss_v_parameterization", "").lower() == "true":
@@ -311,8 +311,8 @@ def _class(name: Any) -> Scheduler:
     if isinstance(name, str) and name in SCHEDULERS:
         return SCHEDULERS[name]
     raise InputError(
-        f"its scheduler is {name}: not known here{nearest(str(name), SCHEDULERS)}; --schedule says "
-        "which to take in its place"
+        f"its scheduler is {name}, which is not known here; --schedule says which to take in its "
+        f"place{nearest(str(name), SCHEDULERS)}"
     )
 
 
@@ -325,8 +325,8 @@ def _check(given: Mapping[str, Any]) -> None:
         if key not in known or value not in _FORMS.get(key, (value,)):
             near = "" if key in known else nearest(key, known)
             raise InputError(
-                f"the scheduler has {key} {value!r}, which is not supported{near}; --schedule says "
-                "which to take in its place"
+                f"the scheduler has {key} {value!r}, which is not supported; --schedule says which "
+                f"to take in its place{near}"
             )
 
 

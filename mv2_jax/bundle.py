@@ -208,9 +208,7 @@ def write(
     """
     folder = Path(folder)
     _known_components({name: part.config for name, part in components.items()})
-    occupied = folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))
-    if occupied and not (replace and (folder / INDEX).is_file()):
-        raise InputError(f"{folder} already exists; choose another folder or remove it")
+    replaces = files.occupied(folder, INDEX, replace)
     old = folder.with_name(f".{folder.name}.old")
     folder.absolute().parent.mkdir(parents=True, exist_ok=True)
     with files.whole(folder) as scratch:
@@ -237,7 +235,7 @@ def write(
         text = json.dumps(index, indent=1, ensure_ascii=False) + "\n"
         (scratch / INDEX).write_text(text, encoding="utf-8")
         read(scratch)  # whatever is wrong is found before anything is in place
-        if occupied:
+        if replaces:
             shutil.rmtree(old, ignore_errors=True)
             os.replace(folder, old)
     shutil.rmtree(old, ignore_errors=True)

@@ -264,7 +264,7 @@ def _eval_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParse
         type=int,
         default=200,
         metavar="N",
-        help="number of prompts (200; 1 or more)",
+        help="number of prompts (200; 2 or more)",
     )
     add(
         "--seed",

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+from mv2_jax.errors import InputError
 from mv2_jax.remote import Remote, Stat, place
 
 
@@ -55,6 +56,21 @@ def check(path: str | os.PathLike[str]) -> None:
     scratch = _scratch(path)
     scratch.touch(exist_ok=False)
     scratch.unlink()
+
+
+def occupied(folder: Path, index: str, replace: bool = False) -> bool:
+    """Whether a folder that is to be written takes the place of another, whose `index` is in it.
+
+    Raises:
+        InputError: what is there is not to be replaced, or has no `index`.
+    """
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return False
+    if not (folder / index).is_file():
+        raise InputError(f"{folder} already exists and has no {index}; choose another folder")
+    if not replace:
+        raise InputError(f"{folder} already exists; choose another folder, or say --replace")
+    return True
 
 
 def regular(path: str | os.PathLike[str] | Remote) -> None:

@@ -133,3 +133,11 @@ def test_other_quantisations_are_refused_by_name(tmp_path, capsys):
     ):
         save_file(held, file)
         assert text in refused(capsys, "--unet", file, "-o", tmp_path / "out")
+
+
+def test_a_folder_that_is_there_is_said_before_the_work(sources, tmp_path, capsys):
+    flags = ["--unet", sources / "no-such-file", "-o", tmp_path]
+    (tmp_path / "file").write_text("")
+    assert "already exists and has no cascade.json" in refused(capsys, *flags)
+    (tmp_path / bundle.INDEX).write_text("{}")
+    assert "choose another folder, or say --replace" in refused(capsys, *flags)

@@ -25,6 +25,7 @@ LAYER = "{}.attentions.{}.transformer_blocks.{}.norm1.weight"
         ({"decoder.layers.3.conv.0.weight": (64, 64, 3, 3)}, "this is TAESD"),
         ({"body.0.block1.weight": (8, 8, 3, 3)}, "this is a T2I-Adapter"),
         ({"adapter.body.1.resnets.0.block1.weight": (8, 8, 3, 3)}, "this is a T2I-Adapter"),
+        ({"time_embedding.cond_proj.weight": (8, 8)}, "this is a UNet that is told its guidance"),
         ({"lllite_unet_input_blocks_4_1.depth.weight": (8, 8)}, "this is a ControlNet-LLLite"),
         ({**SDXL, LAYER.format("down_blocks.1", 0, 1): (8,), LAYER.format("down_blocks.1", 1, 3):
           (8,)}, r"pruned SDXL UNet \(SSD-1B.*attentions of 2 and 4 layers"),
