@@ -89,6 +89,9 @@ class Command:
         from mv2_jax.infer.planning import sources
 
         self.args, self.machine, self.sizes, self.lacking = args, machine, sizes, lacking
+        self.quick = args.quick or lacking
+        # Whether there is such a slice, its compiler knows; the source takes long to be made.
+        self.devices = None if self.quick else machines.devices(args.on)
         preset = chosen.pop("all", {}).get("preset")
         source = (
             sources.of_folder(args.weights, preset, args.dtype)
@@ -97,9 +100,6 @@ class Command:
         )
         size = args.size
         self.source, self.numbers = sources.chosen(source, chosen, given, size, args.controls)
-        self.quick = args.quick or lacking
-        # Whether there is such a slice, its compiler knows.
-        self.devices = None if self.quick else machines.devices(args.on)
 
     def run(self) -> int:
         """Prints the plan; the exit code."""

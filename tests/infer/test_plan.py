@@ -87,6 +87,12 @@ def test_a_missing_compiler_names_the_extra_and_the_quick_way(monkeypatch, capsy
     assert "pip install 'mv2-jax[tpu]', or take --quick" in told
 
 
+@pytest.mark.skipif(machines.lacking("v5e:2x2") is not None, reason="libtpu is not installed")
+def test_a_slice_that_there_is_not_is_refused_at_once(monkeypatch, capsys):
+    monkeypatch.setattr(sources, "of_preset", None)  # which takes half a minute
+    assert "no such TPU slice 'v5e:3x5'" in refusal(capsys, "i2v", "--on", "v5e:3x5")
+
+
 def test_help_loads_no_jax():
     code = (
         "import sys\nfrom mv2_jax import cli\n"

@@ -343,5 +343,5 @@ def test_a_network_cut_into_units_takes_what_it_takes_whole(tmp_path):
     made = summed.whole(summed.compile(cut, mesh, machine, store, 0, print), 0, 0)
     print(f"whole {whole}\ncut {made}")
     assert made.share > 0.99 and made.sent == whole.sent
-    assert made.seconds == pytest.approx(whole.seconds, rel=0.25)
-    assert 0.5 < made.temporaries / whole.temporaries < 2
+    assert made.seconds == pytest.approx(whole.seconds, rel=0.1)  # 0.956 of it
+    assert 1 < made.temporaries / whole.temporaries < 1.6  # 1.33
