@@ -25,6 +25,7 @@ ORDER = (
     ("nn", "diffusion", "text"),
     ("models",),
     ("toybox",),
+    ("storybox",),
     ("stages",),
     ("bundle",),
     ("components",),

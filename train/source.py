@@ -31,6 +31,7 @@ Arrays = dict[str, Any]
 OWN = "mv2_jax.train.media.source:Media"
 SOURCES = {
     "toybox": "mv2_jax.train.toybox.source:Toybox",
+    "storybox": "mv2_jax.train.storybox.source:Storybox",
     "videos": "mv2_jax.train.videos:Videos",
     **RECORDS,
     "precomputed": "mv2_jax.train.media.precomputed:Precomputed",

@@ -17,7 +17,7 @@ from mv2_jax.toybox.world import Pose, World, pose
 _CPU_PIXELS = 2**17
 
 
-def _grid(size):
+def grid(size):
     """Coordinates of pixel centres, x [1, W] and y [H, 1], and the side of a pixel."""
     height, width = size
     pixel = 2.0 / height
@@ -42,7 +42,7 @@ def _own_plane(now: Pose, x, y):
 
 def _frame(world: World, time, size):
     """One frame, [H, W, 3] in [-1, 1]."""
-    x, y, pixel = _grid(size)
+    x, y, pixel = grid(size)
     scene = scenes.masks(world, time, x, y, pixel)
     thing, cover, dark = thing_masks(world, placed(pose(world, time), size), scene.ground, size)
 
@@ -61,7 +61,7 @@ def _frame(world: World, time, size):
 def thing_masks(world: World, now: Pose, ground, size):
     """What a thing that is `placed` is drawn from: its masks, its cover in [0, 1] and what it
     leaves of the scene's light, planes [H, W]; `ground` [H, W] is the scene's."""
-    x, y, pixel = _grid(size)
+    x, y, pixel = grid(size)
     (px, py), unit = _own_plane(now, x, y)
     thing = things.masks(world, px, py, _light(world, now.angle))
     far = thing.far * unit
@@ -71,7 +71,7 @@ def thing_masks(world: World, now: Pose, ground, size):
 
 def scene_picture(world: World, time, size):
     """The scene alone, [H, W, 3] in [0, 1], and its ground [H, W]."""
-    x, y, pixel = _grid(size)
+    x, y, pixel = grid(size)
     scene = scenes.masks(world, time, x, y, pixel)
     paint = partial(scenes.paint, masks=scene, y=y, pixel=pixel)
     return jnp.moveaxis(jax.lax.map(paint, scenes.palette(world)), 0, -1), scene.ground
@@ -133,7 +133,7 @@ def render_mask(world: World, times, size: tuple[int, int]):
     """How far each pixel belongs to the thing: [T, H, W] float32 in [0, 1]."""
 
     def frame(time):
-        x, y, pixel = _grid(size)
+        x, y, pixel = grid(size)
         (px, py), unit = _own_plane(placed(pose(world, time), size), x, y)
         far = things.distance(world.thing, px, py) * unit
         return jnp.clip(0.5 - far / (1.3 * pixel), 0.0, 1.0)

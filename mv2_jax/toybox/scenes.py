@@ -8,6 +8,7 @@ a coarse latent space should be able to learn all of it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -45,7 +46,7 @@ class Scene(NamedTuple):
     layers: tuple[Layer, Layer, Layer]
 
 
-_STARS = tuple(
+STARS = tuple(
     (x, y, s, s, 1.0)
     for x, y, s in (
         (-1.25, 0.55, 0.03),
@@ -60,7 +61,7 @@ _STARS = tuple(
         (1.2, 0.8, 0.026),
     )
 )
-_CLOUDS = (
+CLOUDS = (
     (-0.92, 0.62, 0.24, 0.07, 0.85),
     (-0.75, 0.7, 0.14, 0.09, 0.85),
     (-0.6, 0.61, 0.16, 0.06, 0.7),
@@ -68,7 +69,7 @@ _CLOUDS = (
     (0.66, 0.86, 0.13, 0.08, 0.8),
     (0.82, 0.79, 0.17, 0.05, 0.7),
 )
-_FLOWERS = tuple(
+FLOWERS = tuple(
     (x, y, 0.035, 0.028, 1.0)
     for x, y in (
         (-1.1, -0.72),
@@ -81,7 +82,7 @@ _FLOWERS = tuple(
         (1.08, -0.86),
     )
 )
-_GLITTER = tuple(
+GLITTER = tuple(
     (x, y, 0.2, 0.014, 0.5)
     for x, y in (
         (-0.95, -0.5),
@@ -95,7 +96,7 @@ _GLITTER = tuple(
     )
 )
 
-_SCENES = (
+SCENES = (
     Scene(  # night sky
         top=(0.02, 0.03, 0.13),
         middle=(0.07, 0.08, 0.26),
@@ -103,7 +104,7 @@ _SCENES = (
         disc=(0.72, 0.95, 0.15),
         disc_colour=(0.97, 0.95, 0.82),
         glow=(0.35, 0.3),
-        blobs=_STARS,
+        blobs=STARS,
         marks=(),
         mark_colour=(0.1, 0.1, 0.2),
         layers=(
@@ -135,8 +136,8 @@ _SCENES = (
         disc=(0.1, 2.5, 0.1),
         disc_colour=(1.0, 0.98, 0.8),
         glow=(0.0, 0.3),
-        blobs=_CLOUDS,
-        marks=_FLOWERS,
+        blobs=CLOUDS,
+        marks=FLOWERS,
         mark_colour=(1.0, 0.98, 0.86),
         layers=(
             Layer(0.02, 0.08, 1.7, 0.0, 0.0, (0.56, 0.76, 0.50), (0.48, 0.70, 0.42)),
@@ -151,8 +152,8 @@ _SCENES = (
         disc=(0.6, 0.85, 0.13),
         disc_colour=(1.0, 0.98, 0.80),
         glow=(0.5, 0.3),
-        blobs=_CLOUDS[:3],
-        marks=_GLITTER,
+        blobs=CLOUDS[:3],
+        marks=GLITTER,
         mark_colour=(0.80, 0.96, 0.94),
         layers=(
             Layer(0.0, 0.0, 1.0, 0.0, 0.0, (0.30, 0.66, 0.74), (0.12, 0.50, 0.62)),
@@ -200,26 +201,47 @@ _SCENES = (
 )
 
 
-def _spots(name: str) -> np.ndarray:
-    """[scenes, K, 5], padded with spots of no strength."""
-    lists = [getattr(scene, name) for scene in _SCENES]
-    count = max(len(spots) for spots in lists)
-    none = (0.0, 0.0, 1.0, 1.0, 0.0)
-    return np.array([[*s, *[none] * (count - len(s))] for s in lists], np.float32)
+class Table(NamedTuple):
+    """Scenes as arrays with a row each, which `masks` and `palette` look up by `world.scene`."""
+
+    colours: dict[str, np.ndarray]  # top, middle, low, disc_colour, mark_colour [scenes, 3]
+    disc: np.ndarray
+    glow: np.ndarray
+    blobs: np.ndarray  # [scenes, K, 5], padded with spots of no strength
+    marks: np.ndarray
+    shapes: np.ndarray  # [scenes, 3, 5], of layers
+    edges: np.ndarray  # [scenes, 3, 3], colours of layers
+    deeps: np.ndarray
 
 
-def _column(name: str) -> np.ndarray:
-    return np.array([getattr(scene, name) for scene in _SCENES], np.float32)
+def table(scenes: Sequence[Scene]) -> Table:
+    """The table of these scenes."""
+
+    def column(name: str) -> np.ndarray:
+        return np.array([getattr(scene, name) for scene in scenes], np.float32)
+
+    def spots(name: str) -> np.ndarray:
+        lists = [getattr(scene, name) for scene in scenes]
+        count = max(len(spots) for spots in lists)
+        none = (0.0, 0.0, 1.0, 1.0, 0.0)
+        return np.array([[*s, *[none] * (count - len(s))] for s in lists], np.float32)
+
+    return Table(
+        colours={n: column(n) for n in ("top", "middle", "low", "disc_colour", "mark_colour")},
+        disc=column("disc"),
+        glow=column("glow"),
+        blobs=spots("blobs"),
+        marks=spots("marks"),
+        shapes=np.array([[layer[:5] for layer in s.layers] for s in scenes], np.float32),
+        edges=np.array([[layer.edge for layer in s.layers] for s in scenes], np.float32),
+        deeps=np.array([[layer.deep for layer in s.layers] for s in scenes], np.float32),
+    )
 
 
-_COLOURS = {n: _column(n) for n in ("top", "middle", "low", "disc_colour", "mark_colour")}
-_DISC, _GLOW, _BLOBS, _MARKS = _column("disc"), _column("glow"), _spots("blobs"), _spots("marks")
-_SHAPES = np.array([[layer[:5] for layer in s.layers] for s in _SCENES], np.float32)
-_EDGES = np.array([[layer.edge for layer in s.layers] for s in _SCENES], np.float32)
-_DEEPS = np.array([[layer.deep for layer in s.layers] for s in _SCENES], np.float32)
+TABLE = table(SCENES)
 # Near layers slide further than far ones when the camera moves; the sky least.
-_PARALLAX = (0.5, 0.8, 1.1)
-_SKY_PARALLAX = 0.3
+PARALLAX = (0.5, 0.8, 1.1)
+SKY_PARALLAX = 0.3
 _LAYER_SHIFT = (0.0, 1.7, 3.9)
 
 
@@ -239,41 +261,41 @@ class Masks(NamedTuple):
     ground: jax.Array
 
 
-def masks(world, time, x, y, pixel) -> Masks:
+def masks(world, time, x, y, pixel, table: Table = TABLE) -> Masks:
     """Masks of the scene of `world` (scalars) at `time` (scalar in [0, 1]).
 
-    x: [1, W], y: [H, 1], coordinates of pixel centres; pixel: side of a pixel.
+    x: [1, W], y: [H, 1], coordinates of pixel centres; pixel: side of a pixel; table: the scenes.
     """
     scene, horizon = world.scene, world.horizon
     camera = world.scroll + world.pan * (time - 0.5)
     up = jnp.clip((y - horizon) / (1.0 - horizon), 0.0, 1.0)
-    shifted = x + camera * _SKY_PARALLAX
-    edges = _edges(world, camera, time, x)
+    shifted = x + camera * SKY_PARALLAX
+    edges = _edges(world, camera, time, x, table)
     ground = jnp.clip((jnp.max(edges, axis=0, keepdims=True) - y) / pixel + 0.5, 0.0, 1.0)
     return Masks(
         lower=jnp.clip(up * 2, 0.0, 1.0),
         upper=jnp.clip(up * 2 - 1, 0.0, 1.0),
-        disc=_disc(scene, shifted, y - horizon, pixel),
-        blobs=_sum_spots(jnp.asarray(_BLOBS)[scene], shifted, y),
-        marks=ground * _sum_spots(jnp.asarray(_MARKS)[scene], x + camera * _PARALLAX[2], y),
+        disc=_disc(table, scene, shifted, y - horizon, pixel),
+        blobs=_sum_spots(jnp.asarray(table.blobs)[scene], shifted, y),
+        marks=ground * _sum_spots(jnp.asarray(table.marks)[scene], x + camera * PARALLAX[2], y),
         edges=edges,
         ground=ground,
     )
 
 
-def _edges(world, camera, time, x):
+def _edges(world, camera, time, x, table):
     """Heights of the layers' edges, [3, W]."""
-    base, height, rate, peaked, flow = jnp.moveaxis(jnp.asarray(_SHAPES)[world.scene], 1, 0)
-    start = rate * (camera * jnp.array(_PARALLAX) + flow * time) + jnp.array(_LAYER_SHIFT)
+    base, height, rate, peaked, flow = jnp.moveaxis(jnp.asarray(table.shapes)[world.scene], 1, 0)
+    start = rate * (camera * jnp.array(PARALLAX) + flow * time) + jnp.array(_LAYER_SHIFT)
     wave = jnp.sin(rate[:, None] * x + start[:, None])
     peaks = jnp.arcsin(0.98 * wave) * (2 / jnp.pi)
     wave = wave + peaked[:, None] * (peaks - wave)
     return world.horizon + base[:, None] + height[:, None] * wave
 
 
-def _disc(scene, x, y, pixel):
+def _disc(table, scene, x, y, pixel):
     """Cover of the sun or moon and its glow."""
-    disc, glow = jnp.asarray(_DISC)[scene], jnp.asarray(_GLOW)[scene]
+    disc, glow = jnp.asarray(table.disc)[scene], jnp.asarray(table.glow)[scene]
     dx, dy = x - disc[0], y - disc[1]
     halo = glow[0] * jnp.exp(-jnp.square(dx / glow[1])) * jnp.exp(-jnp.square(dy / glow[1]))
     # Near the rim, (r^2 - d^2) / 2r is the distance to the circle.
@@ -293,14 +315,14 @@ class Palette(NamedTuple):
     deeps: jax.Array
 
 
-def palette(world) -> Palette:
+def palette(world, table: Table = TABLE) -> Palette:
     """The colours of the scene of `world`, its tone shifted by `world.hue`; channels first."""
     scene = world.scene
     names = ("top", "middle", "low", "disc_colour", "mark_colour")
-    top, middle, low, disc, mark = (jnp.asarray(_COLOURS[n])[scene] for n in names)
+    top, middle, low, disc, mark = (jnp.asarray(table.colours[n])[scene] for n in names)
     warm = jnp.array([0.04, 0.0, -0.04]) * world.hue
     tint = 1.0 + 0.05 * world.hue
-    edges, deeps = jnp.asarray(_EDGES)[scene] * tint, jnp.asarray(_DEEPS)[scene] * tint
+    edges, deeps = jnp.asarray(table.edges)[scene] * tint, jnp.asarray(table.deeps)[scene] * tint
     return Palette(top + warm, middle + warm, low + warm, disc, mark, edges.T, deeps.T)
 
 

@@ -6,7 +6,7 @@ uninterrupted one would have seen.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -54,18 +54,27 @@ def motions_of(data: Any) -> dict[str, float]:
     return motions
 
 
-@partial(jax.jit, static_argnums=(1, 2, 3))
-def stills(key: jax.Array, count: int, size: int, crop: int = 0) -> jax.Array:
+@partial(jax.jit, static_argnums=(1, 2, 3, 4, 5))
+def stills(
+    key: jax.Array,
+    count: int,
+    size: int,
+    crop: int = 0,
+    draw: Callable[[jax.Array, int], Any] = draw,
+    render: Callable[..., jax.Array] = renderer.render,
+) -> jax.Array:
     """Frames [B, H, W, 3] in [-1, 1] at random times of random worlds, `size` pixels square.
 
     With `crop` > 0, squares of that side from random places instead, as many as make up the
     pixels of `count` whole frames: B = count * (size // crop)^2, H = W = crop.
+
+    Another world brings its own `draw` (key, count) and `render` (world, times, size).
     """
     worlds = draw(keys.fold(key, "world"), count)
     times = keys.uniform(keys.per_sample(keys.fold(key, "time"), count))
 
-    def frame(world: World, time: jax.Array) -> jax.Array:
-        return renderer.render(world, time[None], (size, size))[0]
+    def frame(world: Any, time: jax.Array) -> jax.Array:
+        return render(world, time[None], (size, size))[0]
 
     # Few at a time: the planes of a frame then stay in a CPU's cache (twice as fast there).
     few = at_once(min(4, count), count)

@@ -1,0 +1,1 @@
+"""Recipes of the storybox, the world of drawings."""

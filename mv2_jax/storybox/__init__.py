@@ -1,0 +1,1 @@
+"""A procedural world of openly licensed drawings: atlas, renderer, captions, judge."""

@@ -1,0 +1,1 @@
+"""The storybox in training: a data source."""
