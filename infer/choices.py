@@ -47,6 +47,12 @@ class Choice:
     own: bool = False
 
     @property
+    def command_help(self) -> str:
+        """Its help, with what only a command line may say."""
+        also = ["a file of weights"] * self.files + ["your own module:name"] * self.own
+        return f"{self.help}; or {', '.join(also)}" if also else self.help
+
+    @property
     def dest(self) -> str:
         """The flag's name in Python."""
         return self.flag.removeprefix("--").replace("-", "_")
@@ -95,7 +101,7 @@ CHOICES = (
            "of a full-size cascade: " + ", ".join(presets.PRESETS)),
     *(
         Choice(f"--{stage}-sampler", (stage,), "sampler", tuple(SAMPLERS), "one of "
-               + ", ".join(SAMPLERS) + ", or your own module:name", own=True)
+               + ", ".join(SAMPLERS), own=True)
         for stage in DIFFUSION
     ),
     Choice("--spacing", DIFFUSION, "spacing", SPACINGS, "spacing of the timesteps: " +
@@ -107,7 +113,7 @@ CHOICES = (
     Choice("--guidance-rule", DIFFUSION, "rule", tuple(RULES), "what guidance steers away "
            "from: none (no guidance); text (the negative prompt); public (the negative prompt and "
            "an empty picture, with the ControlNet in both rows, as in diffusers' pipelines); apart "
-           "(picture and text, a scale each); or your own module:name", own=True),
+           "(picture and text, a scale each)", own=True),
     Choice("--frames", _VIDEO, "frames", (1, 1024), "number of keyframes (the weights'); more "
            "than the motion modules were trained for are sampled in overlapping windows"),
     Choice("--windows", _VIDEO, "context", CONTEXTS, "how windows are placed, as in ComfyUI's "
@@ -123,9 +129,8 @@ CHOICES = (
     Choice("--clip-skip", DIFFUSION, "clip_skip", (0, 47), "skip the last N layers of the text "
            "encoder (the weights'); 1 is the web UI's 2"),
     Choice("--vfi", ("vfi",), "network", interpolators.NAMES, "the interpolator: rife; best, at "
-           "three times its cost; ema, gan, a file of weights or your own module:name; A+B is the "
-           "mean of both; none shows only the keyframes, in the same time", files=True,
-           own=True),
+           "three times its cost; ema, gan; A+B is the mean of both; none shows only the keyframes,"
+           " in the same time", files=True, own=True),
 )  # fmt: skip
 
 

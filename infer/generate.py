@@ -241,7 +241,7 @@ class Videos:
         self._weights: Any = None
         self._digest = self._network = ""
         self._cascade: Any = None
-        self._made_with: dict[str, Any] = {}
+        self.made_with: dict[str, Any] = {}  # what is loaded runs on
 
     def alike(self, job: Job) -> Any:
         """Equal for jobs that one batch can hold."""
@@ -282,7 +282,7 @@ class Videos:
         for k, job in enumerate(jobs, start=row):
             one = Made(*(getattr(made, field.name)[k] for field in dataclasses.fields(made)))
             shape = {"batch": batch, "row": k} if batch > 1 else {}
-            yield job, one, {**self._made_with, **shape}
+            yield job, one, {**self.made_with, **shape}
 
     def loaded(self, ready: Ready) -> Any:
         """The cascade of a request, from what is loaded already where that is possible."""
@@ -293,7 +293,7 @@ class Videos:
         if weights != self._weights:
             self._cascade = self._weights = None  # what was loaded makes room
             with self._bars.loading():
-                self._cascade, self._made_with = load(sized, *self._asked)
+                self._cascade, self.made_with = load(sized, *self._asked)
                 if ready.merged is not None:
                     self._cascade = ready.merged.into(self._cascade)
         elif digest != self._digest:

@@ -152,5 +152,5 @@ def _add_choices(parser: argparse.ArgumentParser) -> None:
             choice.flag,
             dest=choice.dest,
             metavar=choice.metavar,
-            help=f"{stages}: {choice.help}{choice.range}",
+            help=f"{stages}: {choice.command_help}{choice.range}",
         )

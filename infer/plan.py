@@ -345,7 +345,7 @@ def _parser() -> Parser:
     others = parser.add_argument_group("mv2 generate's samplers, lengths and sizes")
     for choice in choices.CHOICES:
         default = " (paper)" if choice.name == "preset" else ""
-        text = f"{choice.help}{choice.range}{default}"
+        text = f"{choice.command_help}{choice.range}{default}"
         others.add_argument(choice.flag, dest=choice.dest, metavar=choice.metavar, help=text)
     return parser
 

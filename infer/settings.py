@@ -45,9 +45,10 @@ class Setting:
     def help(self, numbers: sets.Numbers) -> str:
         """Its line of `mv2 generate --help`: what it does, its default in `numbers`, its range."""
         stages = ", ".join(stage.upper() for stage in self.stages)
-        return f"{stages}: {self.about.help} ({self._default(numbers)}; {self.about.range})"
+        return f"{stages}: {self.about.help} ({self.default(numbers)}; {self.about.range})"
 
-    def _default(self, numbers: sets.Numbers) -> str:
+    def default(self, numbers: sets.Numbers) -> str:
+        """Its value in `numbers`, by stage where they differ."""
         found: dict[str, list[str]] = {}
         for stage in self.stages:
             value = getattr(numbers[stage], self.name)

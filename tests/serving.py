@@ -24,18 +24,19 @@ from mv2_jax.signals import stopped_in_order
 class Served:
     """A server in this process, whose jobs are made when it is told to."""
 
-    def __init__(self, folder, weights, **limits):
+    def __init__(self, folder, weights, token=None, **limits):
         from fastapi.testclient import TestClient
 
-        from mv2_jax.infer.serve import app, maker
+        from mv2_jax.infer.serve import app, maker, server, studio_page
         from mv2_jax.infer.serve.admission import Admission, Limits
         from mv2_jax.infer.serve.store import Store
 
         self.store = Store(folder)
         self.limits = Limits(**{"rate": 10**6, **limits})
         self.admission = Admission(self.store, str(weights), self.limits)
-        self.server = app.Server(self.store, self.admission, self.limits)
-        self.app = app.build(self.server)
+        self.server = server.Server(self.store, self.admission, self.limits)
+        self.app = app.build(self.server, token, page=True)
+        studio_page.add(self.app, self.server, token)
         self.client = TestClient(self.app, base_url="http://127.0.0.1")
         self.maker = maker.Cascade(str(weights))
 

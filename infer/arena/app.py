@@ -13,22 +13,15 @@ from typing import Any, Literal
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.responses import FileResponse, JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 from mv2_jax.infer.arena.store import CRITERIA, Arena, Taken
-from mv2_jax.infer.serve import guard
+from mv2_jax.infer.serve import guard, pages
 
 PAGE = Path(__file__).parent / "page"
-_KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 _LARGEST = 1 << 16  # bytes of a request
-_HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'",
-    "Referrer-Policy": "no-referrer",  # the address holds the token
-    "X-Content-Type-Options": "nosniff",
-    "Cache-Control": "no-store",
-}
 
 Answer = Literal["left", "same", "right"]
 
@@ -66,23 +59,17 @@ def build(arena: Arena, local: bool = True) -> FastAPI:
     def health() -> Any:
         return {"status": "ok"}
 
-    @app.get("/static/{name}")
-    def static(name: str) -> Any:
-        if name not in ("arena.css", "arena.js"):
-            raise HTTPException(404)
-        return _file(name)
-
-    @app.get("/favicon.ico")
-    def no_icon() -> Any:
-        return Response(status_code=204)
+    pages.add(app, PAGE)
 
     @app.get("/")
     def hint() -> Any:
-        return _file("hint.html")
+        return pages.file(PAGE / "hint.html")
 
     @app.get("/r/{token}")
     def page(token: str) -> Any:
-        return _file("arena.html") if arena.ballots(token) else _file("hint.html", 404)
+        if arena.ballots(token):
+            return pages.file(PAGE / "arena.html")
+        return pages.file(PAGE / "hint.html", 404)
 
     @app.get("/r/{token}/state")
     def state(token: str) -> Any:
@@ -114,7 +101,7 @@ def build(arena: Arena, local: bool = True) -> FastAPI:
     def video(token: str, ballot: str, side: Literal["left", "right"]) -> Any:
         """The video on one side."""
         path = _known(arena.side(token, ballot, side))
-        return _Unnamed(path, media_type="video/mp4", headers=_HEADERS)
+        return _Unnamed(path, media_type="video/mp4", headers=pages.HEADERS)
 
     return app
 
@@ -127,24 +114,21 @@ def _known(found: Any) -> Any:
 
 
 def _said(**body: Any) -> JSONResponse:
-    return JSONResponse(body, headers=_HEADERS)
-
-
-def _file(name: str, status: int = 200) -> Response:
-    path = PAGE / name
-    return Response(path.read_bytes(), status, _HEADERS, _KINDS[path.suffix])
+    return JSONResponse(body, headers=pages.HEADERS)
 
 
 def _failed(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    return JSONResponse({"error": str(error.detail)}, error.status_code, _HEADERS)
+    return JSONResponse({"error": str(error.detail)}, error.status_code, pages.HEADERS)
 
 
 def _invalid(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    return JSONResponse({"error": f"{first['loc'][-1]}: {first['msg'].lower()}"}, 400, _HEADERS)
+    return JSONResponse(
+        {"error": f"{first['loc'][-1]}: {first['msg'].lower()}"}, 400, pages.HEADERS
+    )
 
 
 def _full(_: Request, error: Exception) -> JSONResponse:
-    return JSONResponse({"error": f"the vote was not kept: {error}"}, 507, _HEADERS)
+    return JSONResponse({"error": f"the vote was not kept: {error}"}, 507, pages.HEADERS)

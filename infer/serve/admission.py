@@ -48,7 +48,7 @@ class Admission:
         self._jobs, self._weights, self._limits = jobs, weights, limits
         self._checked = Checked()
         ready = self._checked.numbers(fields.first_request(weights))
-        self.model, self.tokenizer = ready.bundle.name, ready.tokenizer
+        self.ready, self.model = ready, ready.bundle.name
         stage = ready.bundle.stages["v2v"]
         self._pixels = limits.pixels or 4 * math.prod(stage.size)
         self._frames = limits.frames or 8 * stage.frames

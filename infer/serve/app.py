@@ -5,24 +5,22 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import anyio
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
 from mv2_jax.infer.release import version
-from mv2_jax.infer.serve import fields, guard, metrics, objects
-from mv2_jax.infer.serve.admission import Admission, Limits
+from mv2_jax.infer.serve import fields, guard, metrics, objects, pages
 from mv2_jax.infer.serve.fields import Refused
-from mv2_jax.infer.serve.objects import Deleted, Error, Health, Models, Page, Video, video
-from mv2_jax.infer.serve.store import Job, Store
+from mv2_jax.infer.serve.objects import Deleted, Error, Health, Models, Page, Video
+from mv2_jax.infer.serve.server import POLL, Server
+from mv2_jax.infer.serve.store import EXPLANATION, explanation_of
 from mv2_jax.lookup import one_of
 
 VARIANTS = {
@@ -33,133 +31,24 @@ VARIANTS = {
     "keyframes": ("keyframes.mp4", "video/mp4"),
     "refined": ("refined.mp4", "video/mp4"),
     "sidecar": ("video.json", "application/json"),
+    "reference": ("", ""),
+    EXPLANATION: ("explanation.html", "text/html"),
 }
-"""What /content has of a video: OpenAI's three, then ours."""
-_POLL = 0.1  # seconds between two looks at a job that somebody waits for
+"""What /content has of a video: OpenAI's three, then ours. A reference is of many kinds."""
+_REFERENCES = {".png": "image/png", ".mp4": "video/mp4", ".mkv": "video/x-matroska",
+               ".webm": "video/webm"}  # fmt: skip
 _ALIVE = 15.0  # seconds after which a silent stream says that it lives
-_AT_ONCE = 4  # requests that are looked into at a time
+_WITHIN = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; sandbox"
 
 
-class Server:
-    """What the routes share.
-
-    Args:
-        wake: tells the worker that a job is there. ready: whether there is a worker.
-    """
-
-    def __init__(
-        self,
-        store: Store,
-        admission: Admission,
-        limits: Limits,
-        wake: Callable[[], None] = lambda: None,
-        ready: Callable[[], bool] = lambda: True,
-    ) -> None:
-        self.store, self.admission, self.limits = store, admission, limits
-        self.wake, self.ready = wake, ready
-        self.rate = guard.Rate(limits.rate)
-        self.began = int(time.time())
-        self.looking: Any = None
-        self.stopping: Callable[[], bool] = lambda: False
-
-    async def accept(self, request: Request, known: Mapping[str, Any], add: Any) -> Job:
-        """The job that a request becomes. Raises Refused."""
-        client = request.client.host if request.client else "unknown"
-        self.rate.take(client)
-        waiting = await run_in_threadpool(self.store.waiting)
-        mine = await run_in_threadpool(self.store.waiting, client)
-        if waiting >= self.limits.queue or mine >= self.limits.client:
-            whose = "of yours " if waiting < self.limits.queue else ""
-            raise guard.too_many(f"{mine if whose else waiting} jobs {whose}wait already", 30)
-        self.looking = self.looking or anyio.CapacityLimiter(_AT_ONCE)
-        said, files, close = await _body(request, known)
-        try:
-            job = await anyio.to_thread.run_sync(add, said, files, client, limiter=self.looking)
-        finally:
-            await close()
-        self.wake()
-        return job
-
-    def job(self, name: str) -> Job:
-        """A job by its name. Raises Refused, 404."""
-        job = self.store.get(name)
-        if job is None:
-            raise Refused(f"there is no video {name[:100]!r}", "video_id", 404, "not_found")
-        return job
-
-    def shown(self, job: Job) -> Video:
-        """A job as clients see it."""
-        return video(job, self.store.ahead(job) if job.status == "queued" else None)
-
-    async def ended(self, name: str, request: Request) -> Job:
-        """Waits for a job; where the client goes meanwhile, it is deleted. Raises Refused."""
-        while True:
-            job = await run_in_threadpool(self.job, name)
-            if job.status in ("completed", "failed"):
-                return job
-            if await request.is_disconnected():
-                await run_in_threadpool(self.store.delete, name)
-                raise Refused("the client is gone", None, 400)
-            if self.stopping():
-                raise Refused(f"the server is stopping; {name} goes on when it is started again",
-                              None, 503, "stopping")  # fmt: skip
-            await asyncio.sleep(_POLL)
-
-
-async def _body(request: Request, known: Mapping[str, Any]) -> tuple[dict, dict, Any]:
-    """(fields, {field: uploaded file}, what closes them) of a JSON or form request.
-
-    Raises:
-        Refused: it is neither, or has a field twice.
-    """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind == "multipart/form-data":
-        return await _form(request)
-    if kind != "application/json":
-        raise Refused("send application/json or multipart/form-data", "content-type", 415)
-    try:
-        said = await request.json()
-    except (ValueError, RecursionError):
-        raise Refused("the body is not JSON") from None
-    if not isinstance(said, dict):
-        raise Refused('the body must be a JSON object, such as {"prompt": "a red ball"}')
-    return said, {}, _nothing
-
-
-async def _nothing() -> None:
-    pass
-
-
-async def _form(request: Request) -> tuple[dict, dict, Any]:
-    """A form. OpenAI's client spells an object's parts as fields: mv2[i2v_steps]."""
-    try:
-        form = await request.form(max_files=2, max_fields=200)
-    except HTTPException as error:
-        raise Refused(f"the form is damaged: {error.detail}") from None
-    said: dict[str, Any] = {}
-    files: dict[str, Any] = {}
-    for key, value in form.multi_items():
-        if isinstance(value, UploadFile):
-            files[key] = value.file
-            continue
-        name, *parts = key.replace("]", "").split("[")
-        place = said
-        for part in parts:
-            place, name = place.setdefault(name, {}), part
-            if not isinstance(place, dict):
-                raise Refused(f"{key[:100]} is given twice", key[:100])
-        if name in place:
-            raise Refused(f"{key[:100]} is given twice", key[:100])
-        place[name] = value
-
-    return said, files, form.close
-
-
-def build(server: Server, token: str | None = None, collector: Any = None) -> FastAPI:
+def build(
+    server: Server, token: str | None = None, collector: Any = None, page: bool = False
+) -> FastAPI:
     """The application.
 
     Args:
         token: that clients must send; None on a loopback address.
+        page: whether browsers may show it as a cookie (`serve.studio`).
         collector: of the metrics (`serve.metrics`).
     """
     app = FastAPI(
@@ -176,7 +65,7 @@ def build(server: Server, token: str | None = None, collector: Any = None) -> Fa
     app.add_exception_handler(OSError, lambda _, error: _answered(_full(error)))
     watched = collector or metrics.Metrics(server.store, server.ready)
     app.add_middleware(metrics.Timed, metrics=watched)
-    app.add_middleware(guard.Gate, token=token, largest=server.limits.upload)
+    app.add_middleware(guard.Gate, token=token, largest=server.limits.upload, page=page)
     _add_making(app, server)
     _add_videos(app, server)
     _add_rest(app, server, watched)
@@ -231,6 +120,17 @@ def _add_making(app: FastAPI, server: Server) -> None:
         job = await server.accept(request, fields.INTERPOLATION, server.admission.interpolation)
         return await run_in_threadpool(server.shown, job)
 
+    @app.post(
+        "/v1/videos/{video_id}/explanation",
+        response_model=Video,
+        responses=_errors(404, 429, 507),
+    )
+    def create_explanation(video_id: str, request: Request) -> Any:
+        """Queues the page that explains a video made from a prompt: what each stage and each
+        mechanism did. It is a video's object of a name of its own, whose content is the variant
+        explanation. Asked for again, it is the same one."""
+        return server.shown(server.explanation(request, video_id))
+
 
 def _add_videos(app: FastAPI, server: Server) -> None:
     """The routes of videos that are there."""
@@ -265,11 +165,13 @@ def _add_videos(app: FastAPI, server: Server) -> None:
     def delete_video(video_id: str) -> Any:
         """Deletes a video and its files; one that is being made stops at its next step."""
         server.job(video_id)
+        server.store.delete(explanation_of(video_id))
         server.store.delete(video_id)
         return Deleted(id=video_id)
 
     binary = {"schema": {"type": "string", "format": "binary"}}
-    kinds = {kind: binary for _, kind in VARIANTS.values()}
+    names = {kind for _, kind in VARIANTS.values() if kind} | {*_REFERENCES.values()}
+    kinds = {kind: binary for kind in (*sorted(names), "application/octet-stream")}
 
     @app.get(
         "/v1/videos/{video_id}/content",
@@ -278,15 +180,19 @@ def _add_videos(app: FastAPI, server: Server) -> None:
     )
     def download_content(video_id: str, variant: str = "video") -> Any:
         """A file of a video: video, thumbnail, spritesheet, sidecar once it is completed; picture,
-        keyframes, refined as soon as their stage is done."""
+        keyframes, refined as soon as their stage is done; reference, the picture or clip that it
+        began from; explanation, of an explanation."""
         job = server.job(video_id)
         with fields.as_refused():
             one_of(variant, VARIANTS, "variant")
         folder = server.store.place(video_id)
+        if variant == "reference" and objects.reference(job):
+            path = folder / str(objects.reference(job))
+            return FileResponse(path, media_type=_REFERENCES.get(path.suffix), filename=path.name)
         early = variant in ("picture", "keyframes", "refined")
         if job.status != "completed" and not (early and job.status == "in_progress"):
             raise Refused(f"the video is {job.status}", "video_id", 409, "not_ready")
-        if not (folder / VARIANTS[variant][0]).exists():
+        if not (folder / VARIANTS[variant][0]).is_file():
             raise Refused(f"the video has no {variant} (yet)", "variant", 404, "not_found")
         return _file(folder, variant)
 
@@ -322,7 +228,7 @@ async def _events(server: Server, name: str) -> AsyncIterator[str]:
         if time.monotonic() - spoke > _ALIVE:
             yield ": waiting\n\n"
             spoke = time.monotonic()
-        await asyncio.sleep(_POLL)
+        await asyncio.sleep(POLL)
 
 
 def _add_rest(app: FastAPI, server: Server, watched: Any) -> None:
@@ -356,6 +262,10 @@ def _add_rest(app: FastAPI, server: Server, watched: Any) -> None:
 def _file(folder: Path, variant: str, headers: Mapping[str, str] | None = None) -> FileResponse:
     name, kind = VARIANTS[variant]
     shown = f"{folder.name}-{name}"
+    if variant == EXPLANATION:  # to be looked at: pictures and style are within, scripts are not
+        return FileResponse(folder / name, media_type=kind, filename=shown,
+                            headers={**pages.HEADERS, "Content-Security-Policy": _WITHIN},
+                            content_disposition_type="inline")  # fmt: skip
     return FileResponse(folder / name, media_type=kind, filename=shown, headers=headers)
 
 

@@ -8,10 +8,12 @@ import importlib.util
 import json
 import os
 import secrets
+import socket
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from mv2_jax.arguments import Parser, whole
 from mv2_jax.errors import InputError
@@ -45,12 +47,11 @@ def serve(args: Any, worker: Sequence[str], more: Sequence[str] = ()) -> int:
     """
     from mv2_jax.infer.serve import guard, listen
     from mv2_jax.infer.serve.admission import Admission, Limits
-    from mv2_jax.infer.serve.app import Server, build
+    from mv2_jax.infer.serve.app import build
+    from mv2_jax.infer.serve.server import Server
     from mv2_jax.infer.serve.supervisor import Supervisor
 
-    if args.studio and not guard.is_loopback(args.host):
-        raise InputError("the studio is for this machine alone; mv2 serve serves others")
-    token = None if args.studio else args.token or os.environ.get(TOKEN)
+    token = args.token or os.environ.get(TOKEN)
     made_up = token is None and not guard.is_loopback(args.host)
     token = secrets.token_urlsafe(24) if made_up else token
     folder = Path(args.out)
@@ -80,18 +81,26 @@ def serve(args: Any, worker: Sequence[str], more: Sequence[str] = ()) -> int:
             if made_up:
                 print(f"mv2: clients need the token {token} (--token or {TOKEN} sets another)",
                       flush=True)  # fmt: skip
-            app = build(server, token)
+            app = build(server, token, page=args.studio)
             if args.studio:
-                from mv2_jax.infer.serve import studio
+                from mv2_jax.infer.serve import studio_page
 
-                studio.add(app, admission.model, admission.tokenizer)
-                print(f"mv2: the studio is at http://{host}:{port}/", flush=True)
+                studio_page.add(app, server, token)
+                print(f"mv2: the studio is at {_link(args.host, port, token)}", flush=True)
             listen.run(app, address, server)
         finally:
             supervisor.stop()
         waiting = store.waiting()
     print(f"mv2: stopped; {waiting} jobs wait for the next start", file=sys.stderr)
     return 0
+
+
+def _link(host: str, port: int, token: str | None) -> str:
+    """The studio's address, as somebody else would open it where others are let in at all."""
+    if host in ("0.0.0.0", "::"):
+        host = socket.gethostname()
+    host = f"[{host}]" if ":" in host else host
+    return f"http://{host}:{port}/" + (f"#token={quote(token, safe='')}" if token else "")
 
 
 @contextlib.contextmanager
@@ -137,9 +146,8 @@ def _parser(studio: bool = False) -> Parser:
         metavar="N",
         help="port to listen on (8000; 0 to 65535, 0: any free one)",
     )
-    if not studio:
-        add("--token", metavar="TEXT", help=f"token that clients must send ({TOKEN}; by default "
-            "one is generated and printed where it is needed)")  # fmt: skip
+    add("--token", metavar="TEXT", help=f"token that clients must send ({TOKEN}; by default "
+        "one is generated and printed where it is needed)")  # fmt: skip
     add("--weights", metavar="DIR", help="a cascade folder (the shipped one)")
     add("--mesh", metavar="AXES", help=meshes.HELP)
     add(

@@ -15,6 +15,7 @@ from mv2_jax.infer.serve.fields import Refused
 
 _CLIENTS = 10_000  # that are remembered
 _OPEN = ("/health",)  # what needs no token
+_OF_PAGE = ("/", "/favicon.ico", "/studio/enter")  # nor does what a page needs to ask for one
 
 
 def is_loopback(host: str) -> bool:
@@ -54,6 +55,32 @@ def too_many(message: str, wait: float) -> Refused:
                    {"Retry-After": after})  # fmt: skip
 
 
+class Cookie:
+    """How a browser shows a token: an <img> or <video> cannot send a header along.
+
+    Its name is of the token, so that two servers on one host do not take each other's.
+    """
+
+    def __init__(self, token: str) -> None:
+        self._token = token
+        self.name, self.value = f"mv2_{self._of('name')[:12]}", self._of("value")
+
+    def _of(self, what: str) -> str:
+        return hmac.digest(self._token.encode(), what.encode(), "sha256").hex()
+
+    def opens(self, token: str) -> bool:
+        """Whether a token is the right one."""
+        return hmac.compare_digest(token.strip().encode(), self._token.encode())
+
+    def shown(self, headers: Mapping[str, str]) -> bool:
+        """Whether a request brings it along."""
+        pairs = (part.strip().partition("=") for part in headers.get("cookie", "").split(";"))
+        return any(
+            name == self.name and hmac.compare_digest(value.encode(), self.value.encode())
+            for name, _, value in pairs
+        )
+
+
 class Gate:
     """What every request passes first, as ASGI middleware.
 
@@ -62,10 +89,14 @@ class Gate:
             other sites are kept out instead, whose requests a browser sends along.
         largest: bytes of a body.
         local: False where other machines may ask and the routes know tokens of their own.
+        page: whether a browser may show the token as a `Cookie`.
     """
 
-    def __init__(self, app: Any, token: str | None, largest: int, local: bool = True) -> None:
-        self._app, self._token, self._largest, self._local = app, token, largest, local
+    def __init__(
+        self, app: Any, token: str | None, largest: int, local: bool = True, page: bool = False
+    ) -> None:
+        self._app, self._largest, self._local, self._page = app, largest, local, page
+        self._cookie = Cookie(token) if token is not None else None
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -74,7 +105,11 @@ class Gate:
         headers = {key.decode("latin-1"): value.decode("latin-1") for key, value in
                    scope["headers"]}  # fmt: skip
         try:
-            if scope["path"] not in _OPEN:
+            path = scope["path"]
+            free = self._page and self._cookie and (
+                path in _OF_PAGE or path.startswith("/static/")
+            )  # fmt: skip
+            if path not in _OPEN and not free:
                 self._check(headers)
             declared = headers.get("content-length", "0")
             if declared.isdecimal() and int(declared) > self._largest:
@@ -99,22 +134,29 @@ class Gate:
         return Refused(f"the request is too large; {most} are the most", None, 413)
 
     def _check(self, headers: Mapping[str, str]) -> None:
-        if self._token is not None:
+        if self._cookie is not None:
             kind, _, given = headers.get("authorization", "").partition(" ")
-            good = hmac.compare_digest(given.strip().encode(), self._token.encode())
-            if kind.lower() != "bearer" or not good:
-                raise Refused("a token is needed: Authorization: Bearer TOKEN", None, 401,
-                              "invalid_api_key", {"WWW-Authenticate": "Bearer"})  # fmt: skip
-            return
+            if kind.lower() == "bearer" and self._cookie.opens(given):
+                return
+            if self._page and self._cookie.shown(headers):
+                _same_site(headers)  # a browser sends a cookie along, whoever wrote the page
+                return
+            raise Refused("a token is needed: Authorization: Bearer TOKEN", None, 401,
+                          "invalid_api_key", {"WWW-Authenticate": "Bearer"})  # fmt: skip
         if not self._local:
             return
         host = urlsplit(f"//{headers.get('host', '')}").hostname or ""
         if not is_loopback(host):
             raise Refused(f"this server is for this machine alone, not for {host[:100]!r}", None,
                           403, "wrong_host")  # fmt: skip
-        origin = headers.get("origin")
-        if origin and urlsplit(origin).netloc != headers.get("host"):
-            raise Refused("pages of other sites may not use this server", None, 403, "wrong_origin")
+        _same_site(headers)
+
+
+def _same_site(headers: Mapping[str, str]) -> None:
+    """Raises Refused, 403, for a request that a page of another site makes."""
+    origin = headers.get("origin")
+    if origin and urlsplit(origin).netloc != headers.get("host"):
+        raise Refused("pages of other sites may not use this server", None, 403, "wrong_origin")
 
 
 def answer(error: Refused) -> Any:

@@ -21,7 +21,7 @@ from mv2_jax.infer.notes import warnings
 from mv2_jax.infer.outputs import Outputs, provenance
 from mv2_jax.infer.ready import Checked, Ready, heard
 from mv2_jax.infer.serve import fields
-from mv2_jax.infer.serve.store import Job
+from mv2_jax.infer.serve.store import EXPLANATION, Job, last_file
 from mv2_jax.infer.serve.worker import Report
 from mv2_jax.numbers import DIFFUSION
 
@@ -64,14 +64,16 @@ class Cascade:
     def make(self, job: Job, folder: Path, report: Report) -> Mapping[str, Any]:
         """See `serve.worker.Maker`."""
         self._bars.report = report
-        done = self._smoother if job.kind == "interpolation" else self._video
-        done(job, folder, report)
+        kinds = {"interpolation": self._smoother, EXPLANATION: self._explain}
+        kinds.get(job.kind, self._video)(job, folder, report)
         report.end()
         told = {"durations": report.durations, "notes": report.notes}
         return {**self.found(job, folder), **told}
 
     def found(self, job: Job, folder: Path) -> Mapping[str, Any]:
         """See `serve.worker.Maker`."""
+        if job.kind == EXPLANATION:
+            return {}
         with frames.opened(folder / VIDEO) as container:
             stream = container.streams.video[0]
             return {
@@ -117,6 +119,24 @@ class Cascade:
             pace = vfi["fps"] / (int(vfi["between"]) + 1)
             media.write_video(folder / f"{name}.mp4", made, pace, about)
         bars.report.preview(name)
+
+    def _explain(self, job: Job, folder: Path, report: Report) -> None:
+        """`mv2 explain` of what a video was asked for."""
+        from mv2_jax.infer import explain
+
+        request = fields.request_of(job.asked["line"], self._weights)
+        ready = self._checked(request)
+        page = explain.explain(
+            self._videos.loaded(ready),
+            request.prompts[0],
+            ready.used,
+            request.seed,
+            request.negative,
+            self._bars,
+            self._videos.made_with,
+        )
+        with files.whole(folder / last_file(job.kind)) as scratch:
+            scratch.write_text(page, encoding="utf-8")
 
     def _smoother(self, job: Job, folder: Path, report: Report) -> None:
         clip = folder / job.asked["clip"]

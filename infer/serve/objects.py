@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from mv2_jax.infer.serve.store import Job
+from mv2_jax.infer.serve.store import EXPLANATION, Job
 from mv2_jax.numbers import STAGES
+from mv2_jax.text import timing
 
-_MADE = {"picture": "t2i", "keyframes": "i2v", "refined": "v2v"}
+EXPLAINED = list(STAGES)
+"""The stages that an explanation runs through, over and over."""
 
 
 class ErrorBody(BaseModel):
@@ -39,10 +41,12 @@ class Own(BaseModel):
 
     stage: the one that runs. done, total: its steps. compiling: whether its program is compiled.
     durations: seconds of every stage so far, or as it was. previews: variants of /content that are
-    there already. ahead: jobs that will be begun before this one.
+    there already. ahead: jobs that will be begun before this one. asked: the fields of a request
+    that would make it again, but for the picture or clip that it began from: the variant reference,
+    if there is one (`reference`). explained: whether it can be explained.
     """
 
-    kind: Literal["video", "interpolation"]
+    kind: Literal["video", "interpolation", "explanation"]
     seed: int | None
     fps: float
     num_frames: int
@@ -56,6 +60,9 @@ class Own(BaseModel):
     durations: dict[str, float]
     previews: list[str]
     notes: list[str]
+    asked: dict[str, Any]
+    reference: bool
+    explained: bool
 
 
 class Video(BaseModel):
@@ -150,8 +157,51 @@ def video(job: Job, ahead: int | None = None) -> Video:
             durations=job.result.get("durations") or told.get("durations", {}),
             previews=told.get("previews", []),
             notes=[*job.asked.get("notes", []), *told.get("notes", [])],
+            asked=asked(job),
+            reference=reference(job) is not None,
+            explained=unexplained(job) is None,
         ),
     )
+
+
+def asked(job: Job) -> dict[str, Any]:
+    """The fields of a request that would make a job again, without its file."""
+    if job.kind == "interpolation":
+        return dict(job.asked["fields"])
+    line = {name: said for name, said in job.asked["line"].items() if name not in _FILES}
+    made = {_FIELDS.get(name, name): line.pop(name) for name in _PLAIN if name in line}
+    if job.asked.get("frames"):
+        line.pop("frames", None)  # keyframes: so many as those frames need
+        made["num_frames"] = job.asked["frames"]
+    return made | ({"mv2": line} if line else {})
+
+
+_FILES = ("image", "video")
+_PLAIN = ("prompt", "seed", "size", "fps", "negative")
+_FIELDS = {"negative": "negative_prompt"}
+
+
+def reference(job: Job) -> str | None:
+    """The file that a job began from, in its folder."""
+    if job.kind == "interpolation":
+        return job.asked["clip"]
+    return next((job.asked["line"][name] for name in _FILES if name in job.asked["line"]), None)
+
+
+def unexplained(job: Job) -> str | None:
+    """Why a job cannot be explained; None where it can (see `infer.explain`)."""
+    if job.kind == "interpolation":
+        return "an interpolation has no stages to explain"
+    if job.kind == EXPLANATION:
+        return "it is an explanation itself"
+    line = job.asked["line"]
+    if reference(job):
+        return "only videos made from a prompt alone are explained"
+    said = [line["prompt"], line.get("negative", "")]
+    if not all(timing.is_one(text) for text in said):
+        return "its prompt changes over steps or frames"
+    own = [name for name in line if name.endswith("_negative") or name == "tell"]
+    return f"videos with {own[0]} are not explained" if own else None
 
 
 def _percent(job: Job) -> int:

@@ -50,6 +50,15 @@ CREATE TABLE IF NOT EXISTS totals (
 """
 
 
+EXPLANATION = "explanation"
+"""A job that explains a video. It belongs to it: it is in no list, and goes when the video goes."""
+
+
+def last_file(kind: str) -> str:
+    """The file of a job's folder that is whole only once all of them are."""
+    return "explanation.html" if kind == EXPLANATION else "video.mp4"
+
+
 @dataclass(frozen=True)
 class Job:
     """A row. `asked` is what was asked for, `progress` where it stands, `result` what came of it,
@@ -74,6 +83,11 @@ class Job:
 def new_id() -> str:
     """A name that nobody can guess."""
     return f"video_{secrets.token_hex(16)}"
+
+
+def explanation_of(job_id: str) -> str:
+    """The name of the job that explains a video: of several requests for it, one is made."""
+    return f"{job_id}-{EXPLANATION}"
 
 
 @contextmanager
@@ -138,11 +152,12 @@ class Store:
         return found[0] if found else None
 
     def page(self, after: Job | None, limit: int, newest_first: bool) -> tuple[list[Job], bool]:
-        """Up to `limit` jobs beyond `after`, and whether there are more."""
+        """Up to `limit` videos beyond `after`, and whether there are more."""
         sign, order = ("<", "DESC") if newest_first else (">", "ASC")
         where, given = ("AND number " + sign + " ?", [after.number]) if after else ("", [])
         found = self._rows(
-            f"SELECT * FROM jobs WHERE status != 'deleted' {where} ORDER BY number {order} LIMIT ?",
+            f"SELECT * FROM jobs WHERE status != 'deleted' AND kind != '{EXPLANATION}' {where} "
+            f"ORDER BY number {order} LIMIT ?",
             *given,
             limit + 1,
         )

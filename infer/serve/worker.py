@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mv2_jax.errors import InputError
-from mv2_jax.infer.serve.store import Job, Store
+from mv2_jax.infer.serve.store import Job, Store, last_file
 
 READY = "mv2-serve-ready"
 _TELL = 0.1  # seconds between two reports of progress, at least
@@ -38,7 +38,7 @@ class Maker(Protocol):
         """Loads the weights and compiles what jobs will need. Raises InputError."""
 
     def make(self, job: Job, folder: Path, report: Report) -> Mapping[str, Any]:
-        """Makes a job's files in its folder; the last to appear is `video.mp4`.
+        """Makes a job's files in its folder; the last to appear is `store.last_file`.
 
         Returns what is to be told of it. Raises InputError, OSError, or `Stopped` from `report`.
         """
@@ -156,7 +156,7 @@ def one(store: Store, job: Job, maker: Maker) -> None:
     """Makes one job, and writes down how it ended."""
     folder = store.place(job.id)
     try:
-        if (folder / "video.mp4").exists():  # made, and killed before it could be said
+        if (folder / last_file(job.kind)).exists():  # made, and killed before it could be said
             result = maker.found(job, folder)
         else:
             folder.mkdir(exist_ok=True)

@@ -15,6 +15,7 @@ from mv2_jax.errors import InputError
 from mv2_jax.infer import media
 from mv2_jax.infer.arena import app, build, pairs
 from mv2_jax.infer.arena.store import CRITERIA, Arena, Taken
+from mv2_jax.infer.serve import pages
 
 LEFT = dict.fromkeys(CRITERIA, "left")
 
@@ -197,7 +198,7 @@ def test_nothing_tells_which_side_is_which(arena):
                 "content-length",
                 "content-type",
                 "accept-ranges",
-                *map(str.lower, app._HEADERS),
+                *map(str.lower, pages.HEADERS),
             }
             texts.append(answer.content.decode("latin-1") + str(answer.headers))
             row = arena.rows("SELECT b.first_left, c.first, c.second FROM ballots b JOIN "

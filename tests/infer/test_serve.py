@@ -244,3 +244,57 @@ def test_a_clip_is_made_smoother(served, tmp_path):
     assert bad.status_code == 400 and bad.json()["error"]["param"] == "video"
     typo = served.client.post("/v1/interpolations", data={"tims": "3"}, **form)
     assert "did you mean 'times'" in typo.json()["error"]["message"]
+
+
+def test_what_was_asked_for_makes_the_same_again(served, tmp_path):
+    fields = {"prompt": PROMPT, "negative_prompt": "dark", "size": "48x32", "num_frames": 9,
+              "fps": 6, "mv2": {"v2v_strength": 0.4, "i2v_sampler": "euler"}}  # fmt: skip
+    first = served.post(**fields, num_inference_steps=2).json()
+    asked = first["mv2"]["asked"]
+    assert {**fields, "mv2": asked["mv2"]} == {k: v for k, v in asked.items() if k != "seed"}
+    assert asked["mv2"] == {**fields["mv2"], "t2i_steps": 2, "i2v_steps": 2, "v2v_steps": 2}
+    again = served.post(**asked).json()
+    lines = [served.store.get(video["id"]).asked for video in (first, again)]
+    assert lines[0] == lines[1] and again["mv2"]["asked"] == asked
+    assert served.get(first["id"], "/content?variant=reference").status_code == 409
+    form = {"files": {"input_reference": ("x.png", png())}, "data": {"prompt": PROMPT}}
+    pictured = served.client.post("/v1/videos", **form).json()
+    assert pictured["mv2"]["reference"] and "image" not in pictured["mv2"]["asked"].get("mv2", {})
+    lent = served.get(pictured["id"], "/content?variant=reference")
+    assert np.array_equal(np.array(Image.open(io.BytesIO(lent.content)))[0, 0], [90, 90, 90])
+    clip = np.random.default_rng(0).integers(0, 255, (3, 48, 64, 3), np.uint8)
+    media.write_video(tmp_path / "clip.mp4", clip, 8)
+    content, said = (tmp_path / "clip.mp4").read_bytes(), {"model": "none", "times": "3"}
+    files = {"files": {"video": ("a", content)}}
+    smooth = served.client.post("/v1/interpolations", data=said, **files).json()
+    assert smooth["mv2"]["asked"] == {"model": "none", "times": 3}
+    assert served.get(smooth["id"], "/content?variant=reference").content == content
+
+
+def test_a_video_is_explained_on_a_page_of_its_own(served, monkeypatch):
+    told = []
+
+    def explain(four, prompt, numbers, seed, negative, progress, made_with):
+        progress("i2v", 0, 2)
+        told.append((prompt, seed, negative, numbers["v2v"]["strength"]))
+        return f"<html>{prompt}</html>"
+
+    monkeypatch.setattr("mv2_jax.infer.explain.explain", explain)
+    video = served.post(prompt=PROMPT, seed=3, negative_prompt="a cube",
+                        mv2={"v2v_strength": 0.4}).json()  # fmt: skip
+    served.work()
+    asked = [served.client.post(f"/v1/videos/{video['id']}/explanation").json() for _ in range(2)]
+    assert asked[0]["id"] == asked[1]["id"] and asked[0]["mv2"]["kind"] == "explanation"
+    assert served.work() == 1 and told == [(PROMPT, 3, "a cube", 0.4)]
+    page = served.get(asked[0]["id"], "/content?variant=explanation")
+    assert PROMPT in page.text and page.headers["content-disposition"].startswith("inline")
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    assert [v["id"] for v in served.client.get("/v1/videos").json()["data"]] == [video["id"]]
+    refused = served.client.post(f"/v1/videos/{asked[0]['id']}/explanation")
+    assert refused.status_code == 400 and "explanation itself" in refused.text
+    served.client.delete(f"/v1/videos/{video['id']}")
+    assert served.store.counts() == {} and list(served.store.files.iterdir()) == []
+    form = {"files": {"input_reference": ("x.png", png())}, "data": {"prompt": PROMPT}}
+    pictured = served.client.post("/v1/videos", **form).json()
+    refused = served.client.post(f"/v1/videos/{pictured['id']}/explanation")
+    assert refused.status_code == 400 and "from a prompt alone" in refused.text
