@@ -1,6 +1,6 @@
 """A server for tests: a maker that is quick, and the two processes of a server around it.
 
-python tests/serving.py server FOLDER WEIGHTS PORT SECONDS
+python tests/serving.py server FOLDER WEIGHTS PORT SECONDS [QUEUE]
 python tests/serving.py worker FOLDER NAME SECONDS
 """
 
@@ -29,9 +29,9 @@ class Served:
 
         from mv2_jax.infer.serve import app, maker, server, studio_page
         from mv2_jax.infer.serve.admission import Admission, Limits
-        from mv2_jax.infer.serve.store import Store
+        from mv2_jax.infer.serve.store_sqlite import SqliteStore
 
-        self.store = Store(folder)
+        self.store = SqliteStore(folder)
         self.limits = Limits(**{"rate": 10**6, **limits})
         self.admission = Admission(self.store, str(weights), self.limits)
         self.server = server.Server(self.store, self.admission, self.limits)
@@ -101,18 +101,22 @@ class Quick:
         return {}
 
 
-def server(folder: str, weights: str, port: str, seconds: str) -> int:
+def server(folder: str, weights: str, port: str, seconds: str, *queue: str) -> int:
     from mv2_jax.infer.serve import command
 
     flags = f"-o {folder} --weights {weights} --port {port} --rate 100000 --client 100000"
+    if queue:
+        flags += f" --queue {queue[0]}"
     args: argparse.Namespace = command._parser().parse_args(flags.split())
     with stopped_in_order():
         return command.serve(args, [sys.executable, __file__, "worker"], [seconds])
 
 
 def worker(folder: str, name: str, seconds: str) -> int:
+    from mv2_jax.infer.serve import store_redis
     from mv2_jax.infer.serve import worker as process
 
+    store_redis.LEASE = 3.0
     return process.run(Path(folder), name, Quick(float(seconds), Path(folder) / "made.txt"))
 
 

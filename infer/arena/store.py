@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from mv2_jax.infer.serve.store import transaction
+from mv2_jax.infer.serve.store_sqlite import transaction
 
 CRITERIA = {
     "quality": "Frame quality and appeal",

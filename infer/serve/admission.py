@@ -24,14 +24,14 @@ from mv2_jax.infer.serve.store import Job, Store
 class Limits:
     """What one client, and all together, may ask for.
 
-    rate: requests that make jobs, a client and minute. queue: jobs that wait; client: one client's.
-    upload: bytes of a request. side: pixels along a side of what is uploaded. seconds: of an
-    uploaded clip. pixels: of a video's frame, None for four times the weights' own. frames:
+    rate: requests that make jobs, a client and minute. waiting: jobs that wait; client: those of
+    one client. upload: bytes of a request. side: pixels along a side of what is uploaded. seconds:
+    of an uploaded clip. pixels: of a video's frame, None for four times the weights' own. frames:
     keyframes of a video, None for eight times the weights' own.
     """
 
     rate: int = 60
-    queue: int = 1000
+    waiting: int = 1000
     client: int = 100
     upload: int = 64 << 20
     side: int = 8192

@@ -20,7 +20,7 @@ from mv2_jax.infer.serve import fields, guard, metrics, objects, pages
 from mv2_jax.infer.serve.fields import Refused
 from mv2_jax.infer.serve.objects import Deleted, Error, Health, Models, Page, Video
 from mv2_jax.infer.serve.server import POLL, Server
-from mv2_jax.infer.serve.store import EXPLANATION, explanation_of
+from mv2_jax.infer.serve.store import EXPLANATION, Unreachable, explanation_of
 from mv2_jax.lookup import one_of
 
 VARIANTS = {
@@ -62,6 +62,7 @@ def build(
     app.add_exception_handler(RequestValidationError, lambda _, error: _answered(_invalid(error)))
     app.add_exception_handler(HTTPException, lambda _, error: _answered(_of_http(error)))
     app.add_exception_handler(sqlite3.OperationalError, lambda _, error: _answered(_full(error)))
+    app.add_exception_handler(Unreachable, lambda _, error: _answered(_away(error)))
     app.add_exception_handler(OSError, lambda _, error: _answered(_full(error)))
     watched = collector or metrics.Metrics(server.store, server.ready)
     app.add_middleware(metrics.Timed, metrics=watched)
@@ -74,8 +75,8 @@ def build(
 
 
 def _errors(*codes: int) -> dict[int | str, Any]:
-    """Answers beside 2xx, for the OpenAPI description. Every route may have the first four."""
-    usual = {400, 401, 403, 413, *codes}
+    """Answers beside 2xx, for the OpenAPI description. Every route may have the first five."""
+    usual = {400, 401, 403, 413, 503, *codes}
     return {code: {"model": Error} for code in sorted(usual)}
 
 
@@ -100,7 +101,6 @@ def _add_making(app: FastAPI, server: Server) -> None:
             200: {"content": {"video/mp4": {"schema": {"type": "string", "format": "binary"}}}},
             **_MAKING,
             422: {"model": Error, "description": "the video could not be made"},
-            503: {"model": Error, "description": "the server is stopping"},
         },
         **_OF_VIDEO,
     )
@@ -245,9 +245,12 @@ def _add_rest(app: FastAPI, server: Server, watched: Any) -> None:
     )
     def health() -> Any:
         """200 where a worker is ready, else 503."""
-        ready = server.ready()
-        told = Health(status="ok" if ready else "starting", queued=server.store.waiting())
-        return JSONResponse(told.model_dump(), 200 if ready else 503)
+        try:
+            status, queued = "ok" if server.ready() else "starting", server.store.waiting()
+        except Unreachable:
+            status, queued = "unreachable", None
+        told = Health(status=status, queued=queued)
+        return JSONResponse(told.model_dump(), 200 if status == "ok" else 503)
 
     @app.get(
         "/metrics",
@@ -291,6 +294,11 @@ def _full(error: Exception) -> Refused:
     """The disk, or the table of jobs on it, cannot be written."""
     reason = getattr(error, "strerror", None) or str(error)
     return Refused(f"the server's disk failed: {reason.lower()}", None, 507, "disk")
+
+
+def _away(error: Exception) -> Refused:
+    """The queue of several machines does not answer."""
+    return Refused(str(error), None, 503, "unreachable", {"Retry-After": "5"})
 
 
 def _document(app: FastAPI) -> None:

@@ -49,7 +49,9 @@ def serve(args: Any, worker: Sequence[str], more: Sequence[str] = ()) -> int:
     from mv2_jax.infer.serve.admission import Admission, Limits
     from mv2_jax.infer.serve.app import build
     from mv2_jax.infer.serve.server import Server
+    from mv2_jax.infer.serve.store import Unreachable
     from mv2_jax.infer.serve.supervisor import Supervisor
+    from mv2_jax.infer.serve.worker import QUEUE
 
     token = args.token or os.environ.get(TOKEN)
     made_up = token is None and not guard.is_loopback(args.host)
@@ -57,15 +59,17 @@ def serve(args: Any, worker: Sequence[str], more: Sequence[str] = ()) -> int:
     folder = Path(args.out)
     limits = Limits(
         rate=args.rate,
-        queue=args.queue,
+        waiting=args.waiting,
         client=args.client,
         upload=args.upload << 20,
         frames=args.frames,
         pixels=args.pixels,
     )
-    with _alone(folder) as store, listen.bound(args.host, args.port) as address:
+    queue = args.queue or os.environ.get(QUEUE)
+    with _store(folder, queue) as store, listen.bound(args.host, args.port) as address:
         admission = Admission(store, args.weights, limits)
-        supervisor = Supervisor(store, worker, more)
+        store.serves(f"{admission.model} ({admission.ready.bundle.digest[:12]})")
+        supervisor = Supervisor(store, worker, more, queue)
         print(f"mv2: loading {admission.model}; the port opens when its programs are compiled",
               file=sys.stderr, flush=True)  # fmt: skip
         supervisor.start()
@@ -90,8 +94,9 @@ def serve(args: Any, worker: Sequence[str], more: Sequence[str] = ()) -> int:
             listen.run(app, address, server)
         finally:
             supervisor.stop()
-        waiting = store.waiting()
-    print(f"mv2: stopped; {waiting} jobs wait for the next start", file=sys.stderr)
+        with contextlib.suppress(Unreachable):
+            waiting = store.waiting()
+            print(f"mv2: stopped; {waiting} jobs wait for the next start", file=sys.stderr)
     return 0
 
 
@@ -104,22 +109,24 @@ def _link(host: str, port: int, token: str | None) -> str:
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[Any]:
-    """The store of a folder, which no other server uses. Raises InputError."""
+def _store(folder: Path, queue: str | None) -> Iterator[Any]:
+    """The store of a folder, which no other server uses, or those of one queue. Raises
+    InputError."""
     from mv2_jax.infer import outputs
-    from mv2_jax.infer.serve.store import Store
+    from mv2_jax.infer.serve import store as stores
 
     folder = outputs.here(folder)
     with outputs.told(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / "server.lock", "w")
+        lock = open(folder / "server.lock", "w") if queue is None else contextlib.nullcontext()
     with lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if queue is None:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise InputError(f"another mv2 serve uses {folder}; choose another -o") from None
         with outputs.told(folder):
-            store = Store(folder)
+            store = stores.opened(folder, queue)
             store.sweep()
         try:
             yield store
@@ -148,6 +155,9 @@ def _parser(studio: bool = False) -> Parser:
     )
     add("--token", metavar="TEXT", help=f"token that clients must send ({TOKEN}; by default "
         "one is generated and printed where it is needed)")  # fmt: skip
+    add("--queue", metavar="URL", help="redis://HOST:PORT/N: all servers of that address share its "
+        "jobs, with -o a folder that all of them see (MV2_SERVE_QUEUE; none: a table in -o, for "
+        "one server)")  # fmt: skip
     add("--weights", metavar="DIR", help="a cascade folder (the shipped one)")
     add("--mesh", metavar="AXES", help=meshes.HELP)
     add(
@@ -168,7 +178,7 @@ def _add_limits(group: Any) -> None:
         help="requests per minute from one client (60; 1 to 1000000)",
         **many,
     )
-    add("--queue", default=1000, help="waiting jobs (1000; 1 to 1000000)", **many)
+    add("--waiting", default=1000, help="waiting jobs (1000; 1 to 1000000)", **many)
     add("--client", default=100, help="waiting jobs of one client (100; 1 to 1000000)", **many)
     add(
         "--upload",

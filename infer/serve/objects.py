@@ -119,10 +119,10 @@ class Models(BaseModel):
 
 
 class Health(BaseModel):
-    """ok, or starting where the worker is (again) being started."""
+    """ok; starting where the worker is (again) being started; unreachable where the queue is."""
 
-    status: Literal["ok", "starting"]
-    queued: int
+    status: Literal["ok", "starting", "unreachable"]
+    queued: int | None
 
 
 def video(job: Job, ahead: int | None = None) -> Video:

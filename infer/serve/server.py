@@ -63,8 +63,8 @@ class Server:
         client = request.client.host if request.client else "unknown"
         self.rate.take(client)
         waiting, mine = self.store.waiting(), self.store.waiting(client)
-        if waiting >= self.limits.queue or mine >= self.limits.client:
-            whose = "of yours " if waiting < self.limits.queue else ""
+        if waiting >= self.limits.waiting or mine >= self.limits.client:
+            whose = "of yours " if waiting < self.limits.waiting else ""
             raise guard.too_many(f"{mine if whose else waiting} jobs {whose}wait already", 30)
         return client
 

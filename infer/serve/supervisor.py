@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from contextlib import suppress
 from typing import Any
 
 from mv2_jax.infer.serve.store import Store
-from mv2_jax.infer.serve.worker import READY
+from mv2_jax.infer.serve.worker import QUEUE, READY
 
 _LONGEST_WAIT = 30.0  # seconds between two starts of a worker that dies at once
 
@@ -23,9 +24,15 @@ class Supervisor:
     Args:
         command: of the worker's process; the store's folder and a name for it are added.
         more: what stands behind them.
+        queue: that holds the store's table.
     """
 
-    def __init__(self, store: Store, command: Sequence[str], more: Sequence[str] = ()) -> None:
+    def __init__(
+        self, store: Store, command: Sequence[str], more: Sequence[str] = (),
+        queue: str | None = None,
+    ) -> None:  # fmt: skip
+        self._env = {name: value for name, value in os.environ.items() if name != QUEUE}
+        self._env |= {QUEUE: queue} if queue else {}
         self._store, self._command, self._more = store, list(command), list(more)
         self._process: Any = None
         self._stopping = threading.Event()
@@ -73,7 +80,8 @@ class Supervisor:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-            self._store.recover(self._name)
+            with suppress(Exception):  # the next worker does it too
+                self._store.recover(self._name)
 
     def _begin(self) -> None:
         self._name = secrets.token_hex(8)
@@ -83,6 +91,7 @@ class Supervisor:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,
+            env=self._env,
         )
         threading.Thread(target=self._listen, args=(self._process,), daemon=True).start()
 

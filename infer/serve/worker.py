@@ -10,19 +10,21 @@ from __future__ import annotations
 import fcntl
 import gc
 import os
-import sqlite3
 import sys
 import threading
 import time
 from collections.abc import Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 from mv2_jax.errors import InputError
-from mv2_jax.infer.serve.store import Job, Store, last_file
+from mv2_jax.infer.serve import store as stores
+from mv2_jax.infer.serve.store import FAULTS, Job, Store, Unreachable, last_file
 
 READY = "mv2-serve-ready"
+QUEUE = "MV2_SERVE_QUEUE"
+"""The variable of the queue's address, which may hold a password: command lines are seen by all."""
 _TELL = 0.1  # seconds between two reports of progress, at least
 _PATIENCE = 5.0  # seconds between two tries to write down how a job ended
 
@@ -75,6 +77,10 @@ class Report:
 
     def tell(self, at_once: bool = True) -> None:
         """Writes it down, but not too often. Raises Stopped."""
+        with suppress(Unreachable):  # a queue of several machines may be away for a while
+            self._tell(at_once)
+
+    def _tell(self, at_once: bool) -> None:
         if not self._store.held(self._job):
             raise Stopped
         now = time.monotonic()
@@ -119,22 +125,29 @@ class Report:
 
 def run(folder: Path, name: str, maker: Maker) -> int:
     """Works until standard input ends; returns the exit code."""
-    store, wake = Store(folder), threading.Event()
-    lock = open(folder / "worker.lock", "w")
-    fcntl.flock(lock, fcntl.LOCK_EX)  # the worker of a server that was killed may still be ending
-    threading.Thread(target=_listen, args=(store, name, wake), daemon=True).start()
-    store.recover()
-    try:
-        maker.warm()
-    except (InputError, OSError) as error:
-        print(f"mv2: error: {_line(error)}", file=sys.stderr, flush=True)
-        return 2 if isinstance(error, InputError) else 1
-    print(READY, flush=True)
+    queue, wake = os.environ.get(QUEUE), threading.Event()
+    with open(folder / "worker.lock", "w") if queue is None else nullcontext() as lock:
+        if lock is not None:  # the worker of a server that was killed may still be ending
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            store = stores.opened(folder, queue)
+            store.alive(name)
+            threading.Thread(target=_listen, args=(store, name, wake), daemon=True).start()
+            store.recover()
+            maker.warm()
+        except (InputError, OSError, Unreachable) as error:
+            print(f"mv2: error: {_line(error)}", file=sys.stderr, flush=True)
+            return 2 if isinstance(error, InputError) else 1
+        print(READY, flush=True)
+        _work(store, name, maker, wake)
+
+
+def _work(store: Store, name: str, maker: Maker, wake: threading.Event) -> NoReturn:
     while True:
         try:
             job = store.claim(name)
-        except sqlite3.OperationalError as error:  # a full disk, which may have room again
-            _wait_for_disk(error)
+        except FAULTS as error:  # a full disk, which may have room again, or a Redis that is away
+            _wait(error)
             continue
         if job is None:
             wake.wait(1.0)
@@ -148,7 +161,8 @@ def _listen(store: Store, name: str, wake: threading.Event) -> None:
     """A byte on standard input says that there may be a job; its end, that the server is gone."""
     while os.read(0, 1024):
         wake.set()
-    store.release(name)
+    with suppress(*FAULTS):  # else others find out that it is dead
+        store.release(name)
     os._exit(0)
 
 
@@ -170,20 +184,20 @@ def one(store: Store, job: Job, maker: Maker) -> None:
         print(f"mv2: {job.id} failed: {text}", file=sys.stderr, flush=True)
         ended = _until_written(lambda: store.fail(job, code, text))
     if not ended:
-        store.forget(job)
+        _until_written(lambda: store.forget(job))
 
 
 def _until_written(write: Any) -> bool:
-    """Whether the job was still this worker's. Waits while the disk is full: the file is there, and
-    a state that is lost would be a job that is lost."""
+    """Whether the job was still this worker's. Waits while the table cannot be written: the file is
+    there, and a state that is lost would be a job that is lost."""
     while True:
         try:
             return write()
-        except sqlite3.OperationalError as error:
-            _wait_for_disk(error)
+        except FAULTS as error:
+            _wait(error)
 
 
-def _wait_for_disk(error: Exception) -> None:
+def _wait(error: Exception) -> None:
     print(f"mv2: cannot write the table of jobs: {error}", file=sys.stderr, flush=True)
     time.sleep(_PATIENCE)
 
@@ -205,7 +219,7 @@ def _reason(error: Exception) -> tuple[str, str]:
         return "invalid_request", _line(error)
     if isinstance(error, OSError):
         return "disk", f"the video could not be written: {(error.strerror or str(error)).lower()}"
-    if isinstance(error, sqlite3.OperationalError):
+    if isinstance(error, FAULTS):
         return "disk", f"the table of jobs could not be written: {error}"
     if "RESOURCE_EXHAUSTED" in str(error) or isinstance(error, MemoryError):
         return "out_of_memory", "the device's memory is too small for this video; ask for a "\

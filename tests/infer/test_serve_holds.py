@@ -16,6 +16,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+import redis_server
 import schemathesis
 import serving
 import tiny
@@ -29,15 +30,15 @@ PROMPT = "a red ball bouncing over the meadow"
 class Running:
     """A server in processes of its own (tests/serving.py)."""
 
-    def __init__(self, folder, weights, seconds):
+    def __init__(self, folder, weights, seconds, queue=(), name=""):
         with socket.socket() as found:
             found.bind(("127.0.0.1", 0))
             port = found.getsockname()[1]
         self.command = [
             sys.executable, serving.__file__, "server", str(folder), str(weights), str(port),
-            str(seconds),
+            str(seconds), *queue,
         ]  # fmt: skip
-        self.log, self.folder = open(folder.with_suffix(".log"), "wb"), folder
+        self.log, self.folder = open(folder.with_name(f"server{name}.log"), "wb"), folder
         self.client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30)
         self.start()
 
@@ -98,8 +99,9 @@ class Running:
 def running(tmp_path, tiny_weights):
     begun = []
 
-    def start(seconds):
-        begun.append(Running(tmp_path / "served", tiny_weights, seconds))
+    def start(seconds, *queue):
+        name = str(len(begun))
+        begun.append(Running(tmp_path / "served", tiny_weights, seconds, queue, name))
         return begun[-1]
 
     yield start
@@ -148,6 +150,56 @@ def test_no_accepted_job_is_lost_or_made_twice_by_kills(running, kills, count):
         assert server.client.get(f"/v1/videos/{name}/content").content == name.encode()
     assert max(server.made().values()) == 1
     assert server.stop() == 0
+
+
+@linux
+@pytest.mark.parametrize("kills, count", [
+    pytest.param(4, 20, marks=pytest.mark.slow), pytest.param(50, 200, marks=pytest.mark.long),
+])  # fmt: skip
+def test_servers_of_one_queue_lose_and_make_twice_no_job_by_kills(running, tmp_path, kills, count):
+    """Workers, servers, both at once as if their machine were gone, and Redis itself."""
+    redis_server.needed()
+    redis = redis_server.Redis(tmp_path / "redis")
+    servers = [running(0.2, redis.url) for _ in range(2)]
+    accepted, chance, over = [], random.Random(kills), threading.Event()
+
+    def ask():
+        while len(accepted) < count and not over.is_set():
+            try:
+                address = servers[chance.randrange(2)].client.base_url
+                answer = httpx.post(f"{address}/v1/videos", json={"prompt": PROMPT}, timeout=30)
+                if answer.status_code == 200:
+                    accepted.append(answer.json()["id"])
+            except httpx.HTTPError:
+                time.sleep(0.05)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        for k in range(kills):
+            server = servers[k // 4 % 2]
+            server.ready()
+            time.sleep(chance.uniform(0.0, 0.5))
+            what = ("worker", "server", "both", "redis")[k % 4]
+            if what in ("worker", "both"):
+                os.kill(server.worker, signal.SIGKILL)
+            if what in ("server", "both"):
+                server.process.kill()
+                server.process.wait()
+                server.start()
+            if what == "redis":
+                redis.kill()
+                redis.start()
+        asking.join(120)
+    finally:
+        over.set()
+    found = servers[0].done(300)
+    assert len(accepted) == count and {found[name]["status"] for name in accepted} == {"completed"}
+    for name in accepted:
+        assert servers[1].client.get(f"/v1/videos/{name}/content").content == name.encode()
+    assert max(servers[0].made().values()) == 1
+    assert [server.stop() for server in servers] == [0, 0]
+    redis.stop()
 
 
 @linux
