@@ -81,7 +81,8 @@ def _add_frames(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--vfi", default="rife", metavar="NAME", help=interpolators.HELP)
     add("--views", type=whole(1, 8), default=1, metavar="N",
-        help="average N passes over flipped frames: slower, better (1; 1 to 8)")  # fmt: skip
+        help="average N passes over the frames flipped, mirrored or in reverse order: slower, "
+        "better (1; 1 to 8)")  # fmt: skip
     add(
         "--scale",
         type=_scale,

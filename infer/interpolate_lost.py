@@ -21,8 +21,10 @@ _FAR = 24.0  # grey levels by which a picture differs where something came or we
 _LEAST = 12  # pixels of it
 _WHOLE = 0.4  # and of the rectangle about it: edges of what moves are thinner
 _MOST = 0.05  # of the picture; what is larger is followed, or is the whole that moves
+_STEADY = 0.5  # of a change, its mean: both edges of what moves a little cancel each other
 _ALIKE = 32.0  # grey levels by which one thing may differ from itself, at its two places
 _SIZES = 2.0  # and how often one of its two areas may hold the other
+_APART = 1.1  # and how far apart they are at least, in lengths of the longer
 _SEEN = 0.2
 """Of a thing's area, how much must be new between its places. Of balls that are followed it is 0.5
 and more, of those that are not 0.0 (tests/infer/test_interpolate_lost.py)."""
@@ -55,8 +57,10 @@ def held(
     if not 2 <= len(things) <= _MANY:
         return made, False
     between = _small(made[middle], layout, step)
-    things = [thing for thing in things if _faded(between, *ends, mask, thing)]
     pairs = [(a, b) for a in things for b in things if a.number < b.number and _same(a, b)]
+    edges = {thing.number for pair in pairs if not _apart(*pair) for thing in pair}
+    jumped = {t.number for t in things if t.number not in edges and _faded(between, *ends, mask, t)}
+    pairs = [(a, b) for a, b in pairs if {a.number, b.number} <= jumped]
     unlike = np.abs(ends[1] - ends[0]).max(-1) > _FAR / 2
     pairs = [pair for pair in pairs if _still(unlike, mask, *pair)]
     if not pairs:
@@ -110,7 +114,11 @@ def _things(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, list[Thi
             continue
         inside = labels[place] == number
         area = int(inside.sum())
-        if _LEAST <= area <= _MOST * far.size and area >= _WHOLE * inside.size:
+        if not (_LEAST <= area <= _MOST * far.size and area >= _WHOLE * inside.size):
+            continue
+        change = second[place][inside] - first[place][inside]
+        steady = np.linalg.norm(change.mean(axis=0)) / np.linalg.norm(change, axis=-1).mean()
+        if steady >= _STEADY:
             colours = tuple(picture[place][inside].mean(axis=0) for picture in (first, second))
             box = (place[0].start, place[1].start, place[0].stop, place[1].stop)
             found.append(Thing(number, area, box, colours))
@@ -140,6 +148,15 @@ def _same(one: Thing, other: Thing) -> bool:
         for k in (0, 1)  # there, and back
     )
     return min(apart) <= _ALIKE
+
+
+def _apart(one: Thing, other: Thing) -> bool:
+    """Whether two places are further apart than either is long. The two edges of what moves by less
+    than its size are places too, never so far apart, and what lies between them is no new picture.
+    """
+    centres = [np.array([t.box[0] + t.box[2], t.box[1] + t.box[3]]) / 2 for t in (one, other)]
+    sides = (t.box[k + 2] - t.box[k] for t in (one, other) for k in (0, 1))
+    return bool(np.linalg.norm(centres[1] - centres[0]) > _APART * max(sides))
 
 
 def _new(made: np.ndarray, first: np.ndarray, second: np.ndarray, far: np.ndarray) -> np.ndarray:

@@ -67,15 +67,33 @@ def test_a_ball_that_jumps_is_there_whole_in_every_picture(fill, flat, step, par
 
 
 @pytest.mark.parametrize("flat", [True, False])
-@pytest.mark.parametrize("step", [4, 10, 16, 24])
+@pytest.mark.parametrize("radius, step", [(6, 2), (6, 4), (10, 4), (10, 10), (10, 16), (10, 24)])
 @pytest.mark.slow
-def test_a_ball_that_is_followed_is_left_alone(fill, flat, step):
+def test_a_ball_that_is_followed_is_left_alone(fill, flat, radius, step):
     layout = Layout(HEIGHT, WIDTH, "420", 8)
-    first, second = ball(80, flat, layout), ball(80 + step, flat, layout)
+    first, second = (ball(x, flat, layout, radius) for x in (80, 80 + step))
     for parts in ((1 / 3, 2 / 3), (0.25, 0.5, 0.75)):
         made = fill(layout, first, second, list(parts))
         new, held = lost.held(first, second, parts, made, layout)
         assert new is made and not held
+
+
+@pytest.mark.parametrize("others", [False, True])
+def test_the_edges_of_what_moves_a_little_are_not_things_that_jumped(others):
+    """At a third of the gap they are mixtures, and nothing new lies between them."""
+    layout = Layout(HEIGHT, WIDTH, "420", 8)
+
+    def drawn(x):
+        planes = ball(x, True, layout, 6)
+        if not others:
+            return planes
+        beside = ball(x + 180, True, layout, 6)  # another of its kind goes the same way
+        return tuple(np.where(a != a[0, 0], a, b) for a, b in zip(planes, beside))
+
+    first, second = drawn(60), drawn(62)
+    made = tuple(np.uint8(a + (b.astype(float) - a) / 3) for a, b in zip(first, second))
+    new, held = lost.held(first, second, (1 / 3,), [made], layout)
+    assert not held and new[0] is made
 
 
 def test_lights_fades_and_moving_grounds_are_left_alone():
