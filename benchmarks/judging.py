@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from mv2_jax import bundle as bundles
+from mv2_jax import bundle
 from mv2_jax.infer import generate
 from mv2_jax.toybox import damage, sight
 from mv2_jax.toybox.evaluate import wilson
@@ -25,7 +25,7 @@ _TUNING, _HELD_OUT = 5_000, 9_000  # seeds
 
 def autoencoded() -> Callable[[damage.Clips, np.random.Generator], np.ndarray]:
     """A damage: through the shipped autoencoder and back."""
-    cascade, _ = generate.load(bundles.read(None), None, 1)
+    cascade, _ = generate.load(bundle.read(None), None, 1)
 
     def spoil(c: damage.Clips, rng: np.random.Generator) -> np.ndarray:
         del rng

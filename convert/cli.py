@@ -9,8 +9,7 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
-from mv2_jax import bundle as bundles
-from mv2_jax import files, startup
+from mv2_jax import bundle, files, startup
 from mv2_jax.arguments import Parser
 from mv2_jax.configs.few_steps import FEW_STEPS, PICTURE_STEPS
 from mv2_jax.configs.presets import PRESETS
@@ -61,7 +60,7 @@ def _run(args: argparse.Namespace) -> int:
     if not args.out:
         raise InputError("mv2 convert wants -o DIR, the folder to make (see mv2 convert --help)")
     # Said before gigabytes are read.
-    files.occupied(Path(args.out), bundles.INDEX, args.replace)
+    files.occupied(Path(args.out), bundle.INDEX, args.replace)
     sizes = {stage: getattr(args, f"{stage}_size") for stage in DIFFUSION}
     with needs("torch", "transformers"):
         from mv2_jax.convert import assemble, schedules

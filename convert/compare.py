@@ -15,8 +15,7 @@ from typing import Any
 import flax.errors
 import numpy as np
 
-from mv2_jax import lookup
-from mv2_jax import params as trees
+from mv2_jax import lookup, params
 from mv2_jax.bundle import Bundle
 from mv2_jax.convert import kinds, pieces, reference
 from mv2_jax.convert.checkpoint import Found, open_checkpoint
@@ -106,7 +105,7 @@ def tables(job: Job, theirs: Numbers) -> Iterator[str]:
     Equal numbers have equal counts of every value. Those that a LoRA changed, and encodings of
     positions that were computed, differ by rounding and are compared in order of size.
     """
-    ours = trees.flatten(job.bundle.load(job.name))
+    ours = params.flatten(job.bundle.load(job.name))
     if job.mixed:
         ours = {name: array.astype(np.float32) for name, array in ours.items()}
     mine = {name: census(array) for name, array in ours.items()}

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from mv2_jax import params as trees
+from mv2_jax import params
 from mv2_jax.bundle import Bundle
 from mv2_jax.config import MotionConfig, UNetConfig
 from mv2_jax.convert import kinds, reference
@@ -68,14 +68,14 @@ class Job:
         return self.bundle.config(self.name)
 
     @property
-    def ours(self) -> trees.Tree:
+    def ours(self) -> params.Tree:
         """The stored parameters, in fp32."""
-        return trees.cast(self.bundle.load(self.name), np.float32)
+        return params.cast(self.bundle.load(self.name), np.float32)
 
     @functools.cached_property
     def _types(self) -> set[str]:
         """The stored leaves' types; the file is read for them once."""
-        return {leaf.dtype.name for leaf in trees.flatten(self.bundle.load(self.name)).values()}
+        return {leaf.dtype.name for leaf in params.flatten(self.bundle.load(self.name)).values()}
 
     @property
     def mixed(self) -> bool:
@@ -259,11 +259,11 @@ def adapter(job: Job) -> Outcome:
         return tokens, out.sample
 
     tokens, theirs = _theirs(net, both)
-    spatial = trees.cast(job.bundle.load("spatial"), np.float32)
+    spatial = params.cast(job.bundle.load("spatial"), np.float32)
 
     def mine(p: Any) -> tuple[Any, Any]:
         tokens = ImageProjection(cfg).apply({"params": p["projection"]}, jnp.asarray(image))
-        whole = trees.merge(spatial, p["unet"])
+        whole = params.merge(spatial, p["unet"])
         context = Context(jnp.asarray(text), tokens, **added)
         return tokens, UNet(unet).apply({"params": whole}, x, t, context)[:, 0]
 

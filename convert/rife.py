@@ -19,8 +19,8 @@ from mv2_jax import files, params
 from mv2_jax.config import RIFEConfig, to_dict
 from mv2_jax.convert import sources
 from mv2_jax.convert.engine import convert
-from mv2_jax.convert.tables import rife as table
-from mv2_jax.diffusion import keys as named
+from mv2_jax.convert.tables import rife
+from mv2_jax.diffusion import keys
 from mv2_jax.models.rife import RIFE
 
 
@@ -32,14 +32,14 @@ def load(
     Raises:
         FileNotFoundError, ValueError: no such file, a damaged one, or one that is not RIFE 4.25's.
     """
-    return convert(sources.load(path), table.rules(), target(cfg or RIFEConfig()), dtype=dtype)
+    return convert(sources.load(path), rife.rules(), target(cfg or RIFEConfig()), dtype=dtype)
 
 
 def target(cfg: RIFEConfig) -> params.Tree:
     """The shapes of RIFE's tree."""
     frame = jax.ShapeDtypeStruct((1, cfg.pad_to, cfg.pad_to, 3), jnp.float32)
     times = jax.ShapeDtypeStruct((1, 1), jnp.float32)
-    return jax.eval_shape(RIFE(cfg).init, named.seed(0), frame, frame, times)["params"]
+    return jax.eval_shape(RIFE(cfg).init, keys.seed(0), frame, frame, times)["params"]
 
 
 def main(arguments: list[str]) -> int:

@@ -15,7 +15,7 @@ import numpy as np
 
 from mv2_jax.config import RIFEConfig
 from mv2_jax.convert.engine import export
-from mv2_jax.convert.tables import rife as table
+from mv2_jax.convert.tables import rife
 
 FLOW = 4
 Between = Callable[[np.ndarray, np.ndarray, Sequence[float]], list[np.ndarray]]
@@ -38,7 +38,7 @@ def load(tree: Any, cfg: RIFEConfig) -> Between:
 
     weights = {
         name: torch.tensor(np.asarray(value, np.float32))
-        for name, value in export(tree, table.rules()).items()
+        for name, value in export(tree, rife.rules()).items()
     }
 
     def between(first: np.ndarray, second: np.ndarray, times: Sequence[float]) -> list[np.ndarray]:

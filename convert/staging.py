@@ -11,7 +11,7 @@ from mv2_jax.config import ScheduleConfig, StageConfig
 from mv2_jax.configs import few_steps, presets
 from mv2_jax.convert import schedules
 from mv2_jax.convert.pieces import Piece
-from mv2_jax.convert.tables import motion as motion_table
+from mv2_jax.convert.tables import motion
 from mv2_jax.errors import InputError
 from mv2_jax.stages.stage import PICTURED
 
@@ -24,7 +24,7 @@ def few_steps_of(wanted: Wanted, built: Mapping[str, Piece], stage: str) -> str 
     moving = built.get(f"motion_{stage}")
     if wanted.few_steps or moving is None:
         return wanted.few_steps
-    return None if motion_table.layout(moving.found.part.tensors).stored_positions else "lcm"
+    return None if motion.layout(moving.found.part.tensors).stored_positions else "lcm"
 
 
 def stages(

@@ -18,7 +18,7 @@ from mv2_jax.config import (
     VAEConfig,
     VisionConfig,
 )
-from mv2_jax.diffusion import keys as named
+from mv2_jax.diffusion import keys
 from mv2_jax.models.clip_text import TextEncoder
 from mv2_jax.models.clip_vision import VisionEncoder
 from mv2_jax.models.controlnet import ControlNet
@@ -96,4 +96,4 @@ def _zeros(*shape: int) -> np.ndarray:
 
 
 def _shapes(module: Any, *args: Any) -> params.Tree:
-    return jax.eval_shape(lambda: module.init(named.seed(0), *args))["params"]
+    return jax.eval_shape(lambda: module.init(keys.seed(0), *args))["params"]

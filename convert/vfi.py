@@ -38,7 +38,7 @@ from mv2_jax.config import (
 from mv2_jax.convert import hub, sources
 from mv2_jax.convert.engine import ConversionError, Table, convert, shorten, under
 from mv2_jax.convert.tables import edsc, ema_vfi, ldmvfi, rife, rife_refined
-from mv2_jax.diffusion import keys as named
+from mv2_jax.diffusion import keys
 from mv2_jax.errors import InputError
 from mv2_jax.models.edsc import PAD_TO
 from mv2_jax.stages import vfi_table
@@ -135,7 +135,7 @@ def target(cfg: Config) -> params.Tree:
     else:
         given = (frame, frame, jax.ShapeDtypeStruct((1, 1), jnp.float32))
     model = vfi_table.of(cfg).part("network")(cfg)
-    return jax.eval_shape(model.init, named.seed(0), *given)["params"]
+    return jax.eval_shape(model.init, keys.seed(0), *given)["params"]
 
 
 def _ema(source: Mapping[str, Any], prefix: str, any_time: bool) -> EMAVFIConfig:

@@ -10,7 +10,7 @@ from mv2_jax import bundle, cascade
 from mv2_jax.diffusion import keys
 from mv2_jax.diffusion.losses import LossConfig
 from mv2_jax.infer import media
-from mv2_jax.stages import stage as stages
+from mv2_jax.stages import stage
 from mv2_jax.stages.conditions import Usual
 from mv2_jax.toybox import renderer, world
 
@@ -62,7 +62,7 @@ def main(four, steps=80, batch=8, rate=0.05, size=(192, 192)):
     def step(mine, key, rate):
         some = jax.random.choice(key, len(means), (batch,))
         given = {"latent": latents[some], "ids": ids, "null_ids": empty[0], own.name: means[some]}
-        slope = jax.grad(lambda m: stages.loss({**held, **m}, cfg, given, key, shape=noisy)[0])
+        slope = jax.grad(lambda m: stage.loss({**held, **m}, cfg, given, key, shape=noisy)[0])
         return jax.tree.map(lambda w, g: w - rate * jnp.sign(g), mine, slope(mine))
 
     mine = own.init(cfg, keys.seed(0), None, None, None, {})

@@ -9,7 +9,7 @@ import numpy as np
 from mv2_jax import bundle, cascade
 from mv2_jax.diffusion import keys
 from mv2_jax.infer import media
-from mv2_jax.stages import stage as stages
+from mv2_jax.stages import stage
 
 PROMPT, SEED = ["a blue cube moving left in the snow"], keys.seeds([7])
 
@@ -19,7 +19,7 @@ def main(four, steps=None):
     deeper = replace(unet.motion, layers=2, attentions=2, mid_block=True, norm_scope="clip")
     swapped = four.with_stage("i2v", unet=replace(unet, motion=deeper))
     held = {"spatial": four.params["spatial"]}
-    fresh = stages.init(swapped.keyframes, keys.seed(0), held)
+    fresh = stage.init(swapped.keyframes, keys.seed(0), held)
     swapped = swapped.with_params(motion_i2v=fresh["motion"])
 
     picture, rows = four.t2i(PROMPT, keys=SEED, steps=steps), []

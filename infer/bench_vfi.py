@@ -167,7 +167,7 @@ def toybox(times: int, most: int | None) -> Iterator[list[np.ndarray]]:
     every run, and none is of the training split.
     """
 
-    from mv2_jax.diffusion import keys as named
+    from mv2_jax.diffusion import keys
     from mv2_jax.infer import evaluate, media
     from mv2_jax.toybox import renderer
     from mv2_jax.toybox.world import sample_world
@@ -178,7 +178,7 @@ def toybox(times: int, most: int | None) -> Iterator[list[np.ndarray]]:
     for index in range(most):
         row, start = index // KEYFRAME_GAPS, index % KEYFRAME_GAPS * times
         if start == 0:
-            world = sample_world(named.seed(row), *(int(word) for word in words[row]))
+            world = sample_world(keys.seed(row), *(int(word) for word in words[row]))
             frames = media.to_uint8(np.asarray(renderer.render(world, moments, (SIDE, SIDE))))
         yield list(frames[start : start + times + 1])
 
@@ -275,20 +275,19 @@ def network(params: Any, cfg: vfi_table.Config, views: int) -> Predict:
     """An interpolator of this package, fp32; RIFE one frame at a time, as in PyTorch."""
     import jax
 
-    from mv2_jax import params as parameters
+    from mv2_jax import params as trees
     from mv2_jax.infer import cache
-    from mv2_jax.stages import interpolators as networks
-    from mv2_jax.stages import vfi_table
+    from mv2_jax.stages import interpolators, vfi_table
 
     cache.enable()
-    tree = jax.device_put(parameters.cast(params, np.float32))
+    tree = jax.device_put(trees.cast(params, np.float32))
 
     def predict(first: np.ndarray, second: np.ndarray, times: Sequence[float]) -> list[np.ndarray]:
         pair = [x[None].astype(np.float32) / 127.5 - 1 for x in (first, second)]
         each = [list(times)] if vfi_table.shares(cfg) else [[t] for t in times]
         made = []
         for some in each:
-            new = networks.between(tree, cfg, *pair, np.float32([some]), views=views)
+            new = interpolators.between(tree, cfg, *pair, np.float32([some]), views=views)
             made += [_bytes((frame + 1) * 127.5) for frame in np.asarray(new)[0]]
         return made
 

@@ -155,11 +155,11 @@ def _spread(
     cascade: Cascade, numbers: Numbers, prompts: np.ndarray, words: np.ndarray, batch: int
 ) -> Differs:
     """How much seeds differ, over one prompt in sixteen, six at most."""
-    from mv2_jax.diffusion import keys as random
+    from mv2_jax.diffusion import keys
     from mv2_jax.infer import measured
 
     def picture(texts: list[str], seeds: list[int]) -> np.ndarray:
-        given: dict[str, Any] = {"negative": "", "keys": random.seeds(seeds), **numbers["t2i"]}
+        given: dict[str, Any] = {"negative": "", "keys": keys.seeds(seeds), **numbers["t2i"]}
         return media.to_uint8(cascade.t2i(texts, **given))
 
     count = max(1, min(6, len(prompts) // 16))

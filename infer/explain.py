@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mv2_jax import bundle as bundles
-from mv2_jax import files, startup, text
+from mv2_jax import files, startup
+from mv2_jax import text as tokenizers
 from mv2_jax.arguments import Parser
 from mv2_jax.errors import InputError
 from mv2_jax.infer import explain_page as html
@@ -74,7 +75,7 @@ def main(arguments: Sequence[str]) -> int:
         if first_process:
             outputs.check(out)
         bundle = bundles.read(args.weights)
-        words.check(asked.prompts, text.from_json(bundle.tokenizer))
+        words.check(asked.prompts, tokenizers.from_json(bundle.tokenizer))
         numbers = settings.resolve({}, {}, bundle)
     for line in notes.warnings(asked, bundle) if first_process else ():
         print(f"mv2: warning: {line}", file=sys.stderr)

@@ -15,13 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mv2_jax.diffusion import keys as random
-from mv2_jax.diffusion import prediction, process
+from mv2_jax.diffusion import keys, prediction, process
 from mv2_jax.diffusion.samplers import Point, State
 from mv2_jax.infer import meshes
 from mv2_jax.nn import watch
-from mv2_jax.stages import chain, latents
-from mv2_jax.stages import stage as stages
+from mv2_jax.stages import chain, latents, stage
 from mv2_jax.stages.conditions import ByFrame, Params
 from mv2_jax.text import Tokenizer, emphasis
 
@@ -59,7 +57,7 @@ def of_picture(
     four: Cascade, prompt: str, seed: int, numbers: Mapping[str, float], negative: str = ""
 ) -> Looks:
     """T2I's looks; `numbers` are the stage's (`settings.resolve`)."""
-    begun = four.chain("t2i", [prompt], random.seeds([seed]), numbers, negative=negative)
+    begun = four.chain("t2i", [prompt], keys.seeds([seed]), numbers, negative=negative)
     return _follow(four.decode_picture, begun)
 
 
@@ -73,7 +71,7 @@ def of_clip(
     most: int = 4,
 ) -> Looks:
     """I2V's looks from a reference picture [1, H, W, 3] in [-1, 1], at `most` points at most."""
-    given = ([prompt], random.seeds([seed]), numbers, picture)
+    given = ([prompt], keys.seeds([seed]), numbers, picture)
     begun = four.chain("i2v", *given, negative=negative)
     looks = _follow(four.decode, begun, most)
     small = latents.resize(jnp.asarray(picture), begun.cfg.stage.size)
@@ -125,13 +123,13 @@ def _windows(begun: Chain, step: int) -> tuple[np.ndarray, np.ndarray]:
 @partial(jax.jit, static_argnames=("cfg",))
 def _look(
     params: Params,
-    conditioning: stages.Conditioning,
+    conditioning: stage.Conditioning,
     x: jax.Array,
     point: Point,
     first: jax.Array,
     share: jax.Array,
     *,
-    cfg: stages.Config,
+    cfg: stage.Config,
 ) -> tuple[jax.Array, jax.Array]:
     """The clean latents implied at x [1, T, h, w, C], and where its places looked
     [1, T, h, w, L]: both averaged over windows, as the chain does."""
@@ -141,7 +139,7 @@ def _look(
         at = (begin + jnp.arange(share.shape[1])) % x.shape[1]
         told = {each.name: each.of_frames(conditioning[each.name], at) for each in by_frame}
         given = (params, cfg, x[:, at], t, {**conditioning, **told})
-        out, heard = watch.cross_attention(stages.predict_one, *given)
+        out, heard = watch.cross_attention(stage.predict_one, *given)
         here = _together(heard["text"], len(at), x.shape[2:4])
         weight = weight.reshape(1, -1, 1, 1, 1)
         total = total.at[:, at].add(weight * out)

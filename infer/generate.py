@@ -92,11 +92,11 @@ def make(
         loop: put frames between the last keyframe and the first too.
         seen: called with each diffusion stage's name and float pixels, as it ends.
     """
-    from mv2_jax.diffusion import keys as random
+    from mv2_jax.diffusion import keys as named
     from mv2_jax.programs import silent
 
     prompts, batch = list(prompts), len(prompts)
-    keys = random.seeds([seed] * batch if isinstance(seed, int) else list(seed))
+    keys = named.seeds([seed] * batch if isinstance(seed, int) else list(seed))
     common = {"keys": keys, "progress": progress or silent}
     away = negative if isinstance(negative, Mapping) else dict.fromkeys(DIFFUSION, negative)
 
@@ -334,7 +334,7 @@ def load(
     import jax.numpy as jnp
 
     folder = cache.enable()
-    from mv2_jax import cascade
+    from mv2_jax import cascade as cascades
     from mv2_jax.infer.kept import Kept
     from mv2_jax.programs import Programs
 
@@ -342,7 +342,7 @@ def load(
     meshes.say(over)
     dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     made_with = {**meshes.facts(over), "dtype": jnp.dtype(dtype).name}
-    loaded = cascade.load(
+    loaded = cascades.load(
         bundle, dtype, interpolator=_between(bundle), mesh=over, resident=resident
     )
     programs = Programs(Kept(folder, over) if folder else None, over)

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from mv2_jax.errors import InputError
 from mv2_jax.infer import interpolate_codecs as codecs
-from mv2_jax.infer import interpolate_flags as flags
+from mv2_jax.infer import interpolate_flags, interpolators, meshes
 from mv2_jax.infer import interpolate_images as images
 from mv2_jax.infer import interpolate_layout as layouts
 from mv2_jax.infer import interpolate_make as making
@@ -34,7 +34,6 @@ from mv2_jax.infer import interpolate_passengers as passengers
 from mv2_jax.infer import interpolate_pictures as pictures
 from mv2_jax.infer import interpolate_read as reading
 from mv2_jax.infer import interpolate_write as writing
-from mv2_jax.infer import interpolators, meshes
 from mv2_jax.infer.interpolate_layout import Layout
 from mv2_jax.infer.interpolate_make import Gap, Rules, Scene, Tally
 from mv2_jax.infer.interpolate_read import Picture
@@ -49,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
         InputError: a bad flag, or a video that cannot be used.
         OSError: the result cannot be written.
     """
-    args = flags.parse(arguments)
+    args = interpolate_flags.parse(arguments)
     interpolators.check(args.vfi)
     meshes.of(args.mesh)  # what does not fit is said before any video is read
     jobs = list(zip(args.videos, outputs(args.videos, args.out, args.force)))

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from mv2_jax import params as parameters
+from mv2_jax import params as trees
 from mv2_jax import sharding, shards
 from mv2_jax.errors import InputError
 from mv2_jax.infer import cache, interpolators
@@ -52,7 +52,7 @@ def filler(
     stored, cfg = interpolators.load(name)
     cfg = coarser(cfg, scale, name)
     dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-    tree = parameters.cast(stored, dtype)
+    tree = trees.cast(stored, dtype)
     static = {"cfg": cfg, "layout": layout, "views": views, "dtype": dtype}
     middle_alone = not vfi_table.any_time(cfg)
     if mesh is None:

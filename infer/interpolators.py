@@ -140,9 +140,9 @@ def load(name: str, bundle: Bundle | None = None) -> tuple[dict[str, Any], Any]:
 
 
 def _shipped() -> Bundle:
-    from mv2_jax import bundle
+    from mv2_jax import bundle as bundles
 
-    return bundle.read()
+    return bundles.read()
 
 
 def _own(name: str) -> tuple[Any, Any]:

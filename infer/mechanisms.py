@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from mv2_jax.diffusion import keys as random
+from mv2_jax.diffusion import keys
 from mv2_jax.infer import generate, media
 from mv2_jax.infer.settings import Numbers
 from mv2_jax.lookup import one_of
@@ -170,7 +170,7 @@ class Bench:
         self.seconds: dict[str, float] = {}
         self._common: dict[str, Any] = {
             "negative": negative,
-            "keys": random.seeds(list(seeds)),
+            "keys": keys.seeds(list(seeds)),
             "progress": progress,
         }
         self._progress, self._arms = progress, arms or {}

@@ -145,11 +145,11 @@ class Checked:
         return self._bundles[key]
 
     def _tokenizer(self, bundle: Bundle) -> Any:
-        from mv2_jax import text
+        from mv2_jax import text as tokenizers
 
         folder = str(bundle.folder)
         if folder not in self._tokenizers:
-            self._tokenizers[folder] = text.from_json(bundle.tokenizer)
+            self._tokenizers[folder] = tokenizers.from_json(bundle.tokenizer)
         return self._tokenizers[folder]
 
 

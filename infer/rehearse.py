@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from mv2_jax import numbers, startup
+from mv2_jax import numbers as sets
+from mv2_jax import startup
 from mv2_jax.arguments import Parser, whole
 from mv2_jax.configs import presets
 from mv2_jax.infer import meshes
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from mv2_jax.cascade import Cascade
 
-STAGES = tuple(numbers.STAGES)
+STAGES = tuple(sets.STAGES)
 PROMPT = "a lighthouse in a storm, oil painting"
 _TYPES = ("bfloat16", "float16", "float32")
 
@@ -180,7 +181,7 @@ def build(preset: Any, params: dict[str, Any], dtype: Any) -> Cascade:
         refined=made("v2v", preset.VAE),
         dtype=jnp.dtype(dtype),
         picture_vae=preset.PICTURE_VAE,
-        numbers=numbers.read(preset.DEFAULTS, "the preset"),
+        numbers=sets.read(preset.DEFAULTS, "the preset"),
     )
 
 

@@ -23,8 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mv2_jax import bundle as bundles
-from mv2_jax import config, files, startup
-from mv2_jax import params as trees
+from mv2_jax import config, files, params, startup
 from mv2_jax.arguments import Parser
 from mv2_jax.errors import InputError
 from mv2_jax.infer import meshes, settings
@@ -153,7 +152,7 @@ def run(
     if same and len(variants) < 2:
         raise InputError("there is nothing to compare: with these weights all variants are one")
     arms = study_arms.cascades(cascade, others or {})
-    judged = [trees.digest(jury.params), config.to_dict(jury.cfg)]
+    judged = [params.digest(jury.params), config.to_dict(jury.cfg)]
     facts = [bundle.digest, numbers, study_arms.digest(others or {}), judged, [*study_report.SAYS]]
     parts: list[dict[str, dict[str, list[float]]]] = []
     (out / "parts").mkdir(parents=True, exist_ok=True)
@@ -250,20 +249,19 @@ def measured(made: Any, words: np.ndarray, keep: int, jury: Any) -> dict[str, np
     """{name: [keep]} of the first `keep` videos of a batch: verdicts (1 right, 0 wrong), how sure
     they are, and measures; `study_report.SAYS` explains them.
     """
-    from mv2_jax.toybox import evaluate as judging
-    from mv2_jax.toybox import measures
+    from mv2_jax.toybox import evaluate, measures
     from mv2_jax.toybox.judge import PICTURED
 
     words, frames, pictures = words[:keep], made.frames[:keep], made.picture[:keep]
-    of_picture, of_video = (judging.judge(jury, clip) for clip in (pictures[:, None], frames))
-    stills, verdicts = judging.right(of_picture, words), judging.right(of_video, words)
+    of_picture, of_video = (evaluate.judge(jury, clip) for clip in (pictures[:, None], frames))
+    stills, verdicts = evaluate.right(of_picture, words), evaluate.right(of_video, words)
     known = measures.measure(frames, pictures, words)
     renamed = {name: f"kept {name}" for name in ("colour", "shape", "place", "size")}
     renamed["thing"] = "one thing"
     return {
         "picture": np.logical_and.reduce([stills[kind] for kind in PICTURED]).astype(float),
         **{kind: hits.astype(float) for kind, hits in verdicts.items()},
-        "picture's surety": judging.surety(of_picture, words, PICTURED),
-        "surety": judging.surety(of_video, words),
+        "picture's surety": evaluate.surety(of_picture, words, PICTURED),
+        "surety": evaluate.surety(of_video, words),
         **{renamed.get(name, name): values for name, values in known.items()},
     }

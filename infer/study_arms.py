@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
 
-from mv2_jax import params as trees
-from mv2_jax import sharding
+from mv2_jax import params, sharding
 from mv2_jax.config import to_dict
 from mv2_jax.infer.mechanisms import Variant
 
@@ -33,9 +32,9 @@ def train(which: str, bundle: Bundle, runs: Path, steps: int | None) -> Arms | N
     Raises:
         InputError: what a recipe lacks, or a loss that is no longer finite.
     """
-    from mv2_jax.train import recipe as recipes
+    from mv2_jax.train import recipe
 
-    short, cfg = recipes.load(RECIPES[which])
+    short, cfg = recipe.load(RECIPES[which])
     arms: dict[str, dict[str, dict[str, Any]]] = {}
     for arm in cfg.order:
         phase = cfg.phases[arm]
@@ -44,11 +43,11 @@ def train(which: str, bundle: Bundle, runs: Path, steps: int | None) -> Arms | N
         phase.model = ConfigDict({name: to_dict(_config(bundle, name)) for name in phase.model})
         if steps is not None:
             phase.steps = steps
-        done = recipes.run_phase(runs, short, cfg, arm, resume=True, afresh=True)
+        done = recipe.run_phase(runs, short, cfg, arm, resume=True, afresh=True)
         print(f"arm {arm} {done.state}: {done.minutes:.1f} minutes", flush=True)
         if done.state == "interrupted":
             return None
-        held = recipes.components_in(runs / short / arm / "weights")
+        held = recipe.components_in(runs / short / arm / "weights")
         stage = "t2i" if "spatial" in held else "i2v"
         arms[arm] = {stage: {name: part.params for name, part in held.items()}}
     return arms
@@ -97,7 +96,7 @@ def cascades(cascade: Cascade, arms: Arms) -> dict[str, dict[str, Any]]:
             stage: cascade.with_params(
                 **{
                     cascade.component(stage, name): sharding.lay_out(
-                        trees.cast(tree, cascade.dtype), cascade.programs.mesh
+                        params.cast(tree, cascade.dtype), cascade.programs.mesh
                     )
                     for name, tree in parts.items()
                 }
@@ -111,7 +110,7 @@ def cascades(cascade: Cascade, arms: Arms) -> dict[str, dict[str, Any]]:
 def digest(arms: Arms) -> dict[str, str]:
     """What the arms' weights are, for telling one study from another."""
     return {
-        f"{arm}/{name}": trees.digest(tree)
+        f"{arm}/{name}": params.digest(tree)
         for arm, stages in arms.items()
         for parts in stages.values()
         for name, tree in parts.items()

@@ -27,7 +27,8 @@ from typing import Any
 
 import numpy as np
 
-from mv2_jax import config, config_types, files, numbers, params
+from mv2_jax import config, config_types, files, params
+from mv2_jax import numbers as sets
 from mv2_jax.errors import InputError
 from mv2_jax.lookup import one_of
 from mv2_jax.remote import Remote
@@ -118,9 +119,9 @@ class Bundle:
         return self._component(name).config
 
     @property
-    def numbers(self) -> numbers.Numbers:
+    def numbers(self) -> sets.Numbers:
         """Every stage's numbers, as the weights like them best; InputError for unsound ones."""
-        return numbers.read(self.defaults, f"defaults of {self.folder}")
+        return sets.read(self.defaults, f"defaults of {self.folder}")
 
     def load(self, name: str) -> params.Tree:
         """The parameters of a component as NumPy arrays in the stored type, read at every call.
@@ -258,12 +259,12 @@ def read(folder: str | os.PathLike[str] | None = None) -> Bundle:
         _known_components({name: part.config for name, part in components.items()})
         stages = {name: _from_json(data) for name, data in index["stages"].items()}
         for name in stages:
-            one_of(name, numbers.STAGES, "stage")
+            one_of(name, sets.STAGES, "stage")
         for name, stage in stages.items():
             if not isinstance(stage, dict if name == "vfi" else config.StageConfig):
                 raise ValueError(f"stages: {name} is of the wrong kind")
         for name in index["defaults"]:
-            one_of(name, numbers.STAGES, "stage", "defaults")
+            one_of(name, sets.STAGES, "stage", "defaults")
         config_types.check_numbers(index["defaults"])
         if not isinstance(index["name"], str):
             raise ValueError("'name' is not text")

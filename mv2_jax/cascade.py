@@ -24,17 +24,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from mv2_jax import components, sharding
+from mv2_jax import components, sharding, text
 from mv2_jax import numbers as sets
-from mv2_jax import text as tokenizers
 from mv2_jax.bundle import PICTURE, Bundle
 from mv2_jax.config import VAEConfig
 from mv2_jax.diffusion import guidance as guides
 from mv2_jax.diffusion.samplers import State
 from mv2_jax.lookup import nearest
 from mv2_jax.programs import Programs, Progress, silent
-from mv2_jax.stages import caching, controls, i2v, idle, interpolators, latents, stage, t2i, v2v
+from mv2_jax.stages import caching, controls, i2v, interpolators, t2i, v2v
+from mv2_jax.stages import idle as unheard
+from mv2_jax.stages import latents as codec
 from mv2_jax.stages import prompts as words
+from mv2_jax.stages import stage as stages
 from mv2_jax.stages.chain import STEPS_AT_ONCE, Chain
 from mv2_jax.stages.conditions.text import Changing, Ids
 from mv2_jax.stages.stage import Config
@@ -49,15 +51,15 @@ _VAE = ("cfg", "dtype", "tile")
 
 @partial(jax.jit, static_argnames=_VAE)
 def _encode(params: Any, x: jax.Array, *, cfg: VAEConfig, dtype: Any, tile: int = 0) -> jax.Array:
-    return latents.encode(params, cfg, x, dtype, tile)
+    return codec.encode(params, cfg, x, dtype, tile)
 
 
 @partial(jax.jit, static_argnames=_VAE)
 def _decode(params: Any, z: jax.Array, *, cfg: VAEConfig, dtype: Any, tile: int = 0) -> jax.Array:
-    return sharding.constrain(latents.decode(params, cfg, z, dtype, tile))
+    return sharding.constrain(codec.decode(params, cfg, z, dtype, tile))
 
 
-_resize = jax.jit(latents.resize, static_argnames=("size",))
+_resize = jax.jit(codec.resize, static_argnames=("size",))
 
 
 @dataclass(frozen=True)
@@ -165,7 +167,7 @@ class Cascade:
         components.only(self.params, self._components(name))
         usual = sets.guided(self.numbers, name)
         own = sets.changed(name, usual, numbers)
-        idle.refuse(cfg, usual, own, more or ())
+        unheard.refuse(cfg, usual, own, more or ())
         branch = caching.check(cfg, own.cache_interval, own.cache_branch)
         steps = int(own.steps or cfg.stage.steps)
         extent = controls.extent(cfg, own, steps, keyframes)
@@ -187,7 +189,7 @@ class Cascade:
         guidance = guides.of(own)
         rule = cfg.rule.least(guidance)
         params = self.parameters(name)
-        conditioning = run(stage.condition, params, inputs, cfg=cfg, rule=rule)
+        conditioning = run(stages.condition, params, inputs, cfg=cfg, rule=rule)
         state = run(STARTS[name], keys, *given, cfg=cfg, steps=steps)
         turns = own.free_init if isinstance(own, sets.I2V) else 0
         rows = (conditioning, guidance, rule)
@@ -244,7 +246,7 @@ class Cascade:
     ) -> tuple[Ids | Changing, Ids | Changing]:
         """Token ids of the prompts, and of what to steer away from, as a stage's text encoders know
         them: see `stages.prompts.ids`."""
-        return words.ids(tokenizers.of_stage(self.tokenizer, stage), prompts, negative, *extent)
+        return words.ids(text.of_stage(self.tokenizer, stage), prompts, negative, *extent)
 
     def stage(self, name: str) -> Config:
         """A diffusion stage's config. Raises ValueError; the nearest is named."""
@@ -258,11 +260,11 @@ class Cascade:
         if name not in HELD:
             return {}
         own = sets.changed(name, sets.guided(self.numbers, name), numbers)
-        return idle.beside(self.stage(name), own)
+        return unheard.beside(self.stage(name), own)
 
     def inputs(self, name: str) -> frozenset[str]:
         """Names of the raw inputs that a stage's conditions read, `more` among them."""
-        return idle.inputs(self.stage(name))
+        return unheard.inputs(self.stage(name))
 
     def parameters(self, stage: str) -> dict[str, Any]:
         """The trees that a stage's functions take."""
@@ -313,7 +315,7 @@ class Cascade:
         if "conditions" in changes:
             conditions = cfg.with_conditions(changes["conditions"])
             cfg = dataclasses.replace(cfg, conditions=conditions)
-        return dataclasses.replace(self, **{HELD[name]: stage.with_stage(cfg, **changes)})
+        return dataclasses.replace(self, **{HELD[name]: stages.with_stage(cfg, **changes)})
 
     def with_numbers(self, name: str, **changes: float) -> Cascade:
         """This cascade with other numbers for a stage: `with_numbers("i2v", guidance=4.0)`.
@@ -326,7 +328,7 @@ class Cascade:
         usual = self.numbers[name]
         own = sets.changed(name, usual, changes)
         if isinstance(usual, sets.Guided) and isinstance(own, sets.Guided):
-            idle.refuse(self.stage(name), usual, own)
+            unheard.refuse(self.stage(name), usual, own)
         return dataclasses.replace(self, numbers={**self.numbers, name: own})
 
 
@@ -362,7 +364,7 @@ def load(
     tree, between = interpolator or components.own_interpolator(bundle)
     return Cascade(
         params=components.load(bundle, dtype, tree, mesh=mesh, resident=resident),
-        tokenizer=tokenizers.from_json(bundle.tokenizer),
+        tokenizer=text.from_json(bundle.tokenizer),
         interpolator=between,
         dtype=dtype,
         programs=Programs(mesh=mesh),
@@ -395,4 +397,4 @@ def stage_of(bundle: Bundle, name: str, dtype: Any = jnp.float32) -> Config:
     own = name == "t2i" and PICTURE["vae"] in bundle.components
     factor = bundle.config(PICTURE["vae"] if own else "vae").factor
     configs = components.Configs(bundle, name)
-    return stage.build(name, bundle.stages[name], configs, factor, dtype)
+    return stages.build(name, bundle.stages[name], configs, factor, dtype)

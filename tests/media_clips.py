@@ -8,7 +8,7 @@ from PIL import Image
 
 from mv2_jax import bundle
 from mv2_jax.config import TextConfig
-from mv2_jax.stages import stage as stages
+from mv2_jax.stages import stage
 from mv2_jax.text import CLIPTokenizer
 
 CLIP = TextConfig(width=8, layers=1, heads=2, mlp_width=16)
@@ -16,7 +16,7 @@ CLIP = TextConfig(width=8, layers=1, heads=2, mlp_width=16)
 
 def text_encoder(seed=4):
     shapes = jax.eval_shape(
-        lambda k: stages.Text(CLIP).init(None, k, None, None, None, {})["text_encoder"],
+        lambda k: stage.Text(CLIP).init(None, k, None, None, None, {})["text_encoder"],
         jax.random.key(0),
     )
     return tiny.random(shapes, seed)

@@ -20,8 +20,7 @@ from mv2_jax import cascade
 from mv2_jax.convert import assemble
 from mv2_jax.diffusion import guidance, keys
 from mv2_jax.models import clip_vision
-from mv2_jax.stages import chain
-from mv2_jax.stages import stage as stages
+from mv2_jax.stages import chain, stage
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
@@ -79,7 +78,7 @@ def cascades(public, tmp_path_factory):
     return make
 
 
-CONDITION = quick(stages.condition, "cfg", "rule")
+CONDITION = quick(stage.condition, "cfg", "rule")
 ADVANCE = quick(chain.advance, "cfg", "rule", "steps", "k")
 
 

@@ -102,3 +102,15 @@ def test_files_are_short():
     paths = [*sources().values(), *sorted((ROOT / "tests").rglob("*.py"))]
     long = [f"{p.relative_to(ROOT)}: {n}" for p in paths if (n := len(p.open().readlines())) > 400]
     assert not long
+
+
+def test_a_module_has_one_name_and_one_alias_at_most():
+    """The alias is for files in which the module's own name is something else."""
+    modules, aliases = sources(), {}
+    for path in modules.values():
+        for node in ast.walk(ast.parse(path.read_text())):
+            for alias in node.names if isinstance(node, ast.ImportFrom) else ():
+                module = f"{node.module}.{alias.name}"
+                if module in modules and alias.asname not in (None, alias.name):
+                    aliases.setdefault(module, set()).add(alias.asname)
+    assert {name: found for name, found in aliases.items() if len(found) > 1} == {}

@@ -8,7 +8,7 @@ from quick import quick
 
 from mv2_jax import bundle, cascade
 from mv2_jax.diffusion import guidance
-from mv2_jax.stages import stage as stages
+from mv2_jax.stages import stage
 from mv2_jax.toybox import captions
 from mv2_jax.toybox.vocabulary import MOTIONS
 from mv2_jax.toybox.world import sample_world
@@ -36,10 +36,10 @@ def test_falling_and_bouncing_make_different_clips_of_one_picture(four, shown):
 
     def apart(params):
         inputs, static = {"ids": ids, "negative": none, "image": image}, ("cfg", "rule")
-        conditioning = quick(stages.condition, *static)(params, inputs, cfg=cfg, rule=guidance.NONE)
+        conditioning = quick(stage.condition, *static)(params, inputs, cfg=cfg, rule=guidance.NONE)
         t = jnp.full((1, 2), 950.0)
         v = np.asarray(
-            quick(stages.predict, "cfg")(params, cfg=cfg, x=x[None], t=t, conditioning=conditioning)
+            quick(stage.predict, "cfg")(params, cfg=cfg, x=x[None], t=t, conditioning=conditioning)
         )[0]
         return np.square(v[0] - v[1]).mean()
 

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from mv2_jax import params as trees
-from mv2_jax.diffusion import keys as named
+from mv2_jax.diffusion import keys
 from mv2_jax.errors import InputError
 from mv2_jax.lookup import nearest, one_of
 from mv2_jax.train.task import Batch, Params, Task
@@ -62,7 +62,7 @@ def restricted(task: Task, cfg: Any) -> Task:
     asked = cfg.get("train", ())
     if not any("/" in entry for entry in asked):
         return task
-    base = task.init(named.seed(cfg.seed))
+    base = task.init(keys.seed(cfg.seed))
     trained, rest = {}, {}
     for name, tree in base.items():
         wanted = patterns(asked, name)

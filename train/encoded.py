@@ -12,7 +12,7 @@ import numpy as np
 
 from mv2_jax import config
 from mv2_jax import params as trees
-from mv2_jax.stages import latents as codec
+from mv2_jax.stages import latents
 from mv2_jax.train.latents import Shards, of_encoder, on_every_device
 from mv2_jax.train.source import Source
 from mv2_jax.train.task import Component, Params
@@ -42,7 +42,7 @@ def shards(
 
     def encode(params: Params, given: Any) -> dict[str, jax.Array]:
         pixels, notes = source.read(given, frames or 1, size) if source.traced else given
-        z = codec.encode(params, vae.config, pixels if frames else pixels[:, 0])
+        z = latents.encode(params, vae.config, pixels if frames else pixels[:, 0])
         return {"latent": z.astype(jnp.float16), **notes}
 
     def read(numbers: np.ndarray) -> Any:

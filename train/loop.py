@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mv2_jax import params as trees
-from mv2_jax.diffusion import keys as named
+from mv2_jax.diffusion import keys
 from mv2_jax.errors import InputError
 from mv2_jax.train import optim, processes
 from mv2_jax.train.checkpoint import Checkpoints
@@ -119,8 +119,8 @@ class Run:
                 f"devices are to train together: set mesh.data={jax.device_count()}"
             )
         tx = optim.transformation(cfg.optim)
-        key = named.seed(seed_of(cfg))
-        self.key, init, self.sample_key = named.split(key, 3)
+        key = keys.seed(seed_of(cfg))
+        self.key, init, self.sample_key = keys.split(key, 3)
         self.state = self.fresh(init, tx)
         step = self.place.jit(make_step(task, tx, cfg), self.state)
         devices = 1 if self.place.mesh is None else self.place.mesh.size

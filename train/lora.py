@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mv2_jax import params as trees
-from mv2_jax.diffusion import keys as named
+from mv2_jax.diffusion import keys
 from mv2_jax.errors import InputError
 from mv2_jax.train import chosen
 from mv2_jax.train.task import Batch, Params, Task
@@ -53,7 +53,7 @@ def fresh(key: jax.Array, tree: Params, rank: int, paths: Iterable[str]) -> Para
     leaves, factors = trees.flatten(tree), {}
     for path in paths:
         inputs = math.prod(leaves[path].shape[:-1])
-        down = jax.random.normal(named.fold(key, path), (inputs, rank)) / math.sqrt(inputs)
+        down = jax.random.normal(keys.fold(key, path), (inputs, rank)) / math.sqrt(inputs)
         factors[f"{path}/down"] = down
         factors[f"{path}/up"] = jnp.zeros((rank, leaves[path].shape[-1]))
     return trees.unflatten(factors)
@@ -105,7 +105,7 @@ def adapted(task: Task, cfg: Any) -> Task:
     if settings.rank < 1:
         raise InputError(f"lora.rank is {settings.rank}: it must be 1 or more, or 0 for no LoRA")
     alpha = settings.alpha or settings.rank
-    base = task.init(named.seed(cfg.seed))
+    base = task.init(keys.seed(cfg.seed))
     asked = cfg.get("train", ()) or tuple(base)
     patterns = {name: chosen.patterns(asked, name) for name in base}
     picked = [path for path in kernels(base, settings.match) if _asked(path, patterns)]

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mv2_jax.diffusion import keys as named
+from mv2_jax.diffusion import keys
 
 STATES = ("fp32", "bf16", "int8")
 LEAST = 256  # numbers; smaller leaves stay as they are
@@ -50,7 +50,7 @@ def coded(tx: optax.GradientTransformation, kind: str) -> optax.GradientTransfor
 
 def encode(state: Any, count: jax.Array, kind: str) -> Coded:
     """A state in codes; `count` is what the rounding is drawn by."""
-    key = named.fold(named.seed(0), count)
+    key = keys.fold(keys.seed(0), count)
     pairs = jax.tree_util.tree_map_with_path(lambda path, x: _encode(path, x, key, kind), state)
     codes = jax.tree.map(lambda _, pair: pair[0], state, pairs)
     return Coded(count, codes, jax.tree.map(lambda _, pair: pair[1], state, pairs))
@@ -74,7 +74,7 @@ def decode(state: Coded, kind: str) -> Any:
 def _encode(path: tuple, x: jax.Array, key: jax.Array, kind: str) -> tuple[jax.Array, jax.Array]:
     if x.dtype != jnp.float32 or x.size < LEAST:
         return x, jnp.zeros(0)
-    key = named.fold(key, jax.tree_util.keystr(path))
+    key = keys.fold(key, jax.tree_util.keystr(path))
     if kind == "bf16":
         noise = jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)
         bits = jax.lax.bitcast_convert_type(x, jnp.uint32) + noise

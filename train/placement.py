@@ -10,7 +10,8 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from mv2_jax import params, sharding
+from mv2_jax import params as trees
+from mv2_jax import sharding
 from mv2_jax.errors import InputError
 from mv2_jax.lookup import one_of
 from mv2_jax.train.state import State
@@ -88,7 +89,7 @@ class Placement:
         What mirrors a parameter (its moments, its average) lies as the parameter does; what
         belongs to none (counts, Muon's coefficients) is on every device.
         """
-        known = params.flatten(state.params)
+        known = trees.flatten(state.params)
         whole = NamedSharding(self.mesh, PartitionSpec())
 
         def one(path: tuple, leaf: jax.Array) -> NamedSharding:

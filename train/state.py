@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mv2_jax.diffusion import keys as named
+from mv2_jax.diffusion import keys
 from mv2_jax.sharding import SAMPLES, constrain
 from mv2_jax.train.task import Batch, Metrics, Params, Task
 
@@ -68,7 +68,7 @@ def _gradients(task: Task, parts: int) -> Callable[..., tuple[Params, Metrics]]:
     def accumulated(params: Params, frozen: Params, batch: Batch, key: jax.Array):
         def add(total, part):
             index, piece = part
-            result = whole(params, frozen, piece, named.fold(key, index))
+            result = whole(params, frozen, piece, keys.fold(key, index))
             return jax.tree.map(jnp.add, total, result), None
 
         pieces = jax.tree.map(split, batch)
@@ -88,7 +88,7 @@ def make_step(task: Task, tx: optax.GradientTransformation, cfg: Any) -> Callabl
     gradients = _gradients(task, cfg.optim.accumulate)
 
     def step(state: State, frozen: Params, batch: Batch, key: jax.Array, rate: jax.Array):
-        grads, metrics = gradients(state.params, frozen, batch, named.fold(key, state.step))
+        grads, metrics = gradients(state.params, frozen, batch, keys.fold(key, state.step))
         updates, opt = tx.update(grads, state.opt, state.params)
         params = jax.tree.map(lambda p, u: p + rate * u, state.params, updates)
         keep = ema_decay(state.step, cfg.ema.decay, cfg.ema.warmup)

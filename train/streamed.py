@@ -16,8 +16,7 @@ import numpy as np
 
 from mv2_jax.config import VAEConfig
 from mv2_jax.errors import InputError
-from mv2_jax.stages import latents as codec
-from mv2_jax.stages import stage as stages
+from mv2_jax.stages import latents, stage
 from mv2_jax.text import Tokenizer
 from mv2_jax.train import processes
 from mv2_jax.train import words as tokens
@@ -32,7 +31,7 @@ LOOKED_AT = 256  # captions, to tell whether they are cut
 def batches(
     source: Source,
     turns: Sequence[Turn],
-    net: stages.Config,
+    net: stage.Config,
     words: Tokenizer,
     cfg: Any,
     seed: int,
@@ -66,13 +65,13 @@ def with_latents(batch: Batch, vae: Params, cfg: VAEConfig) -> Batch:
     decoded = batch.pop("decoded", None)
     if "pixels" in batch:
         pixels = batch.pop("pixels").astype(jnp.float32) / 127.5 - 1.0
-        batch["latent"], batch["image"] = codec.encode(vae, cfg, pixels), pixels[:, 0]
+        batch["latent"], batch["image"] = latents.encode(vae, cfg, pixels), pixels[:, 0]
     elif "image" in batch:
         batch["image"] = batch["image"].astype(jnp.float32) / 127.5 - 1.0
     if decoded is not None:
 
         def back() -> jax.Array:
-            return codec.decode(vae, cfg, batch["latent"][:, 0].astype(jnp.float32))
+            return latents.decode(vae, cfg, batch["latent"][:, 0].astype(jnp.float32))
 
         batch["image"] = jax.lax.cond(jnp.any(decoded > 0), back, lambda: batch["image"])
     return jax.lax.stop_gradient(batch)

@@ -20,7 +20,7 @@ import numpy as np
 from mv2_jax.errors import InputError
 from mv2_jax.lookup import one_of
 from mv2_jax.sharding import Rules
-from mv2_jax.stages import stage as stages
+from mv2_jax.stages import stage
 
 TASKS = {
     **{
@@ -110,9 +110,9 @@ def require(begin: Mapping[str, Component], *names: str) -> list[Component]:
     return [begin[name] for name in names]
 
 
-def chances(settings: Mapping[str, float], net: stages.Config) -> dict[str, float]:
+def chances(settings: Mapping[str, float], net: stage.Config) -> dict[str, float]:
     """How often each of a stage's conditions is dropped, of a recipe's `loss`."""
-    return {name: settings[name] for name in stages.drops(net) if name in settings}
+    return {name: settings[name] for name in stage.drops(net) if name in settings}
 
 
 def compute_dtype(precision: str) -> Any:

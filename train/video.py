@@ -16,12 +16,10 @@ import numpy as np
 
 from mv2_jax import config
 from mv2_jax import params as trees
-from mv2_jax.diffusion import guidance, keys, losses
-from mv2_jax.diffusion import process as processes
+from mv2_jax.diffusion import guidance, keys, losses, process
 from mv2_jax.errors import InputError
-from mv2_jax.stages import i2v, v2v
+from mv2_jax.stages import i2v, latents, v2v
 from mv2_jax.stages import idle as unheard
-from mv2_jax.stages import latents as codec
 from mv2_jax.stages import stage as stages
 from mv2_jax.train import answers, chosen, encoded, streamed, unread
 from mv2_jax.train import source as sources
@@ -91,8 +89,8 @@ class VideoTask:
         if self.source.streams:
             self.source.fits(begin, self.turns(), self.rows, self.trained)
         # Jitted once here: a function made anew at every call would compile at every call.
-        self.encode = jax.jit(lambda params, x: codec.encode(params, self.vae.config, x))
-        self.decode = jax.jit(lambda params, z: codec.decode(params, self.vae.config, z))
+        self.encode = jax.jit(lambda params, x: latents.encode(params, self.vae.config, x))
+        self.decode = jax.jit(lambda params, z: latents.decode(params, self.vae.config, z))
 
     def trees(self, key: jax.Array) -> Params:
         """Every tree of the network, fp32: from `begin` where it is there, else fresh.
@@ -158,7 +156,7 @@ class VideoTask:
     def idle(self) -> dict[str, str]:
         """{setting: why} of those that change nothing as the stage is put together."""
         of_stage = {f"sample.{name}": why for name, why in unheard.numbers(self.net).items()}
-        return {**of_stage, **unread.of_loss(self.shape, processes.of(self.net.stage.schedule))}
+        return {**of_stage, **unread.of_loss(self.shape, process.of(self.net.stage.schedule))}
 
     def ready(self, frozen: Params, batch: Batch) -> Batch:
         """A batch as the stage's loss takes it."""

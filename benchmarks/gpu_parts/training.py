@@ -17,7 +17,7 @@ import numpy as np
 from gpu_parts import jobs, networks
 from gpu_parts.bench import Bench, Part
 from mv2_jax.infer import rehearse
-from mv2_jax.stages import stage as stages
+from mv2_jax.stages import stage
 
 TRAINED = ("motion", "image_attn", "control")
 CLIPS, FRAMES, SIDE = 2, 16, 256
@@ -40,14 +40,14 @@ def plan(bench: Bench) -> Planned:
     side = preset.I2V.size if bench.small else (SIDE, SIDE)
     frames = preset.I2V.frames if bench.small else FRAMES
     net = rehearse.build(preset, {}, bench.dtype).keyframes
-    net = stages.with_stage(net, size=side, frames=frames)
+    net = stage.with_stage(net, size=side, frames=frames)
     trees = dict(bench.weights.shapes(preset))
     trees["motion"] = trees["motion_i2v"]
     trained = {name: trees[name] for name in TRAINED}
     frozen = {name: trees[name] for name in net.trees if name not in TRAINED}
 
     def loss(params: Any, frozen: Any, batch: Any, key: jax.Array) -> Any:
-        return stages.loss({**frozen, **params}, net, batch, key)
+        return stage.loss({**frozen, **params}, net, batch, key)
 
     cfg = phase.phase("i2v")
     task = Task(lambda key: trained, frozen, loss, lambda seed, start: iter(()), dict, dict)

@@ -17,7 +17,7 @@ from mv2_jax import bundle, cascade
 from mv2_jax.diffusion import keys as named
 from mv2_jax.diffusion import losses
 from mv2_jax.diffusion import process as processes
-from mv2_jax.stages import stage as stages
+from mv2_jax.stages import stage
 from mv2_jax.toybox import captions, split
 from mv2_jax.toybox.world import sample_world
 from mv2_jax.train.toybox import worlds
@@ -39,10 +39,10 @@ def main(four, count=64, batch=8, levels=LEVELS):
 
     @jax.jit
     def errors(params, inputs, z, keys, u):
-        conditioning = stages.drop(params, cfg, inputs, keys, {"drop_text": 0.0, "drop_image": 0.0})
+        conditioning = stage.drop(params, cfg, inputs, keys, {"drop_text": 0.0, "drop_image": 0.0})
         point = process.at(jnp.full(len(z), u))
         eps = named.normal(named.fold(keys, "noise"), z.shape[1:])
-        model = partial(stages.predict_one, params, cfg, conditioning=conditioning)
+        model = partial(stage.predict_one, params, cfg, conditioning=conditioning)
         wanted, output = losses.asked(model, z, eps, point, process)
         x = point.alpha[0] * z + point.sigma[0] * eps
         return x, wanted, jnp.mean((output - wanted) ** 2)

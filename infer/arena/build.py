@@ -16,7 +16,7 @@ import numpy as np
 
 from mv2_jax.errors import InputError
 from mv2_jax.infer import media, outputs
-from mv2_jax.infer.arena import pairs as matching
+from mv2_jax.infer.arena import pairs
 from mv2_jax.infer.arena.pairs import Clip
 from mv2_jax.infer.arena.store import GOLD, NORMAL, OVERLAP, Arena
 
@@ -54,12 +54,12 @@ def make(folders: Sequence[Path], out: Path, overlap: int, gold: int) -> Arena:
     Raises:
         InputError: folders that cannot be compared, or a video that cannot be read.
     """
-    names = matching.names(folders)
-    clips = [matching.read(folder) for folder in folders]
+    names = pairs.names(folders)
+    clips = [pairs.read(folder) for folder in folders]
     found = [
         (first, second, pair)
         for first, second in itertools.combinations(range(len(folders)), 2)
-        for pair in matching.match(clips[first], clips[second])
+        for pair in pairs.match(clips[first], clips[second])
     ]
     if not found:
         raise InputError(

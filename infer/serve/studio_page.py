@@ -14,7 +14,7 @@ from urllib.parse import parse_qs
 from fastapi import FastAPI, Request
 from fastapi.responses import RedirectResponse, Response
 
-from mv2_jax import numbers as sets
+from mv2_jax import numbers
 from mv2_jax.infer import interpolators, words
 from mv2_jax.infer.choices import CHOICES, Choice
 from mv2_jax.infer.ready import Ready, interpolator
@@ -81,8 +81,8 @@ def about(ready: Ready) -> dict[str, Any]:
 def _setting(setting: Setting, ready: Ready) -> dict[str, Any]:
     """A number as a field of the page."""
     whole = {
-        stage: sets.changed(stage, own, {"steps": ready.numbers[stage].get("steps")})
-        if stage in sets.DIFFUSION
+        stage: numbers.changed(stage, own, {"steps": ready.numbers[stage].get("steps")})
+        if stage in numbers.DIFFUSION
         else own
         for stage, own in ready.sized.numbers.items()
     }
@@ -123,7 +123,7 @@ def _field(one: Setting | Choice, told: str, default: str) -> Mapping[str, Any]:
     return {
         "name": one.dest,
         "label": label.replace("_", " "),
-        "stage": stages[0] if len(stages) == 1 and stages[0] in sets.STAGES else "several",
+        "stage": stages[0] if len(stages) == 1 and stages[0] in numbers.STAGES else "several",
         "stages": [stage.upper() for stage in stages],
         "help": told,
         "default": default,

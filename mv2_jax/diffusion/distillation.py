@@ -30,8 +30,7 @@ import numpy as np
 
 from mv2_jax.config import ScheduleConfig
 from mv2_jax.diffusion import keys as named
-from mv2_jax.diffusion import prediction, schedules, solvers
-from mv2_jax.diffusion import process as processes
+from mv2_jax.diffusion import prediction, process, schedules, solvers
 from mv2_jax.diffusion.points import Grid, Point
 from mv2_jax.errors import InputError
 from mv2_jax.lookup import one_of
@@ -76,7 +75,7 @@ class Distillation:
                 f"distil.form {self.form!r} needs a discrete schedule; over {name} take "
                 "'consistency'"
             )
-        return processes.grid(schedule, self.points)
+        return process.grid(schedule, self.points)
 
 
 def loss(
@@ -99,7 +98,7 @@ def loss(
     Returns:
         (loss [], metrics): `gap` is the root mean square distance of the two jumps.
     """
-    kind = processes.of(schedule).prediction
+    kind = process.of(schedule).prediction
     now, then, goal = drawn(keys, schedule, cfg)
     x0 = x0.astype(jnp.float32)
     eps = named.normal(named.fold(keys, "noise"), x0.shape[1:])

@@ -22,8 +22,7 @@ from typing import Any, NamedTuple
 
 from jax.sharding import AbstractMesh, Mesh
 
-from mv2_jax import exchanges, sharding, shards
-from mv2_jax import params as trees
+from mv2_jax import exchanges, params, sharding, shards
 from mv2_jax.config import ControlNetConfig, UNetConfig
 
 GATHER, SUM, TO_ALL, SCATTER = "all-gather", "all-reduce", "all-to-all", "reduce-scatter"
@@ -139,7 +138,7 @@ def _sums(
 
 def _gradients(tree: Mapping[str, Any], mesh: Mesh | AbstractMesh) -> Iterator[Sent]:
     """Each parameter's, over the axes that it is whole on."""
-    for path, leaf in trees.flatten(tree).items():
+    for path, leaf in params.flatten(tree).items():
         axes = [axis for axis in sharding.spec_for(path, leaf.shape, mesh) if axis]
         parts = _devices(mesh, axes)
         if parts < mesh.size:
@@ -148,7 +147,7 @@ def _gradients(tree: Mapping[str, Any], mesh: Mesh | AbstractMesh) -> Iterator[S
 
 def _weights(call: _Call, tree: Mapping[str, Any], mesh: Mesh | AbstractMesh) -> Iterator[Sent]:
     """Each parameter once, gathered over fsdp, and over tensor where its layer makes no part."""
-    for path, leaf in trees.flatten(tree).items():
+    for path, leaf in params.flatten(tree).items():
         axes = tuple(sharding.spec_for(path, leaf.shape, mesh))
         size = leaf.size * leaf.dtype.itemsize
         size //= _devices(mesh, filter(None, axes))
@@ -179,7 +178,7 @@ def _norms(call: _Call, tree: Mapping[str, Any]) -> Iterator[Sent]:
     motion = call.cfg.motion
     if motion is None or call.over == 1:
         return
-    for path, leaf in trees.flatten(tree).items():
+    for path, leaf in params.flatten(tree).items():
         of_module = re.search(r"motion_modules_\d+/norm/scale$", path)
         of_resnet = re.search(r"(resnets_\d+/norm[12]|conv_norm_out)/scale$", path)
         scope = motion.norm_scope if of_module else motion.resnet_norm_scope

@@ -20,7 +20,7 @@ from flax import linen as nn
 from mv2_jax import params as trees
 from mv2_jax import shards
 from mv2_jax.config import MotionConfig, UNetConfig
-from mv2_jax.diffusion import keys as named
+from mv2_jax.diffusion import keys
 from mv2_jax.nn.layers import Dtype, EmbeddingMLP, GroupNorm, conv, sinusoid
 from mv2_jax.nn.motion import MotionModule, frames_together
 from mv2_jax.nn.resnet import Downsample, ResnetBlock, Upsample
@@ -317,7 +317,7 @@ class UNetBackbone:
     def init(self, key: jax.Array, x: jax.Array, t: jax.Array, context: Context) -> Tree:
         moving = self.cfg.motion is not None or self.cfg.image_tokens
         init, name = jax.jit(UNet(self.cfg).init), "unet" if moving else "spatial"
-        made = init(named.fold(key, name), x, t, context)
+        made = init(keys.fold(key, name), x, t, context)
         split = split_unet(made["params"])
         image = {"image_attn": {"unet": split["image_attn"]}} if self.cfg.image_tokens else {}
         motion = {"motion": split["motion"]} if self.cfg.motion else {}

@@ -27,7 +27,7 @@ from mv2_jax.diffusion.samplers import Point, State
 from mv2_jax.errors import InputError
 from mv2_jax.models import backbone as backbones
 from mv2_jax.sharding import SAMPLES, constrain
-from mv2_jax.stages import stage as stages
+from mv2_jax.stages import stage
 from mv2_jax.stages.conditions import Context, Params
 from mv2_jax.stages.stage import Conditioning, Config
 
@@ -106,14 +106,14 @@ def predict(
 
     def network(params: Params, *rows: Any) -> tuple[jax.Array, jax.Array]:
         *told, kept = rows
-        given = stages.fed(params, cfg, Context(branch=None if whole else branch), *told)
+        given = stage.fed(params, cfg, Context(branch=None if whole else branch), *told)
         held = None if whole else kept.reshape(-1, *kept.shape[2:])
         out, made = backbone.apply_kept(params, *given, held, branch, dtype=cfg.dtype)
         out, made = (y.reshape(*told[0].shape[:3], *y.shape[2:]) for y in (out, made))
         return out, made
 
     rows = (x, t, conditioning, features)
-    return backbones.denoise(network, stages.at_steps(params, cfg), *rows, **stages.on_meshes(cfg))
+    return backbones.denoise(network, stage.at_steps(params, cfg), *rows, **stage.on_meshes(cfg))
 
 
 def predictor(
@@ -139,9 +139,9 @@ def predictor(
     every = jnp.int32(1) if interval is None else interval
 
     def run(rule: Rule, some: Conditioning, x: jax.Array, point: Point, *kept: Any, **how: Any):
-        model = partial(predict, branch=branch, **how) if kept else stages.predict
+        model = partial(predict, branch=branch, **how) if kept else stage.predict
         step = 0 if point.index is None else point.index
-        model = stages.in_windows(params, cfg, x.shape[1], steps, step, model)
+        model = stage.in_windows(params, cfg, x.shape[1], steps, step, model)
         made = model(*rule.repeat(x, point), some, *kept)
         if not kept:
             return rule.combine(made, guidance, point.k)

@@ -25,8 +25,7 @@ from mv2_jax.diffusion.guidance import Guidance, Rule
 from mv2_jax.diffusion.samplers import State
 from mv2_jax.diffusion.schedules import Grid
 from mv2_jax.programs import Progress, silent
-from mv2_jax.stages import caching
-from mv2_jax.stages import stage as stages
+from mv2_jax.stages import caching, stage
 from mv2_jax.stages.conditions import Params
 from mv2_jax.stages.stage import Conditioning, Config
 
@@ -195,7 +194,7 @@ def sample(
     `start(keys, *given, cfg=, steps=)` makes the first state: `t2i.start` and its like.
     """
     rule, steps = rule or cfg.rule, steps or cfg.stage.steps
-    conditioning = stages.condition(params, inputs, cfg=cfg, rule=rule)
+    conditioning = stage.condition(params, inputs, cfg=cfg, rule=rule)
     state = start(keys, *given, cfg=cfg, steps=steps)
     whole = Chain(cfg, params, conditioning, guidance, rule, state, keys, steps, free_init)
     return whole.end(at_once=None).x

@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mv2_jax import number_kinds
-from mv2_jax import numbers as sets
+from mv2_jax import number_kinds, numbers
 from mv2_jax.diffusion import samplers
 from mv2_jax.errors import InputError
 from mv2_jax.stages import chain
@@ -21,7 +20,7 @@ from mv2_jax.stages.stage import Config
 
 
 def inputs(
-    cfg: Config, own: sets.Video, steps: int, keyframes: Any = None, batch: int = 1
+    cfg: Config, own: numbers.Video, steps: int, keyframes: Any = None, batch: int = 1
 ) -> dict[str, np.ndarray]:
     """The raw inputs that say how much a stage's conditions count, and what ControlNets see.
 
@@ -63,7 +62,7 @@ def inputs(
     return {**made, "motion_scale": scale}
 
 
-def of_text(cfg: Config, own: sets.Guided) -> dict[str, np.ndarray]:
+def of_text(cfg: Config, own: numbers.Guided) -> dict[str, np.ndarray]:
     """What SDXL's text is told beside words: "sizes" [6], of pictures; and "encode_empty" []."""
 
     def size(text: str, other: tuple[int, int]) -> tuple[int, int]:
@@ -77,16 +76,16 @@ def of_text(cfg: Config, own: sets.Guided) -> dict[str, np.ndarray]:
 
 
 def extent(
-    cfg: Config, own: sets.Guided, steps: int, keyframes: Any = None
+    cfg: Config, own: numbers.Guided, steps: int, keyframes: Any = None
 ) -> tuple[int, np.ndarray]:
     """How many frames a chain has, and the timesteps [S] of its steps; as `inputs`."""
     first, frames = _run(cfg, own, steps, keyframes)
     return frames, np.asarray(chain.program(cfg.stage, steps)[1].t)[min(first, steps - 1) :]
 
 
-def _run(cfg: Config, own: sets.Guided, steps: int, keyframes: Any) -> tuple[int, int]:
+def _run(cfg: Config, own: numbers.Guided, steps: int, keyframes: Any) -> tuple[int, int]:
     """The first step that is run, and the frames."""
-    if keyframes is None or not isinstance(own, sets.V2V):
+    if keyframes is None or not isinstance(own, numbers.V2V):
         return 0, cfg.stage.frames
     return int(samplers.start_index(steps, own.strength)), keyframes.shape[1]
 
@@ -106,24 +105,24 @@ def between(cfg: Config, steps: int, first: int, start: float, end: float) -> np
     return np.asarray([t[inside].min(), t[inside].max()], np.float32)
 
 
-def _each(own: sets.Video, name: str, count: int) -> tuple[float, ...]:
+def _each(own: numbers.Video, name: str, count: int) -> tuple[float, ...]:
     return _spread(number_kinds.several(getattr(own, name)), name, count)
 
 
-def _words(own: sets.Video, count: int) -> tuple[str, ...]:
+def _words(own: numbers.Video, count: int) -> tuple[str, ...]:
     return _spread(tuple(own.control_sees.split(",")), "control_sees", count)
 
 
-def _type(own: sets.Video, number: int, count: int, types: int) -> int:
+def _type(own: numbers.Video, number: int, count: int, types: int) -> int:
     """What the picture of a ControlNet Union with so many types shows. Raises InputError."""
     word = _spread(tuple(own.control_type.split(",")), "control_type", count)[number]
-    if word not in sets.CONTROL_TYPES[:types]:
-        known = ", ".join(sets.CONTROL_TYPES[:types])
+    if word not in numbers.CONTROL_TYPES[:types]:
+        known = ", ".join(numbers.CONTROL_TYPES[:types])
         raise InputError(f"control_type is {word}; this ControlNet Union knows {known}")
-    return sets.CONTROL_TYPES.index(word)
+    return numbers.CONTROL_TYPES.index(word)
 
 
-def _curves(own: sets.Video, kind: str, count: int, frames: int) -> np.ndarray | None:
+def _curves(own: numbers.Video, kind: str, count: int, frames: int) -> np.ndarray | None:
     """Weights [count, frames] float32, or None where all are 1."""
     text, name = getattr(own, f"{kind}_frames"), f"{kind}_frames"
     alone = np.ones((count, frames), np.float32)

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from mv2_jax import params as parameters
+from mv2_jax import params as trees
 from mv2_jax.config import RIFEConfig
 from mv2_jax.models.rife import RIFE
 from mv2_jax.stages import gaps
@@ -34,7 +34,7 @@ def shipped() -> tuple[dict[str, Any], RIFEConfig]:
     Raises:
         FileNotFoundError, ValueError: the installation lacks the file, or it is damaged.
     """
-    return parameters.load(SHIPPED), RIFEConfig()
+    return trees.load(SHIPPED), RIFEConfig()
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "dtype"))
@@ -51,7 +51,7 @@ def between(
 
     Frames are in [-1, 1]; time 0 is the first's, 1 the second's. Identical pairs give copies.
     """
-    tree = parameters.cast(params, dtype)
+    tree = trees.cast(params, dtype)
     new = RIFE(cfg, dtype).apply({"params": tree}, gaps.unit(first), gaps.unit(second), times)
     return gaps.keep_stills(first, second, cast(Array, new))
 
@@ -66,7 +66,7 @@ def fill(
     by the result alone. A frame's features are made once.
     """
     model = RIFE(cfg, dtype)
-    variables = {"params": parameters.cast(params, dtype)}
+    variables = {"params": trees.cast(params, dtype)}
     clock = jnp.arange(1, times, dtype=jnp.float32)[None] / times
 
     def features(frames: Array) -> Array:

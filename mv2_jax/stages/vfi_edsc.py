@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from mv2_jax import params as parameters
+from mv2_jax import params as trees
 from mv2_jax.config import EDSCConfig
 from mv2_jax.models.edsc import EDSC
 from mv2_jax.stages import gaps
@@ -36,7 +36,7 @@ def between(
     middle alone give it whatever the times say. Identical pairs give copies.
     """
     model = EDSC(cfg, dtype)
-    variables = {"params": parameters.cast(params, dtype)}
+    variables = {"params": trees.cast(params, dtype)}
     pair = gaps.unit(first), gaps.unit(second)
 
     def at(time: Array) -> Array:

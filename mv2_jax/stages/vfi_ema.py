@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from mv2_jax import params as parameters
+from mv2_jax import params as trees
 from mv2_jax.config import EMAVFIConfig
 from mv2_jax.models.ema_vfi import EMAVFI, unpad
 from mv2_jax.stages import gaps
@@ -38,7 +38,7 @@ def between(
     the pair turned by 180 degrees and gives the mean of both: twice the work, a little better.
     """
     model = EMAVFI(cfg, dtype)
-    variables = {"params": parameters.cast(params, dtype)}
+    variables = {"params": trees.cast(params, dtype)}
     height, width = first.shape[1:3]
 
     def run(first: Array, second: Array) -> Array:

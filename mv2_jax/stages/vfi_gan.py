@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from mv2_jax import params as parameters
+from mv2_jax import params as trees
 from mv2_jax.config import GANVFIConfig
 from mv2_jax.models.gan_vfi import GANVFI
 from mv2_jax.stages import gaps, vfi, vfi_table
@@ -57,7 +57,7 @@ def between(
     light = vfi_table.of(cfg.light).part("between")
     guesses = light(params["light"], cfg.light, first, second, times, dtype=dtype)
     model = GANVFI(cfg, dtype)
-    variables = {"params": parameters.cast(params["gan"], dtype)}
+    variables = {"params": trees.cast(params["gan"], dtype)}
     height, width = first.shape[1:3]
     around = model.apply(variables, first, second, method="neighbours")
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from mv2_jax import params as parameters
+from mv2_jax import params as trees
 from mv2_jax.config import RefinedRIFEConfig
 from mv2_jax.models.rife_refined import RefinedRIFE
 from mv2_jax.stages import gaps
@@ -29,7 +29,7 @@ def shipped() -> tuple[dict[str, Any], RefinedRIFEConfig]:
     Raises:
         FileNotFoundError, ValueError: the installation lacks the file, or it is damaged.
     """
-    return parameters.load(SHIPPED), RefinedRIFEConfig()
+    return trees.load(SHIPPED), RefinedRIFEConfig()
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "dtype"))
@@ -48,7 +48,7 @@ def between(
     run once for all times. Identical pairs give copies.
     """
     model = RefinedRIFE(cfg, dtype)
-    variables = {"params": parameters.cast(params, dtype)}
+    variables = {"params": trees.cast(params, dtype)}
     height, width = first.shape[1:3]
     pair = model.apply(variables, gaps.unit(first), gaps.unit(second), method="features")
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mv2_jax.diffusion import keys as named
+from mv2_jax.diffusion import keys
 from mv2_jax.lookup import one_of
 from mv2_jax.storybox.vocabulary import ASIDES, HOURS, KINDS, NOTHING, RELATIONS, STYLES, WEATHERS
 from mv2_jax.storybox.world import World, sample_world
@@ -55,7 +55,7 @@ TEST_ACTS = _acts(in_acts)
 def sample_train_world(key: jax.Array) -> World:
     """A world of the training split: thing, scene and motion uniform over what is not withheld, one
     thing in half of all worlds, the rest at random."""
-    pick, rest = named.split(key)
+    pick, rest = keys.split(key)
     chance = jax.random.uniform(pick, (8,))
     rows = jnp.asarray(TRAIN_ACTS)
     row = rows[(chance[0] * len(TRAIN_ACTS)).astype(jnp.int32)]

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mv2_jax import config, params
+from mv2_jax import config
+from mv2_jax import params as trees
 from mv2_jax.errors import InputError
 from mv2_jax.toybox import intervals
 from mv2_jax.toybox.judge import KINDS, Judge, prepare
@@ -60,13 +61,13 @@ def load(path: str | Path = WEIGHTS) -> Jury:
     if not Path(path).is_file():
         raise InputError(f"no judge at {path}: train one with `mv2 train toybox/judge`")
     try:
-        cfg = params.load_metadata(path).get("config")
-        tree = params.load(path)
+        cfg = trees.load_metadata(path).get("config")
+        tree = trees.load(path)
     except ValueError as error:
         raise InputError(str(error)) from None
     if not cfg or cfg.get("class") != "JudgeConfig":
         raise InputError(f"{path} holds no judge: its metadata has no JudgeConfig")
-    return Jury(params.cast(tree, np.float32), config.from_dict(cfg))
+    return Jury(trees.cast(tree, np.float32), config.from_dict(cfg))
 
 
 @partial(jax.jit, static_argnums=2)

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mv2_jax.diffusion import keys as named
+from mv2_jax.diffusion import keys
 from mv2_jax.lookup import one_of
 from mv2_jax.toybox.vocabulary import MOTIONS, SIZES
 from mv2_jax.toybox.world import World, sample_world
@@ -69,7 +69,7 @@ def sample_train_world(key: jax.Array, motions: Mapping[str, float] | None = Non
     Raises:
         ValueError: as `shares`.
     """
-    pick, rest = named.split(key)
+    pick, rest = keys.split(key)
     words = jnp.asarray(TRAIN)
     if motions:
         row = jax.random.choice(pick, len(TRAIN), p=jnp.asarray(shares(motions)))

@@ -18,8 +18,7 @@ import pytest
 from converting import convert
 from safetensors.numpy import save_file
 
-from mv2_jax import bundle as bundles
-from mv2_jax import params as trees
+from mv2_jax import bundle, params
 from mv2_jax.config import MotionConfig
 from mv2_jax.convert import verify
 from mv2_jax.errors import InputError
@@ -97,7 +96,7 @@ class Mutant:
         if name not in self._trees:
             tree = self._whole.load(name)
             if name in self._leaves:
-                tree = trees.unflatten({**trees.flatten(tree), **self._leaves[name]})
+                tree = params.unflatten({**params.flatten(tree), **self._leaves[name]})
             self._trees[name] = tree
         return self._trees[name]
 
@@ -177,7 +176,7 @@ def whole(sources, tmp_path_factory):
     words = [w for name, path in flags.items() for w in (f"--{name}", sources / path)]
     words += ["--lora", f"{root / 'lora.safetensors'}:0.5", "-o", root / "c"]
     assert convert(*words) == 0
-    made = Mutant(bundles.read(root / "c"))
+    made = Mutant(bundle.read(root / "c"))
     with pytest.MonkeyPatch.context() as patch:
         yield made, Verifier(made, patch), (up @ down).T
 
@@ -258,7 +257,7 @@ def mistakes(leaf, leaves, twin):
 
 def tensor_mutants(made, part):
     """Of every rule one tensor, spoiled in every way."""
-    leaves = trees.flatten(made.load(part))
+    leaves = params.flatten(made.load(part))
     by_shape = collections.defaultdict(list)
     for name, array in leaves.items():
         by_shape[array.shape].append(name)
@@ -270,7 +269,7 @@ def tensor_mutants(made, part):
 
 def lora_mutants(made, change):
     """A LoRA seven times too strong; half of it; one merged into the keys, not the queries."""
-    leaves = trees.flatten(made.load("spatial"))
+    leaves = params.flatten(made.load("spatial"))
     q, k = (f"{LORA}/to_{x}/kernel" for x in "qk")
 
     def more(name, times):
@@ -286,7 +285,7 @@ def lora_mutants(made, change):
 
 def zeroed(made, part, leaf, where):
     """A mutant of which a part of a leaf is zero."""
-    array = trees.flatten(made.load(part))[leaf].copy()
+    array = params.flatten(made.load(part))[leaf].copy()
     array[where] = 0
     return Mutant(made, leaves={part: {leaf: array}})
 

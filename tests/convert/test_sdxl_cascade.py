@@ -13,8 +13,7 @@ from torch_chains import ddim, drift, sdxl_prompt, show_pictures
 from mv2_jax import bundle, cascade, cli
 from mv2_jax.diffusion import guidance, keys
 from mv2_jax.models import clip_vision
-from mv2_jax.stages import chain, i2v
-from mv2_jax.stages import stage as stages
+from mv2_jax.stages import chain, i2v, stage
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
@@ -171,7 +170,7 @@ def test_twenty_five_guided_steps(small, sources, whole):
             callback_on_step_end=keep,
         )
     params, cfg = four.parameters("i2v"), four.keyframes
-    condition = quick(stages.condition, "cfg", "rule")
+    condition = quick(stage.condition, "cfg", "rule")
     advance = quick(chain.advance, "cfg", "rule", "steps", "k")
     inputs = {**dict(zip(("ids", "negative"), ids)), "image": jnp.asarray(image)}
     scales, mine = guidance.make(scale), []

@@ -13,15 +13,14 @@ import pytest
 
 from mv2_jax import config
 from mv2_jax.config import ScheduleConfig
-from mv2_jax.diffusion import free_init, noise_prior, process, samplers
-from mv2_jax.diffusion import keys as named
+from mv2_jax.diffusion import free_init, keys, noise_prior, process, samplers
 from mv2_jax.diffusion.process import EDM, Flow
 
 diffusers = pytest.importorskip("diffusers")
 torch = pytest.importorskip("torch")
 
 SHAPE = (2, 3, 5, 4)
-KEYS = named.seeds([4, 8])
+KEYS = keys.seeds([4, 8])
 EPS = np.array(jax.random.normal(jax.random.key(0), SHAPE))
 CLEAN = np.array(jax.random.normal(jax.random.key(1), SHAPE))
 COSXL = process.PROCESSES["cosxl"]
@@ -44,7 +43,7 @@ TOLERANCE = 4e-6  # of the largest number; Euler measured at 1.5e-6, EDM's at 6.
 
 def noise(step):
     """What our samplers draw in a step."""
-    return named.normal(named.fold(named.fold(KEYS, "sampler"), step), SHAPE[1:])
+    return keys.normal(keys.fold(keys.fold(KEYS, "sampler"), step), SHAPE[1:])
 
 
 NOISE = [noise(step) for step in range(max(STEPS))]

@@ -14,8 +14,7 @@ import tiny
 from mv2_jax import bundle, cascade, cli, sharding
 from mv2_jax.diffusion import guidance, keys
 from mv2_jax.infer import media
-from mv2_jax.stages import chain, i2v, t2i
-from mv2_jax.stages import stage as stages
+from mv2_jax.stages import chain, i2v, stage, t2i
 
 FOLDER = Path(__file__).parents[2] / "examples"
 PROMPT = ["a red ball"]
@@ -48,7 +47,7 @@ def folder(tmp_path_factory):
         "i2v": dataclasses.replace(tiny.KEYFRAMES, **own, conditions=told, unet=network),
         "v2v": tiny.REFINED,
     }
-    trees = jax.eval_shape(partial(stages.init, tiny.stage(made["i2v"])), keys.seed(0))
+    trees = jax.eval_shape(partial(stage.init, tiny.stage(made["i2v"])), keys.seed(0))
     plain = tiny.write(tmp_path_factory.mktemp("plain") / "c", tiny.make())
     parts = {
         name: bundle.Part(plain.load(name), part.config, part.licence, part.source)
@@ -64,14 +63,14 @@ def folder(tmp_path_factory):
 
 def shapes(cfg, name, mesh):
     """What one chain of two clips is made of, as shapes that lie on a mesh."""
-    tree = jax.eval_shape(partial(stages.init, cfg), keys.seed(0))
+    tree = jax.eval_shape(partial(stage.init, cfg), keys.seed(0))
     weights = jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
         tree,
-        sharding.shardings(tree, mesh, stages.rules(cfg)),
+        sharding.shardings(tree, mesh, stage.rules(cfg)),
     )
-    inputs, each = jax.eval_shape(lambda: (stages.blank(cfg, 2), keys.seeds([0, 1])))
-    condition = partial(stages.condition, cfg=cfg, rule=cfg.rule)
+    inputs, each = jax.eval_shape(lambda: (stage.blank(cfg, 2), keys.seeds([0, 1])))
+    condition = partial(stage.condition, cfg=cfg, rule=cfg.rule)
     conditioning = jax.eval_shape(condition, tree, inputs)
     begun = () if name == "t2i" else (inputs["reference"], np.float32(0))
     state = jax.eval_shape(partial(STARTS[name], cfg=cfg, steps=2), each, *begun)
@@ -89,7 +88,7 @@ def test_a_whole_chain_is_planned_for_a_mesh(folder, name):
         memory = planned.compile().memory_analysis()
     assert planned.out_info.x.shape == (2, *cfg.latent_shape)
     whole = sum(
-        leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(stages.at_steps(rows[0], cfg))
+        leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(stage.at_steps(rows[0], cfg))
     )
     assert 0 < memory.argument_size_in_bytes < 0.9 * whole
 

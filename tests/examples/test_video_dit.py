@@ -14,8 +14,7 @@ import tiny
 from mv2_jax import bundle, cascade, cli, sharding
 from mv2_jax.diffusion import guidance, keys
 from mv2_jax.errors import InputError
-from mv2_jax.stages import i2v
-from mv2_jax.stages import stage as stages
+from mv2_jax.stages import i2v, stage
 from mv2_jax.train import cli as training
 from mv2_jax.train import recipe
 from mv2_jax.train.placement import Placement
@@ -102,7 +101,7 @@ def test_rotary_positions_are_turns_that_tell_differences_alone():
 
 
 def test_before_training_its_output_and_what_steers_its_blocks_are_zero(four):
-    backbone, context = four.keyframes.backbone, stages.Context(text=jnp.ones((1, 5, 8)))
+    backbone, context = four.keyframes.backbone, stage.Context(text=jnp.ones((1, 5, 8)))
     x, t = jnp.ones((1, 3, 3, 5, 4)), jnp.ones(1)
     context = context.replace(more={"reference": x[:, 0]})
     fresh = backbone.init(keys.seed(0), x, t, context)
@@ -187,7 +186,7 @@ def test_a_chain_on_a_mesh_equals_one_device(four, sizes):
 
     rest = (given, z[:, 0])
     want = jax.device_get(jax.jit(run)(params, *rest))
-    close(on_mesh(run, params, rest, sizes, stages.rules(cfg)), want)
+    close(on_mesh(run, params, rest, sizes, stage.rules(cfg)), want)
 
 
 @pytest.mark.slow
@@ -199,10 +198,10 @@ def test_a_loss_and_its_slopes_on_a_mesh_equal_one_device(four, sizes):
 
     def run(params, given, z):
         batch = {**given, "latent": z, "null_ids": given["negative"][0]}
-        return jax.value_and_grad(lambda p: stages.loss(p, cfg, batch, keys.seed(3))[0])(params)
+        return jax.value_and_grad(lambda p: stage.loss(p, cfg, batch, keys.seed(3))[0])(params)
 
     want = jax.device_get(jax.jit(run)(params, given, z))
-    close(on_mesh(run, params, (given, z), sizes, stages.rules(cfg)), want)
+    close(on_mesh(run, params, (given, z), sizes, stage.rules(cfg)), want)
 
 
 # XLA:CPU aborts the process where one of eight devices is 40 s late, as happens beside other tests.

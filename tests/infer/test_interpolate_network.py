@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mv2_jax import cli, params, sharding
+from mv2_jax import cli, sharding
+from mv2_jax import params as trees
 from mv2_jax.config import EMAVFIConfig, RIFEConfig, VAEConfig, to_dict
 from mv2_jax.convert import rife as converter
 from mv2_jax.errors import InputError
@@ -29,7 +30,7 @@ def weights(tmp_path_factory):
         converter.target(CFG),
     )
     path = tmp_path_factory.mktemp("weights") / "small.safetensors"
-    params.save(path, tree, {"config": to_dict(CFG)})
+    trees.save(path, tree, {"config": to_dict(CFG)})
     return str(path)
 
 
@@ -45,7 +46,7 @@ def test_new_pictures_are_the_networks_in_the_videos_own_samples(weights):
     assert len(made) == 3
     shown = [np.asarray(pictures.rgb(p, layout, np))[None] * 2 - 1 for p in pair]
     times = np.float32([[0.25, 0.5, 0.9]])
-    wanted = np.asarray(vfi.between(params.load(weights), CFG, *shown, times))[0] * 0.5 + 0.5
+    wanted = np.asarray(vfi.between(trees.load(weights), CFG, *shown, times))[0] * 0.5 + 0.5
     for ours, theirs in zip(made, wanted):
         for a, b in zip(ours, pictures.from_rgb(theirs, layout, np)):
             assert a.dtype == np.uint16
@@ -81,7 +82,7 @@ def test_a_file_of_weights_makes_a_video_and_a_bad_one_a_line(weights, tmp_path,
     with av.open(str(out)) as container:
         assert sum(1 for _ in container.decode(video=0)) == 7
     capsys.readouterr()
-    params.save(other, {"w": np.ones(3)}, {"config": to_dict(VAEConfig())})
+    trees.save(other, {"w": np.ones(3)}, {"config": to_dict(VAEConfig())})
     (tmp_path / "text.safetensors").write_text("no weights")
     out.unlink()
     for name, says in (("vae", "no interpolator has a VAEConfig"), ("text", "cannot use")):
@@ -93,7 +94,7 @@ def test_a_file_of_weights_makes_a_video_and_a_bad_one_a_line(weights, tmp_path,
 
 def test_networks_that_share_work_are_asked_for_all_times_of_a_gap(tmp_path, monkeypatch):
     cfg, asked = EMAVFIConfig(), []
-    params.save(tmp_path / "ema.safetensors", {"w": np.ones(2)}, {"config": to_dict(cfg)})
+    trees.save(tmp_path / "ema.safetensors", {"w": np.ones(2)}, {"config": to_dict(cfg)})
 
     def between(params, first, second, times, **_):
         asked.append(times.tolist())
@@ -119,7 +120,7 @@ def test_motion_is_looked_for_on_a_smaller_plane(weights, capsys):
     pair = [tuple(random.integers(0, 255, s).astype(np.uint8) for s in layout.shapes) for _ in "ab"]
     made = interpolate_network.filler(weights, 1, layout, Fraction(1, 2))(*pair, [0.5])
     shown = [np.clip(np.asarray(pictures.rgb(p, layout, np))[None] * 2 - 1, -1, 1) for p in pair]
-    wanted = np.asarray(vfi.between(params.load(weights), half, *shown, np.float32([[0.5]])))[0, 0]
+    wanted = np.asarray(vfi.between(trees.load(weights), half, *shown, np.float32([[0.5]])))[0, 0]
     beyond = [pictures.rgb(p, layout, np) - (x[0] + 1) / 2 for p, x in zip(pair, shown)]
     beyond = (beyond[0] + beyond[1]) / 2
     for ours, theirs in zip(made[0], pictures.from_rgb(wanted * 0.5 + 0.5 + beyond, layout, np)):

@@ -8,7 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from mv2_jax import bundle, cascade, cli, components, params
+from mv2_jax import bundle, cascade, cli, components
+from mv2_jax import params as trees
 from mv2_jax.config import (
     EDSCConfig,
     EMAVFIConfig,
@@ -32,7 +33,7 @@ GAN = GANVFIConfig(
 
 def save(path, cfg, held=None):
     """A file of weights; what is in it matters only where a network runs."""
-    params.save(path, held or {"w": np.ones(3, np.float16)}, {"config": to_dict(cfg)})
+    trees.save(path, held or {"w": np.ones(3, np.float16)}, {"config": to_dict(cfg)})
     return str(path)
 
 
@@ -52,7 +53,7 @@ def folder(tmp_path, tiny_weights):
 def test_a_folder_s_own_interpolator_serves_and_gets_its_light_model(folder, tiny_weights):
     for held, cfg in (components.own_interpolator(folder), interpolators.load("gan", folder)):
         assert cfg == GAN and set(held) == {"light", "gan"}
-        assert params.digest(held["light"]) == params.digest(vfi.shipped()[0])
+        assert trees.digest(held["light"]) == trees.digest(vfi.shipped()[0])
     assert interpolators.load("rife", folder)[1] == RIFEConfig()
     assert components.own_interpolator(bundle.read(tiny_weights))[1] == RIFEConfig()
     assert choices.apply(folder, {"vfi": {"network": "gan"}}).stages["vfi"] == {"network": "gan"}

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mv2_jax import params as trees
+from mv2_jax import params
 from mv2_jax.config import EDSCConfig
 from mv2_jax.convert.engine import export
 from mv2_jax.convert.tables import edsc as table
@@ -40,8 +40,8 @@ def weights(cfg):
         # A layer is the sum of three convolutions: each a third keeps signals as they are.
         return random.normal(size=shape) * np.sqrt(0.7 / np.prod(shape[:-1]))
 
-    flat = {name: np.float32(leaf(v.shape)) for name, v in trees.flatten(shapes).items()}
-    return trees.unflatten(flat)
+    flat = {name: np.float32(leaf(v.shape)) for name, v in params.flatten(shapes).items()}
+    return params.unflatten(flat)
 
 
 @pytest.mark.parametrize("plane", [(1, 4), (5, 7)])

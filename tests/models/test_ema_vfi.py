@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mv2_jax import params as trees
+from mv2_jax import params
 from mv2_jax.config import EMAVFIConfig
 from mv2_jax.convert.engine import ConversionError, convert, export
 from mv2_jax.convert.tables import ema_vfi as table
@@ -56,8 +56,8 @@ def weights(cfg, seed=0):
         spread = np.sqrt(1.5 / np.prod(shape[:-1]))
         return random.normal(size=shape) * spread * (4 if "conv_2" in name else 1)
 
-    flat = {k: np.float32(leaf(k, v.shape)) for k, v in trees.flatten(shapes(cfg)).items()}
-    return trees.unflatten(flat)
+    flat = {k: np.float32(leaf(k, v.shape)) for k, v in params.flatten(shapes(cfg)).items()}
+    return params.unflatten(flat)
 
 
 def frames(count, height, width, seed=0):
@@ -70,7 +70,7 @@ def frames(count, height, width, seed=0):
 
 @pytest.mark.parametrize("cfg, millions", [(EMAVFIConfig(), 65.66), (SMALL, 14.49)])
 def test_the_public_sizes_have_the_public_number_of_parameters(cfg, millions):
-    assert trees.count(shapes(cfg)) / 1e6 == pytest.approx(millions, abs=0.005)
+    assert params.count(shapes(cfg)) / 1e6 == pytest.approx(millions, abs=0.005)
 
 
 def test_the_table_gives_the_public_names_and_goes_back():
@@ -97,7 +97,7 @@ def test_the_table_gives_the_public_names_and_goes_back():
         "module.feature_bone.block4.1.HW": np.zeros((1,), np.float32),
     }
     back = convert({**names, **extra}, table.rules(), shapes(TINY))
-    assert trees.digest(back) == trees.digest(tree)
+    assert params.digest(back) == params.digest(tree)
     with pytest.raises(ConversionError, match="without a place in the target"):
         convert({**names, "module.block.2.conv.0.0.bias": np.zeros(1)}, table.rules(), shapes(TINY))
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mv2_jax import params as trees
+from mv2_jax import params
 from mv2_jax.config import GANVFIConfig, RIFEConfig, from_dict, to_dict
 from mv2_jax.convert.engine import ConversionError, convert, export
 from mv2_jax.convert.tables import ldmvfi as table
@@ -74,8 +74,8 @@ def weights(cfg, seed=0, fresh_heads=False):
             return random.normal(size=shape) * 0.1
         return random.normal(size=shape) * np.sqrt(1.5 / np.prod(shape[:-1]))
 
-    flat = {k: np.float32(leaf(k, v.shape)) for k, v in trees.flatten(shapes(cfg)).items()}
-    return trees.unflatten(flat)
+    flat = {k: np.float32(leaf(k, v.shape)) for k, v in params.flatten(shapes(cfg)).items()}
+    return params.unflatten(flat)
 
 
 def frames(count, height, width, many=3, seed=0):
@@ -247,11 +247,11 @@ def test_the_table_refuses_what_it_does_not_know_and_skips_what_training_left():
         "decoder.up.1.cross_attn.out_conv.1.weight": np.zeros((2, 2, 3, 3), np.float32),
     }
     alone = convert({**names, **extra}, table.rules(), shapes(PUBLIC))
-    assert trees.digest(alone) == trees.digest(tree)
+    assert params.digest(alone) == params.digest(tree)
     whole = {f"first_stage_model.{name}": x for name, x in {**names, **extra}.items()}
     whole |= {"betas": np.zeros(3), "model.diffusion_model.out.0.weight": np.zeros(3)}
     inside = convert(whole, table.rules("first_stage_model."), shapes(PUBLIC))
-    assert trees.digest(inside) == trees.digest(tree)
+    assert params.digest(inside) == params.digest(tree)
     with pytest.raises(ConversionError, match=r"decoder\.up\.0\.attn"):
         convert(
             {**names, "decoder.up.0.attn.0.q.weight": np.zeros(1)}, table.rules(), shapes(PUBLIC)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from mv2_jax.config import MotionConfig, ScheduleConfig, UNetConfig
-from mv2_jax.convert.tables import motion as motion_table
+from mv2_jax.convert.tables import motion
 from mv2_jax.convert.tables import unet as unet_table
 from mv2_jax.diffusion import keys as named
 from mv2_jax.diffusion import process
@@ -70,7 +70,7 @@ def test_gradients(parity, theirs, remat):
     unet, expected, (latent, text, keys) = theirs
     ours = UNet(CFG, remat=remat)
     target = parity.shapes(ours, latent, np.zeros(BATCH, np.float32), Context(text))
-    table = [*unet_table.rules(CFG), *motion_table.diffusers()]
+    table = [*unet_table.rules(CFG), *motion.diffusers()]
 
     def loss(params):
         def model(x, t):

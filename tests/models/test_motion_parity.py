@@ -6,7 +6,7 @@ import pytest
 
 from mv2_jax.config import MotionConfig, UNetConfig
 from mv2_jax.convert.engine import export
-from mv2_jax.convert.tables import motion as table
+from mv2_jax.convert.tables import motion as motion_table
 from mv2_jax.convert.tables import unet as unet_table
 from mv2_jax.models.unet import UNet
 from mv2_jax.nn.motion import MotionModule, sinusoid_table
@@ -63,7 +63,7 @@ def assemble(parity, cfg, spatial, adapter):
     x, t = np.zeros((1, 2, 8, 8, 4), np.float32), np.zeros(1, np.int32)
     target = parity.shapes(ours, x, t, Context(np.zeros((1, 7, cfg.context_width), np.float32)))
     motion, rest = split(target, lambda name: "motion_modules_" in name)
-    motion = parity.convert(adapter.state_dict(), table.diffusers(), motion)
+    motion = parity.convert(adapter.state_dict(), motion_table.diffusers(), motion)
     rest = parity.convert(spatial.state_dict(), unet_table.rules(cfg), rest)
     return ours, motion, rest
 
@@ -107,14 +107,14 @@ def test_both_layouts_hold_the_same_module(parity):
         Context(np.zeros((1, 7, cfg.context_width), np.float32)),
     )
     target, _ = split(target, lambda name: "motion_modules_" in name)
-    from_diffusers = parity.convert(state, table.diffusers(), target)
-    from_original = parity.convert(original, table.original(), target)
+    from_diffusers = parity.convert(state, motion_table.diffusers(), target)
+    from_original = parity.convert(original, motion_table.original(), target)
     jax.tree.map(np.testing.assert_array_equal, from_original, from_diffusers)
-    parity.same_state(export(from_diffusers, table.diffusers()), state)
-    parity.same_state(export(from_original, table.original()), original)
+    parity.same_state(export(from_diffusers, motion_table.diffusers()), state)
+    parity.same_state(export(from_original, motion_table.original()), original)
 
     without = {key: tensor for key, tensor in original.items() if not key.endswith(".pe")}
-    made = flatten(parity.convert(without, table.original(stored_positions=False), target))
+    made = flatten(parity.convert(without, motion_table.original(stored_positions=False), target))
     pe = "down_blocks_1/motion_modules_0/transformer_blocks_0/attn2/pe"
     np.testing.assert_array_equal(made[pe], sinusoid_table(32, 32))
 
@@ -195,7 +195,9 @@ def test_frame_scope(parity, batch, frames, plane):
     x *= np.linspace(0.3, 3.0, frames, dtype=np.float32)[None, :, None, None, None]
     ours = MotionModule(cfg)
     whole = {"down_blocks_0": {"motion_modules_0": parity.shapes(ours, x)}}
-    tree = parity.convert({prefix + k: v for k, v in state.items()}, table.diffusers(), whole)
+    tree = parity.convert(
+        {prefix + k: v for k, v in state.items()}, motion_table.diffusers(), whole
+    )
     params = tree["down_blocks_0"]["motion_modules_0"]
     expected = reference_frame_scope(state, torch.from_numpy(x), 2, 8)
     got = parity.jit(lambda p, x: ours.apply({"params": p}, x))(params, x)

@@ -11,7 +11,7 @@ import pytest
 
 from mv2_jax.config import MotionConfig, UNetConfig
 from mv2_jax.convert.engine import export
-from mv2_jax.convert.tables import motion as table
+from mv2_jax.convert.tables import motion as motion_table
 from mv2_jax.convert.tables import unet as unet_table
 from mv2_jax.models.unet import UNet
 from mv2_jax.nn.motion import MotionModule, sinusoid_table
@@ -148,7 +148,7 @@ def assemble(parity, cfg, spatial, adapter):
     x, t, text, added = arguments(parity, cfg, 1, 2, (8, 8))
     target = parity.shapes(ours, x, t, Context(text, **added))
     motion, rest = split(target, lambda name: "motion_modules_" in name)
-    motion = parity.convert(adapter.state_dict(), table.find(adapter.state_dict()), motion)
+    motion = parity.convert(adapter.state_dict(), motion_table.find(adapter.state_dict()), motion)
     rest = parity.convert(spatial.state_dict(), unet_table.rules(cfg), rest)
     return ours, merge(motion, rest)
 
@@ -225,12 +225,12 @@ def test_a_file_tells_what_is_in_it(parity, motion):
     )
     for layout in (state, as_original(state, 2)):
         shapes = {name: tuple(tensor.shape) for name, tensor in layout.items()}
-        assert table.describe(shapes) == wanted
+        assert motion_table.describe(shapes) == wanted
         bare = {name: shape for name, shape in shapes.items() if not name.endswith(".pe")}
         plain = dataclasses.replace(wanted, max_frames=32, resnet_norm_scope="frame")
-        assert table.describe(bare) == plain
+        assert motion_table.describe(bare) == plain
     with pytest.raises(ValueError, match="no motion modules of a known layout"):
-        table.find({"down_blocks.0.temporal_attentions.0.norm.weight"})
+        motion_table.find({"down_blocks.0.temporal_attentions.0.norm.weight"})
 
 
 @pytest.mark.parametrize("layout", ["diffusers", "original"])
@@ -244,11 +244,11 @@ def test_modules_without_positions_get_the_sinusoid(parity, layout):
     x, t, text, _ = arguments(parity, cfg, 1, 2, (8, 8))
     target = parity.shapes(UNet(cfg), x, t, Context(text))
     target, _ = split(target, lambda name: "motion_modules_" in name)
-    rules = table.find(bare)
+    rules = motion_table.find(bare)
     tree = parity.convert(bare, rules, target)
     pe = flatten(tree)["mid_block/motion_modules_0/transformer_blocks_0/attn1/pe"]
     np.testing.assert_array_equal(pe, sinusoid_table(32, 32))
-    whole = table.find(state)
+    whole = motion_table.find(state)
     parity.same_state(
         export(parity.convert(state, whole, target), whole),
         state,

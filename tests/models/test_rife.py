@@ -16,7 +16,7 @@ import pytest
 from mv2_jax.config import RIFEConfig
 from mv2_jax.convert import rife as converter
 from mv2_jax.convert.engine import ConversionError, convert, export
-from mv2_jax.convert.tables import rife as table
+from mv2_jax.convert.tables import rife as rife_table
 from mv2_jax.models import rife
 from mv2_jax.models.rife import RIFE
 from mv2_jax.params import flatten
@@ -124,7 +124,7 @@ def _frames(pairs: int, height: int, width: int, count: int = 2) -> np.ndarray:
 )
 def test_equals_the_transcription(cfg, pairs, plane):
     weights = _weights(cfg)
-    tree = convert(weights, table.rules(), converter.target(cfg))
+    tree = convert(weights, rife_table.rules(), converter.target(cfg))
     first, second = _frames(pairs, *plane)
     times = np.array([[0.25, 0.7]] * pairs, np.float32)
     ours = jax.jit(RIFE(cfg).apply)({"params": tree}, first, second, times)
@@ -138,7 +138,7 @@ def test_equals_the_transcription(cfg, pairs, plane):
 
 
 def test_each_pair_has_its_own_times_and_half_precision_stays_close():
-    tree = {"params": convert(_weights(SMALL), table.rules(), converter.target(SMALL))}
+    tree = {"params": convert(_weights(SMALL), rife_table.rules(), converter.target(SMALL))}
     first, second = _frames(2, 16, 16)
     times = np.array([[0.2], [0.9]], np.float32)
     run = jax.jit(RIFE(SMALL).apply)
@@ -154,14 +154,14 @@ def test_each_pair_has_its_own_times_and_half_precision_stays_close():
 
 def test_the_table_fits_exactly_and_goes_back():
     weights = _weights(SMALL)
-    tree = convert(weights, table.rules(), converter.target(SMALL))
-    back = export(tree, table.rules())
+    tree = convert(weights, rife_table.rules(), converter.target(SMALL))
+    back = export(tree, rife_table.rules())
     kept = {name for name in weights if not name.startswith(("teacher", "caltime"))}
     assert back.keys() == kept
     for name in kept:
         np.testing.assert_array_equal(back[name], weights[name].numpy())
     with pytest.raises(ConversionError, match="block9"):
-        convert({**weights, "block9.x": torch.ones(1)}, table.rules(), converter.target(SMALL))
+        convert({**weights, "block9.x": torch.ones(1)}, rife_table.rules(), converter.target(SMALL))
 
 
 def test_command_writes_half_precision_and_explains_a_bad_file(tmp_path, capsys):

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mv2_jax import params as trees
+from mv2_jax import params
 from mv2_jax.config import RefinedRIFEConfig
 from mv2_jax.convert import sources
 from mv2_jax.convert.engine import convert, export
@@ -58,16 +58,16 @@ def test_public_names_and_size():
 
 def test_networks_that_do_nothing_blend_and_pairs_do_not_meet():
     first, second = frames(2, 19, 13)
-    flat = trees.flatten(shapes(TINY))
+    flat = params.flatten(shapes(TINY))
     model, times = RefinedRIFE(TINY), np.float32([[0.25], [0.5]])
     run = jax.jit(model.apply)
-    nothing = trees.unflatten({k: np.zeros(v.shape, np.float32) for k, v in flat.items()})
+    nothing = params.unflatten({k: np.zeros(v.shape, np.float32) for k, v in flat.items()})
     np.testing.assert_allclose(
         run({"params": nothing}, first, second, times)[:, 0], (first + second) / 2, atol=1e-6
     )
     random = np.random.default_rng(1)
     drawn = {k: np.float32(random.normal(size=v.shape) * 0.15) for k, v in flat.items()}
-    tree = {"params": trees.unflatten(drawn)}
+    tree = {"params": params.unflatten(drawn)}
     both = run(tree, first, second, times)
     swapped = run(tree, first[::-1], second[::-1], times[::-1])
     np.testing.assert_allclose(both, swapped[::-1], atol=2e-5)
@@ -76,8 +76,8 @@ def test_networks_that_do_nothing_blend_and_pairs_do_not_meet():
 
 def test_the_stage_fills_gaps_and_keeps_stills():
     first, second = frames(1, 12, 21) * 2 - 1
-    flat = trees.flatten(shapes(TINY))
-    tree = trees.unflatten({k: np.zeros(v.shape, np.float32) for k, v in flat.items()})
+    flat = params.flatten(shapes(TINY))
+    tree = params.unflatten({k: np.zeros(v.shape, np.float32) for k, v in flat.items()})
     filled = interpolators.interpolate(tree, TINY, np.stack((first, second, second), 1), 2)
     assert filled.shape == (1, 5, 12, 21, 3)
     np.testing.assert_array_equal(filled[:, ::2], np.stack((first, second, second), 1))

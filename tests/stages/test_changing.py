@@ -12,8 +12,7 @@ from quick import quick
 from mv2_jax.diffusion import guidance, keys
 from mv2_jax.models.unet import UNet
 from mv2_jax.nn.transformer import Context
-from mv2_jax.stages import chain
-from mv2_jax.stages import stage as stages
+from mv2_jax.stages import chain, stage
 
 FOUR = tiny.make()
 CLIP = FOUR.keyframes
@@ -25,7 +24,7 @@ def told(cfg, prompts, times, negative="0: ring, 1: cube"):
     """What the conditioned row is told, and the negative one's text."""
     ids, away = FOUR.ids(prompts, negative, cfg.stage.frames, times)
     raw = {"ids": ids, "negative": away, "image": PICTURES[: len(prompts)]}
-    return quick(stages.condition, "cfg", "rule")(
+    return quick(stage.condition, "cfg", "rule")(
         FOUR.parameters("i2v"), raw, cfg=cfg, rule=guidance.TEXT
     )
 

@@ -14,8 +14,7 @@ from mv2_jax.convert import targets
 from mv2_jax.errors import InputError
 from mv2_jax.nn.transformer import Context
 from mv2_jax.params import flatten
-from mv2_jax.stages import controls, idle
-from mv2_jax.stages import stage as stages
+from mv2_jax.stages import controls, idle, stage
 
 TEXT = TextConfig(
     vocab_size=20, max_length=6, width=8, layers=2, heads=2, mlp_width=16, eos_token_id=3
@@ -28,7 +27,7 @@ NET = ControlNetConfig(UNET, (8, 8), 4, types=8, type_layers=1)
 
 
 def built(net):
-    return stages.build("i2v", STAGE, {"text_encoder": TEXT, "control": net}, 8)
+    return stage.build("i2v", STAGE, {"text_encoder": TEXT, "control": net}, 8)
 
 
 UNION = built(NET)

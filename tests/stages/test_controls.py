@@ -19,8 +19,7 @@ from mv2_jax.config import (
 )
 from mv2_jax.diffusion import guidance, keys, samplers
 from mv2_jax.models import clip_text
-from mv2_jax.stages import chain, i2v
-from mv2_jax.stages import stage as stages
+from mv2_jax.stages import chain, i2v, stage
 from mv2_jax.stages.conditions import text as prompts
 from mv2_jax.text.emphasis import Marked
 
@@ -40,7 +39,7 @@ NETWORKS = {
     "image_attn": ImageProjectionConfig("resampler", 8, 8, 8, 2, 1, 2, 4),
     "control": ControlNetConfig(SPATIAL, (8, 8), 4),
 }
-CLIP = stages.build("i2v", STAGE, NETWORKS, 8)
+CLIP = stage.build("i2v", STAGE, NETWORKS, 8)
 EMPTY = np.array([[2, 3, 0, 0, 0, 0]], np.int32)
 ROWS = np.array([[[2, 5, 6, 7, 8, 3], [2, 9, 3, 0, 0, 0]]], np.int32)  # one prompt of two rows
 
@@ -52,7 +51,7 @@ def staged(**changes):
 @pytest.fixture(scope="module")
 def params():
     rng = np.random.default_rng(0)
-    tree = jax.eval_shape(lambda key: stages.init(CLIP, key), jax.random.key(0))
+    tree = jax.eval_shape(lambda key: stage.init(CLIP, key), jax.random.key(0))
     return jax.tree.map(lambda x: 0.2 * rng.standard_normal(x.shape, np.float32), tree)
 
 
@@ -112,13 +111,13 @@ def test_clip_skip_is_the_stages(params, skip):
 def conditions(params, cfg, rule=None):
     image = jnp.linspace(-1, 1, 24 * 40 * 3).reshape(1, 24, 40, 3)
     inputs = {"ids": jnp.asarray(ROWS[:, 0]), "negative": jnp.asarray(EMPTY), "image": image}
-    return stages.condition(params, inputs, cfg=cfg, rule=rule or cfg.rule)
+    return stage.condition(params, inputs, cfg=cfg, rule=rule or cfg.rule)
 
 
 def test_a_pooled_controlnet_steers_only_what_is_told_the_prompt(params):
     """diffusers runs such a one on the conditional rows alone (its guess mode)."""
     control = dataclasses.replace(NETWORKS["control"], global_pool=True)
-    pooled = stages.build("i2v", STAGE, {**NETWORKS, "control": control}, 8)
+    pooled = stage.build("i2v", STAGE, {**NETWORKS, "control": control}, 8)
     conditioning = {
         cfg: jax.jit(conditions, static_argnums=1)(params, cfg) for cfg in (CLIP, pooled)
     }
@@ -158,7 +157,7 @@ def test_a_long_clip_is_the_blend_of_its_windows(params):
     end = chain.advance(params, given, one_way, state, **static).x
     assert state.x.shape == end.shape == (1, 5, 3, 5, 4)
     t = jnp.asarray([[999.0]])
-    parts = [stages.predict(params, cfg, state.x[None, :, i : i + 3], t, given)[0] for i in (0, 2)]
+    parts = [stage.predict(params, cfg, state.x[None, :, i : i + 3], t, given)[0] for i in (0, 2)]
     middle = (parts[0][:, 2:] + parts[1][:, :1]) / 2
     expected = jnp.concatenate([parts[0][:, :2], middle, parts[1][:, 1:]], axis=1)
     np.testing.assert_allclose(end, expected, atol=2e-5)

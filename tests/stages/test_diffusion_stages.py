@@ -19,8 +19,7 @@ from mv2_jax.config import (
     VisionConfig,
 )
 from mv2_jax.diffusion import guidance, keys
-from mv2_jax.stages import chain, i2v, t2i, v2v
-from mv2_jax.stages import stage as stages
+from mv2_jax.stages import chain, i2v, stage, t2i, v2v
 
 SCHEDULE = ScheduleConfig(kind="linear", prediction="v", spacing="trailing", final_alpha_one=True)
 SPATIAL = UNetConfig(
@@ -45,8 +44,8 @@ NETWORKS = {
     "control": ControlNetConfig(SPATIAL, (8, 8), 4),
 }
 UNET = dataclasses.replace(SPATIAL, motion=MOTION, image_tokens=True)
-PICTURE = stages.build("t2i", StageConfig(SPATIAL, SCHEDULE, SIZE, steps=4), NETWORKS, 8)
-CLIP = stages.build("i2v", StageConfig(UNET, SCHEDULE, SIZE, 3, steps=4), NETWORKS, 8)
+PICTURE = stage.build("t2i", StageConfig(SPATIAL, SCHEDULE, SIZE, steps=4), NETWORKS, 8)
+CLIP = stage.build("i2v", StageConfig(UNET, SCHEDULE, SIZE, 3, steps=4), NETWORKS, 8)
 REFINED = dataclasses.replace(CLIP, name="v2v")
 SCALES = guidance.make(3.0, 1.5)
 IDS = np.array([[2, 5, 6, 3, 0, 0], [2, 7, 8, 9, 3, 0], [2, 11, 3, 0, 0, 0]], np.int32)
@@ -64,9 +63,9 @@ def shaken(tree, seed):
 
 @pytest.fixture(scope="module")
 def fresh():
-    spatial = jax.jit(stages.init, static_argnums=0)(PICTURE, jax.random.key(1))
+    spatial = jax.jit(stage.init, static_argnums=0)(PICTURE, jax.random.key(1))
     held = {"spatial": shaken(spatial["spatial"], 5)}
-    whole = stages.init(CLIP, jax.random.key(0), held)
+    whole = stage.init(CLIP, jax.random.key(0), held)
     return {**whole, "text_encoder": spatial["text_encoder"]}
 
 
@@ -89,7 +88,7 @@ def inputs(image, rows, image_scale=1.0, control_scale=1.0):
 
 def conditioning(params, *given, rule=guidance.NONE):
     """Of one row, leading axis B."""
-    made = stages.condition(params, inputs(*given), cfg=CLIP, rule=rule)
+    made = stage.condition(params, inputs(*given), cfg=CLIP, rule=rule)
     return jax.tree.map(lambda leaf: leaf[0], made)
 
 
@@ -127,10 +126,10 @@ def test_a_fresh_video_network_is_the_picture_network_on_every_frame(fresh, imag
     x = jnp.asarray(np.random.default_rng(6).standard_normal((1, 3, 3, 5, 4)), jnp.float32)
     t = jnp.asarray([400.0])
     last = conditioning(fresh, image, 0, 0.0)
-    clip = stages.predict_one(fresh, CLIP, x, t, last)
+    clip = stage.predict_one(fresh, CLIP, x, t, last)
     for frame in range(3):
         words = {"text": last["text"]}
-        picture = stages.predict_one(fresh, PICTURE, x[:, frame, None], t, words)
+        picture = stage.predict_one(fresh, PICTURE, x[:, frame, None], t, words)
         np.testing.assert_allclose(clip[:, frame], picture[:, 0], rtol=0, atol=2e-6)
     assert np.abs(clip).max() > 0.1
 
@@ -145,7 +144,7 @@ def test_the_reference_acts_through_its_two_ways_alone(
     t = jnp.full((3,), 400.0)
     scales = (image_scale, control_scale)
     both = [conditioning(params, pictures, 0, *scales) for pictures in (image, image[::-1])]
-    out = [np.asarray(stages.predict_one(params, CLIP, x[:1], t[:1], c)) for c in both]
+    out = [np.asarray(stage.predict_one(params, CLIP, x[:1], t[:1], c)) for c in both]
     difference = np.abs(out[0] - out[1]).max()
     assert difference > 1e-3 if moves else difference == 0
 
@@ -160,7 +159,7 @@ def test_the_reference_acts_through_its_two_ways_alone(
     ],
 )
 def test_each_row_of_a_rule_is_told_what_it_is_to_be(params, image, name, withheld):
-    condition = stages.condition(params, inputs(image, 0), cfg=CLIP, rule=guidance.rule(name))
+    condition = stage.condition(params, inputs(image, 0), cfg=CLIP, rule=guidance.rule(name))
     away = conditioning(params, image, 0, rule=guidance.APART)
     towards = conditioning(params, image, 0)
     assert condition["control"]["shown"].shape[:2] == (len(withheld), 1)
@@ -211,7 +210,7 @@ def test_every_tree_learns_from_pictures_and_clips(params, image, frames):
 
     def value(params):
         rates = {"drop_text": 0.0, "drop_image": 0.0}
-        return stages.loss(params, CLIP, batch, jax.random.key(3), rates=rates)
+        return stage.loss(params, CLIP, batch, jax.random.key(3), rates=rates)
 
     (loss, metrics), grads = jax.jit(jax.value_and_grad(value, has_aux=True))(params)
     assert np.isfinite(loss) and {"mse", "mse_noisy", "mse_clean"} <= set(metrics)
@@ -229,7 +228,7 @@ def test_dropped_conditions_do_not_reach_the_loss(params, image):
     }
     other = {**batch, "image": -batch["image"], "ids": jnp.asarray(IDS[::-1])}
     run = jax.jit(
-        lambda batch: stages.loss(
+        lambda batch: stage.loss(
             params, CLIP, batch, jax.random.key(3), rates={"drop_text": 1.0, "drop_image": 1.0}
         )[0]
     )
@@ -244,7 +243,7 @@ def test_text_and_picture_are_dropped_independently_and_as_often_as_asked(params
     batch["latent"] = jnp.zeros((400, 1, 3, 5, 4))
     rates = {"drop_text": 0.5, "drop_image": 0.25}
     keyed = keys.per_sample(jax.random.key(0), 400)
-    found = jax.jit(lambda batch: stages.drop(params, CLIP, batch, keyed, rates))(batch)
+    found = jax.jit(lambda batch: stage.drop(params, CLIP, batch, keyed, rates))(batch)
     towards = conditioning(params, image[:, :24, :40], 0)
     no_text = np.abs(found["text"].text - towards["text"].text).max((1, 2)) > 1e-4
     no_tokens = np.abs(found["image"]["tokens"] - towards["image"]["tokens"]).max((1, 2)) > 1e-4

@@ -24,8 +24,7 @@ from mv2_jax.convert.engine import convert
 from mv2_jax.convert.sources import Renamed
 from mv2_jax.convert.tables import clip, unet
 from mv2_jax.diffusion import guidance, keys
-from mv2_jax.stages import chain, controls, t2i
-from mv2_jax.stages import stage as stages
+from mv2_jax.stages import chain, controls, stage, t2i
 from mv2_jax.stages.conditions.text import Text
 
 torch = pytest.importorskip("torch")
@@ -50,7 +49,7 @@ UNET = UNetConfig(
 )
 SIZE = (40, 56)  # odd planes: 5 x 7 latents
 NETWORKS = {"text_encoder": TEXT, "text_encoder_2": TEXT_2}
-CFG = stages.build("t2i", StageConfig(UNET, ScheduleConfig(), SIZE), NETWORKS, factor=8)
+CFG = stage.build("t2i", StageConfig(UNET, ScheduleConfig(), SIZE), NETWORKS, factor=8)
 
 
 def encode(params, cfg, ids):
@@ -112,7 +111,7 @@ def pair():
         projection_class_embeddings_input_dim=UNET.pooled_width + 6 * UNET.size_ids_width,
     )
     network = randomise(network, 2)
-    target = jax.eval_shape(lambda key: stages.init(CFG, key), jax.random.key(0))
+    target = jax.eval_shape(lambda key: stage.init(CFG, key), jax.random.key(0))
     params = {"spatial": convert(network.state_dict(), unet.rules(UNET), target["spatial"])}
     for name, module in (("text_encoder", first), ("text_encoder_2", second)):
         state = module.state_dict()
@@ -148,7 +147,7 @@ def test_the_prompt_and_the_network(pair):
             text,
             added_cond_kwargs=dict(text_embeds=pooled, time_ids=sizes),
         ).sample
-    got = quick(stages.predict_one, "cfg")(params, CFG, x[:, None], t, {"text": prompt})
+    got = quick(stage.predict_one, "cfg")(params, CFG, x[:, None], t, {"text": prompt})
     assert off(got[:, 0], expected.permute(0, 2, 3, 1)) < 1e-5
     nothing = encoded(params, CFG, EMPTY)
     assert not nothing.text.any() and not nothing.pooled.any()
@@ -185,7 +184,7 @@ def test_twenty_five_guided_steps(pair):
         callback_on_step_end=keep,
     )
     inputs, rule = {"ids": IDS, "negative": EMPTY}, CFG.rule
-    conditioning = stages.condition(params, inputs, cfg=CFG, rule=rule)
+    conditioning = stage.condition(params, inputs, cfg=CFG, rule=rule)
     mine, scales = [], guidance.make(5.0)
     for _ in range(25):
         state = chain.advance(
@@ -222,7 +221,7 @@ def test_sizes_a_crop_and_an_encoded_negative(pair):
         output_type="latent",
     ).images.permute(0, 2, 3, 1)
 
-    condition = quick(stages.condition, "cfg", "rule")
+    condition = quick(stage.condition, "cfg", "rule")
     advance = quick(chain.advance, "cfg", "rule", "steps", "k")
 
     def made(**told):
@@ -249,11 +248,11 @@ def test_the_loss_says_the_sizes_of_its_pictures(pair, monkeypatch):
         seen.append(conditioning["text"].size_ids)
         return x
 
-    monkeypatch.setattr(stages, "predict_one", predict)
+    monkeypatch.setattr(stage, "predict_one", predict)
     batch = {"latent": jnp.ones((3, 2, 3, 4)), "ids": IDS, "null_ids": EMPTY[0]}
-    stages.loss(params, CFG, batch, jax.random.key(0))
+    stage.loss(params, CFG, batch, jax.random.key(0))
     given = np.arange(18, dtype=np.float32).reshape(3, 6)
-    stages.loss(params, CFG, {**batch, "size_ids": given}, jax.random.key(0))
+    stage.loss(params, CFG, {**batch, "size_ids": given}, jax.random.key(0))
     np.testing.assert_array_equal(seen[0], np.tile([16, 24, 0, 0, 16, 24], (3, 1)))
     np.testing.assert_array_equal(seen[1], given)
 
@@ -278,29 +277,29 @@ def test_the_video_stages_read_the_same_prompt(pair):
         ),
         "control": ControlNetConfig(UNET, (4, 8, 8, 16)),
     }
-    cfg = stages.build("i2v", replace(CFG.stage, unet=moving, frames=2), networks, factor=8)
+    cfg = stage.build("i2v", replace(CFG.stage, unet=moving, frames=2), networks, factor=8)
     # Zeros are what modules that do nothing yet are made of.
-    nothing = jax.eval_shape(lambda key: stages.init(cfg, key), jax.random.key(0))
+    nothing = jax.eval_shape(lambda key: stage.init(cfg, key), jax.random.key(0))
     assert nothing["control"]["add_embedding"]["linear_1"]["kernel"].shape[0] == 12 + 6 * 8
     nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), nothing)
     whole = {**nothing, **params}
 
     def conditioning(params, cfg, ids, none):
         inputs = {"ids": ids, "negative": none, "image": jnp.ones((3, 30, 30, 3))}
-        return stages.condition.__wrapped__(params, inputs, cfg=cfg, rule=cfg.rule)
+        return stage.condition.__wrapped__(params, inputs, cfg=cfg, rule=cfg.rule)
 
     given = quick(conditioning, "cfg")(whole, cfg, IDS, EMPTY)
     pooled = given["text"].pooled
     assert pooled.shape == (3, 3, 12) and not pooled[:2].any() and pooled[2].any()
     x = jax.random.normal(jax.random.key(1), (3, 3, *cfg.latent_shape))
     t = jnp.tile(jnp.array([901.0, 500.0, 7.0])[None], (3, 1))
-    ours = quick(stages.predict, "cfg")(whole, cfg, x, t, given)
+    ours = quick(stage.predict, "cfg")(whole, cfg, x, t, given)
     # Rows of the empty prompt, then of the prompts, for either frame.
     rows = np.array([0, 2])
     ids = np.concatenate([EMPTY, IDS] * 2)
     prompt = quick(encode, "cfg")(params, CFG, ids)
     frames = jnp.concatenate([x[rows, :, frame].reshape(-1, 1, *x.shape[3:]) for frame in (0, 1)])
     times = jnp.tile(t[0], 4)
-    pictures = quick(stages.predict_one, "cfg")(params, CFG, frames, times, {"text": prompt})
+    pictures = quick(stage.predict_one, "cfg")(params, CFG, frames, times, {"text": prompt})
     both = jnp.concatenate([ours[rows, :, frame].reshape(-1, *x.shape[3:]) for frame in (0, 1)])
     np.testing.assert_allclose(both, pictures[:, 0], atol=2e-5)

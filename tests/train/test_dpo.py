@@ -14,7 +14,7 @@ from mv2_jax.configs.toybox import dpo as recipe
 from mv2_jax.diffusion import keys as named
 from mv2_jax.diffusion import losses, process, schedules
 from mv2_jax.errors import InputError
-from mv2_jax.stages import stage as stages
+from mv2_jax.stages import stage
 from mv2_jax.toybox.vocabulary import MOTIONS
 from mv2_jax.train import lora
 from mv2_jax.train.preference import dpo_loss
@@ -178,8 +178,8 @@ def test_a_sparse_control_learns_from_the_latent_it_was_sampled_with(tmp_path, m
         tiny.SPATIAL, motion=dataclasses.replace(tiny.MOTION, mid_block=False)
     )
     control = SparseControlConfig(body)
-    clip = stages.build("i2v", tiny.KEYFRAMES, {**tiny.NETWORKS, "control": control}, 8)
-    made = tiny.random(jax.eval_shape(partial(stages.init, clip), jax.random.key(0)), 1)
+    clip = stage.build("i2v", tiny.KEYFRAMES, {**tiny.NETWORKS, "control": control}, 8)
+    made = tiny.random(jax.eval_shape(partial(stage.init, clip), jax.random.key(0)), 1)
     held = {"text_encoder": tiny.TEXT, "spatial": tiny.SPATIAL, "motion": tiny.MOTION}
     held |= {"image_encoder": tiny.VISION, "image_attn": tiny.PROJECTION, "control": control}
     parts = {name: Component(made[name], config) for name, config in held.items()}
@@ -207,7 +207,7 @@ def test_a_sparse_control_learns_from_the_latent_it_was_sampled_with(tmp_path, m
     shown, reference = seen[0]
     assert np.array_equal(shown, reference)
     assert np.array_equal(batch["reference"], np.asarray(reference, np.float16))
-    given, predict = [], stages.predict_one
+    given, predict = [], stage.predict_one
 
     def watched(params, cfg, x, t, conditioning):
         given.append(conditioning["control"]["shown"])
@@ -236,7 +236,7 @@ def test_prompts_are_dropped_as_often_as_asked(begin, tmp_path, monkeypatch):
     words = [made.words.encode([text]) for text in ("a red ball", "")]
     inputs = {"ids": np.repeat(words[0], 400, axis=0), "negative": words[1]}
     keys = named.per_sample(jax.random.key(0), 400)
-    conditioning = stages.drop(made.base, made.net, inputs, keys, {**cfg.loss})["text"].text
+    conditioning = stage.drop(made.base, made.net, inputs, keys, {**cfg.loss})["text"].text
     ball, nothing = (made.net.condition("text").prompt(made.base, made.net, x) for x in words)
     dropped = np.abs(conditioning - nothing.text).max((1, 2)) < 1e-5
     kept = np.abs(conditioning - ball.text).max((1, 2)) < 1e-5

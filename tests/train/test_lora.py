@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mv2_jax import params
+from mv2_jax import params as trees
 from mv2_jax.errors import InputError
 from mv2_jax.train import chosen, lora, optim, recipe
 from mv2_jax.train.state import create, make_step
@@ -109,7 +109,7 @@ def steps(work, cfg, count=4):
 
 
 def names(tree):
-    return set(params.flatten(tree))
+    return set(trees.flatten(tree))
 
 
 def of_recipe(monkeypatch, tmp_path, **settings):
@@ -150,12 +150,12 @@ def test_a_lora_trains_no_more_than_its_factors(monkeypatch, tmp_path):
 )
 def test_what_is_not_named_is_frozen_bit_for_bit(monkeypatch, tmp_path, train, trained):
     part, cfg = of_recipe(monkeypatch, tmp_path, train=train)
-    before = params.flatten(wide().init(None)["deep"])
+    before = trees.flatten(wide().init(None)["deep"])
     state, _ = steps(part, cfg)
     assert names(state.params["deep"]) == trained
     size = sum(before[name].size for name in trained)
     assert sum(x.size for x in jax.tree.leaves(state.opt) if x.ndim) == 2 * size
-    after = params.flatten(part.components(state.params)["deep"])
+    after = trees.flatten(part.components(state.params)["deep"])
     assert after.keys() == before.keys()
     for name, leaf in before.items():
         assert np.array_equal(after[name], leaf) == (name not in trained), name

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from mv2_jax import params
+from mv2_jax import params as trees
 from mv2_jax.config import SparseControlConfig, to_dict
 from mv2_jax.configs import smoke
 from mv2_jax.configs import vfi as videos_recipe
@@ -18,7 +18,7 @@ from mv2_jax.configs.toybox import dpo as dpo_recipe
 from mv2_jax.configs.toybox import vfi as vfi_recipe
 from mv2_jax.errors import InputError
 from mv2_jax.models.vae import AutoencoderKL
-from mv2_jax.stages import stage as stages
+from mv2_jax.stages import stage
 from mv2_jax.toybox import captions
 from mv2_jax.toybox.vocabulary import MOTIONS
 from mv2_jax.train import words
@@ -28,7 +28,7 @@ from mv2_jax.train.toybox import dpo, prompts
 from mv2_jax.train.toybox.source import Toybox
 from mv2_jax.train.video import VideoTask
 
-INIT = stages.init
+INIT = stage.init
 TREES = ("text_encoder", "spatial", "motion", "image_encoder", "image_attn", "control")
 
 
@@ -54,7 +54,7 @@ def parts():
         "image_attn": smoke.PROJECTION,
         "control": smoke.CONTROL,
     }
-    net = stages.build("i2v", smoke.NETWORKS["i2v"], networks, smoke.VAE.factor)
+    net = stage.build("i2v", smoke.NETWORKS["i2v"], networks, smoke.VAE.factor)
     trees = jax.eval_shape(lambda key: INIT(net, key), jax.random.key(0))
     configs = {
         "text_encoder": text,
@@ -116,8 +116,8 @@ def test_i2v_trains_its_own_trees_on_clips_and_pictures(tmp_path, monkeypatch):
     assert set(task.frozen) == {"spatial", "vae"}
     # A mesh takes its shares from the host: no device need hold all.
     assert all(isinstance(x, np.ndarray) for x in jax.tree.leaves((weights, task.frozen)))
-    assert params.digest(task.frozen["spatial"]) == params.digest(
-        params.cast(parts()["spatial"].params, np.float32)
+    assert trees.digest(task.frozen["spatial"]) == trees.digest(
+        trees.cast(parts()["spatial"].params, np.float32)
     )
     stream = task.batches(0, 0)
     batches = [next(stream) for _ in range(2)]

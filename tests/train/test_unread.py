@@ -19,8 +19,7 @@ from mv2_jax.configs.toybox import t2i as t2i_recipe
 from mv2_jax.configs.toybox import v2v as v2v_recipe
 from mv2_jax.configs.toybox import vae as vae_recipe
 from mv2_jax.configs.toybox import vfi as vfi_recipe
-from mv2_jax.diffusion import keys as named
-from mv2_jax.diffusion import losses, process
+from mv2_jax.diffusion import keys, losses, process
 from mv2_jax.diffusion.losses import LossConfig
 from mv2_jax.diffusion.names import SAMPLINGS, WEIGHTINGS
 from mv2_jax.errors import InputError
@@ -300,7 +299,7 @@ def test_what_another_setting_switches_off_has_an_effect_once_it_is_on(path):
 
 def test_fields_of_a_loss_change_it_or_are_refused():
     """Each field, of every sampling and of every weighting, on noise."""
-    x0, own = named.normal(named.seeds(range(4)), (3, 3, 2)), named.seeds(range(1, 5))
+    x0, own = keys.normal(keys.seeds(range(4)), (3, 3, 2)), keys.seeds(range(1, 5))
     flow = process.Flow()
 
     def value(cfg):

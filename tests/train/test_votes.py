@@ -8,7 +8,8 @@ import pytest
 import tiny
 from ml_collections import ConfigDict
 
-from mv2_jax import bundle, cli, params
+from mv2_jax import bundle, cli
+from mv2_jax import params as trees
 from mv2_jax.config import to_dict
 from mv2_jax.configs import preference as recipe
 from mv2_jax.errors import InputError
@@ -123,8 +124,8 @@ def test_both_stages_learn_from_votes_and_are_packed(judged, tmp_path, monkeypat
     after = bundle.read(folder.parent)
     for name in ("motion_i2v", "t2i_unet"):
         old = before.load(name if name in before.components else "spatial")
-        assert params.digest(after.load(name)) != params.digest(old), name
-    assert params.digest(after.load("motion_v2v")) == params.digest(before.load("motion_v2v"))
+        assert trees.digest(after.load(name)) != trees.digest(old), name
+    assert trees.digest(after.load("motion_v2v")) == trees.digest(before.load("motion_v2v"))
     clips = next(batch for stage, batch in batches if stage == "i2v")
     assert clips["better"].shape == clips["worse"].shape and clips["better"].ndim == 5
     # The dark video and the bright one, each with its own first frame.

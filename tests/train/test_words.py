@@ -12,7 +12,7 @@ from media_clips import CLIP
 
 from mv2_jax.configs import smoke
 from mv2_jax.errors import InputError
-from mv2_jax.stages import stage as stages
+from mv2_jax.stages import stage
 from mv2_jax.text import CLIPTokenizer, WordTokenizer, emphasis
 from mv2_jax.train import recipe, words
 from mv2_jax.train.task import Component
@@ -113,13 +113,13 @@ def test_rows_are_refused_where_they_cannot_be_read():
 def test_several_rows_are_told_as_when_sampling():
     """Training's rows [B, n, L] give the states that a prompt's rows give in the cascade."""
     clip = CLIPTokenizer()
-    text = stages.Text(CLIP)
+    text = stage.Text(CLIP)
     tree = {"text_encoder": media_clips.text_encoder()}
-    net = stages.build("t2i", tiny.PICTURE, {"text_encoder": CLIP}, tiny.VAE.factor)
+    net = stage.build("t2i", tiny.PICTURE, {"text_encoder": CLIP}, tiny.VAE.factor)
     plain = "a red ball " * 60
     null = jnp.asarray(clip.encode([""])[0])
     batch = {"ids": jnp.asarray(words.encode(clip, [plain, "short"], 3)), "null_ids": null}
-    told, nothing = text.encode(tree, net, stages.in_rows(batch))
+    told, nothing = text.encode(tree, net, stage.in_rows(batch))
     marked = jax.tree.map(jnp.asarray, emphasis.rows(clip, [plain, "short"]))
     empty = jax.tree.map(jnp.asarray, emphasis.rows(clip, ["", plain]))
     empty = empty._replace(ids=empty.ids[:1], weights=empty.weights[:1])

@@ -24,8 +24,7 @@ from safetensors.numpy import save
 from mv2_jax import files, params
 from mv2_jax.errors import InputError
 from mv2_jax.models import clip_vision, image_projection
-from mv2_jax.stages import latents as codec
-from mv2_jax.stages import stage as stages
+from mv2_jax.stages import latents, stage
 from mv2_jax.stages.conditions.image import ImageTokens
 from mv2_jax.stages.conditions.text import Text
 from mv2_jax.train import words as tokens
@@ -88,7 +87,7 @@ class Encoder:
     """
 
     def __init__(
-        self, net: stages.Config, begin: Mapping[str, Component], words: Any, rows: int
+        self, net: stage.Config, begin: Mapping[str, Component], words: Any, rows: int
     ) -> None:
         self.net, self.words, self.rows = net, words, rows
         self.text = next((c for c in net.conditions if isinstance(c, Text)), None)
@@ -116,10 +115,10 @@ class Encoder:
 
     def _encode(self, held: Any, pixels: jax.Array, ids: jax.Array) -> dict[str, jax.Array]:
         x = pixels.astype(jnp.float32) / 127.5 - 1.0
-        made = {"latent": codec.encode(held["vae"], self.vae, x)}
+        made = {"latent": latents.encode(held["vae"], self.vae, x)}
         if self.text:
             null = jnp.asarray(self.words.encode([""])[0])
-            inputs = stages.in_rows({"ids": ids, "null_ids": null})
+            inputs = stage.in_rows({"ids": ids, "null_ids": null})
             prompt = self.text.prompt(held, self.net, inputs.get("ids", ids))
             made["text_states"] = prompt.text
             if prompt.pooled is not None:

@@ -12,13 +12,11 @@ import numpy as np
 
 from mv2_jax import config
 from mv2_jax import params as trees
-from mv2_jax.diffusion import guidance, keys, losses
-from mv2_jax.diffusion import process as processes
+from mv2_jax.diffusion import guidance, keys, losses, process
 from mv2_jax.errors import InputError
 from mv2_jax.stages import idle as unheard
-from mv2_jax.stages import latents as codec
+from mv2_jax.stages import latents, t2i
 from mv2_jax.stages import stage as stages
-from mv2_jax.stages import t2i
 from mv2_jax.train import answers, chosen, encoded, streamed, unread
 from mv2_jax.train import source as sources
 from mv2_jax.train import words as tokens
@@ -93,7 +91,7 @@ class PictureTask:
         if self.source.streams:
             self.source.fits(begin, self.turns(), self.rows, self.trained)
         self.null = jnp.asarray(self.words.encode([""])[0])
-        self.decode = jax.jit(lambda params, z: codec.decode(params, self.vae.config, z))
+        self.decode = jax.jit(lambda params, z: latents.decode(params, self.vae.config, z))
 
     def reads(self) -> set[str]:
         """The settings that it reads."""
@@ -121,7 +119,7 @@ class PictureTask:
             text = self.begin["text_encoder"].config
             unread.begun(self.cfg, "text", text, but=("vocab_size", "eos_token_id"))
         of_stage = {f"sample.{name}": why for name, why in unheard.numbers(self.net).items()}
-        return {**of_stage, **unread.of_loss(self.shape, processes.of(self.net.stage.schedule))}
+        return {**of_stage, **unread.of_loss(self.shape, process.of(self.net.stage.schedule))}
 
     def init(self, key: jax.Array) -> Params:
         """What is trained: from `begin` where it is there, else fresh."""

@@ -26,8 +26,7 @@ from mv2_jax.errors import InputError
 from mv2_jax.lookup import nearest
 from mv2_jax.models.discriminator import PatchCritic
 from mv2_jax.models.vae import ENCODING, AutoencoderKL
-from mv2_jax.train import adversary, unread
-from mv2_jax.train import source as sources
+from mv2_jax.train import adversary, source, unread
 from mv2_jax.train.report import grid, to_uint8
 from mv2_jax.train.task import Batch, Component, Metrics, Params, Task, compute_dtype
 
@@ -153,7 +152,7 @@ class VAETask:
 
     def __init__(self, cfg: Any, held: Component | None) -> None:
         self.cfg, self.held = cfg, held
-        self.source = sources.of(cfg)
+        self.source = source.of(cfg)
         self.halves = _halves(cfg, held)
         self.sizes = _sizes(cfg, held, self.halves)
         self.model = AutoencoderKL(self.sizes, compute_dtype(cfg.precision))

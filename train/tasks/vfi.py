@@ -21,14 +21,13 @@ import numpy as np
 
 from mv2_jax import config, shards
 from mv2_jax import params as trees
-from mv2_jax.diffusion import keys as named
+from mv2_jax.diffusion import keys
 from mv2_jax.errors import InputError
 from mv2_jax.models.discriminator import PatchCritic
 from mv2_jax.models.gan_vfi import GANVFI
 from mv2_jax.models.vq import Quantised, perplexity
 from mv2_jax.stages import vfi
-from mv2_jax.train import adversary, features, triplets, unread
-from mv2_jax.train import source as sources
+from mv2_jax.train import adversary, features, source, triplets, unread
 from mv2_jax.train.latents import Shards
 from mv2_jax.train.report import grid, to_uint8
 from mv2_jax.train.task import Batch, Component, Metrics, Params, Task, compute_dtype, require
@@ -82,13 +81,13 @@ class VFITask:
             raise InputError(f"data.among: of {cfg.data.among} draws none can be kept; 1 keeps all")
         if "gap" in cfg.data:
             _check_gap(tuple(cfg.data.gap), "root" in cfg.data)
-        self.source = sources.of(cfg, "videos" if "root" in cfg.data else "toybox")
+        self.source = source.of(cfg, "videos" if "root" in cfg.data else "toybox")
         self.light_params, self.light_cfg = vfi.shipped()
         if self.light_cfg != self.net.light:
             raise InputError("model.vfi.light: training uses the RIFE that ships with the package")
 
     def init(self, key: jax.Array) -> Params:
-        one, two = named.split(key)
+        one, two = keys.split(key)
         image = jnp.zeros((1, self.net.pad_to, self.net.pad_to, 3))
         made = jax.jit(self.model.init)(one, image, image, image, jnp.zeros((1,)))["params"]
         critic = jax.jit(self.critic.init)(two, image)["params"]

@@ -14,16 +14,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from mv2_jax import config, files
-from mv2_jax import params as trees
+from mv2_jax import config, files, params
 from mv2_jax.errors import InputError
 from mv2_jax.infer import media
 from mv2_jax.infer.arena import build, table
 from mv2_jax.infer.arena.store import CRITERIA, GOLD
 from mv2_jax.lookup import one_of
 from mv2_jax.stages import latents as codec
-from mv2_jax.train import source as sources
-from mv2_jax.train import unread
+from mv2_jax.train import source, unread
 from mv2_jax.train.latents import Shards, position
 from mv2_jax.train.task import Batch, Component, Task, require
 from mv2_jax.train.toybox import dpo
@@ -99,7 +97,7 @@ class _Voted(dpo.Preferences):
         """The pairs' latents, a pair a shard."""
         facts = {
             "what": f"voted pairs of {self.cfg.stage}",
-            "vae": trees.digest(self.vae),
+            "vae": params.digest(self.vae),
             "stage": config.to_dict(self.net.stage),
             "pairs": [[pair.prompt, files.sha256(pair.better), files.sha256(pair.worse)]
                       for pair in self.voted],
@@ -157,7 +155,7 @@ def make(cfg: Any, begin: Mapping[str, Component], folder: Path) -> Task:
         raise InputError("data.votes: name the arena's file, with --votes arena/arena.db")
     require(begin, *dpo.NEEDED[cfg.stage])
     task = (Pictures if cfg.stage == "t2i" else Clips)(cfg, begin, folder)
-    unread.refuse(cfg, task.reads(), task.idle(), sources.of(cfg))
+    unread.refuse(cfg, task.reads(), task.idle(), source.of(cfg))
     if "reference" in task.net.inputs:
         raise InputError("votes do not say what a SparseCtrl was shown: train stage=t2i on them")
     print(f"{len(task.voted)} pairs on which raters lean to one video", flush=True)

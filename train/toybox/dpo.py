@@ -19,9 +19,8 @@ import numpy as np
 
 from mv2_jax import bundle, config
 from mv2_jax import params as trees
-from mv2_jax.diffusion import guidance, losses
+from mv2_jax.diffusion import guidance, losses, process
 from mv2_jax.diffusion import keys as named
-from mv2_jax.diffusion import process as processes
 from mv2_jax.diffusion.losses import LossConfig, diffusion_loss
 from mv2_jax.errors import InputError
 from mv2_jax.lookup import one_of
@@ -30,8 +29,7 @@ from mv2_jax.stages import idle as unheard
 from mv2_jax.stages import latents as codec
 from mv2_jax.stages import stage as stages
 from mv2_jax.toybox import evaluate
-from mv2_jax.train import answers, chosen, unread
-from mv2_jax.train import source as sources
+from mv2_jax.train import answers, chosen, source, unread
 from mv2_jax.train import words as tokens
 from mv2_jax.train.latents import Shards, position
 from mv2_jax.train.phase import remat
@@ -64,7 +62,7 @@ def make(cfg: Any, begin: Mapping[str, Component], folder: Path) -> Task:
     require(begin, *NEEDED[cfg.stage])
     task = (Pictures if cfg.stage == "t2i" else Clips)(cfg, begin, folder)
     assert task.jury and task.motions is not None  # both are checked before anything is made
-    unread.refuse(cfg, task.reads(), task.idle(), sources.of(cfg))
+    unread.refuse(cfg, task.reads(), task.idle(), source.of(cfg))
     return task.task()
 
 
@@ -115,7 +113,7 @@ class Preferences(ABC):
     def idle(self) -> dict[str, str]:
         """{setting: why} of those that change nothing as the stage is put together."""
         of_stage = {f"sample.{name}": why for name, why in unheard.numbers(self.net).items()}
-        of_loss = unread.of_loss(self.shape, processes.of(self.net.stage.schedule))
+        of_loss = unread.of_loss(self.shape, process.of(self.net.stage.schedule))
         if self.cfg.loss.kind != "winners":
             of_loss["loss.shape.noise_offset"] = "DPO noises both videos of a pair with plain noise"
         return {**of_stage, **of_loss}
@@ -217,7 +215,7 @@ class Preferences(ABC):
     def answer(self, params: Params, frozen: Params) -> np.ndarray:
         """What the network answers to fixed noise."""
         whole = {**frozen, **params}
-        (prompt,) = sources.of(self.cfg).examples(1)
+        (prompt,) = source.of(self.cfg).examples(1)
         return answers.to_noise(whole, self.net, self.words, prompt)
 
     def task(self) -> Task:
@@ -246,7 +244,7 @@ class Pictures(Preferences):
         dtype = compute_dtype(cfg.precision)
         configs = {"text_encoder": text}
         self.net = stages.build("t2i", stage, configs, factor, dtype, remat(cfg))
-        self.words = tokens.tokenizer(begin, sources.of(cfg), text)
+        self.words = tokens.tokenizer(begin, source.of(cfg), text)
         self.base = {name: trees.cast(begin[name].params, np.float32) for name in self.net.trees}
 
     def candidates(self, numbers: np.ndarray, words: np.ndarray) -> dict[str, np.ndarray]:

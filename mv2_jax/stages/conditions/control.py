@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from mv2_jax import params as trees
 from mv2_jax import shards
 from mv2_jax.config import ControlNetConfig
-from mv2_jax.diffusion import keys as named
+from mv2_jax.diffusion import keys
 from mv2_jax.models.controlnet import ControlNet
 from mv2_jax.stages.conditions import Context, Inputs, Params, weights
 from mv2_jax.stages.latents import resize
@@ -77,7 +77,7 @@ class Control:
         pixels = jnp.zeros((x.shape[0], *cfg.stage.size, 3))
         init = jax.jit(ControlNet(self.net).init)
         kind = jnp.zeros((x.shape[0],), jnp.int32) if self.net.types else None
-        made = init(named.fold(key, self.name), x, t, context, pixels, kind=kind)
+        made = init(keys.fold(key, self.name), x, t, context, pixels, kind=kind)
         return {self.name: copied(made["params"], held.get("spatial"))}
 
     def encode(self, params: Params, cfg: Config, inputs: Inputs) -> tuple[Any, Any]:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from mv2_jax import shards
 from mv2_jax.config import ImageProjectionConfig, VisionConfig
-from mv2_jax.diffusion import keys as named
+from mv2_jax.diffusion import keys
 from mv2_jax.models import clip_vision, image_projection
 from mv2_jax.stages.conditions import Context, Inputs, Params, weights
 
@@ -62,14 +62,14 @@ class ImageTokens:
     ) -> Params:
         side = self.vision.image_size
         vision = jax.jit(clip_vision.VisionEncoder(self.vision).init)(
-            named.fold(key, "vision"), jnp.zeros((1, side, side, 3))
+            keys.fold(key, "vision"), jnp.zeros((1, side, side, 3))
         )
         shape = (1, self.projection.in_width)
         if self.projection.kind != "linear":
             patches = (side // self.vision.patch_size) ** 2 + 1
             shape = (1, patches, self.projection.in_width)
         projection = jax.jit(image_projection.ImageProjection(self.projection).init)(
-            named.fold(key, "projection"), jnp.zeros(shape)
+            keys.fold(key, "projection"), jnp.zeros(shape)
         )
         return {
             "image_encoder": vision["params"],

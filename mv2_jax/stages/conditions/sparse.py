@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from mv2_jax import shards
 from mv2_jax.config import SparseControlConfig
-from mv2_jax.diffusion import keys as named
+from mv2_jax.diffusion import keys
 from mv2_jax.models.sparse_control import SparseControlNet, given_frames
 from mv2_jax.stages.conditions import Context, Inputs, Params, weights
 from mv2_jax.stages.conditions.control import added, copied
@@ -58,7 +58,7 @@ class Sparse:
         held: Params,
     ) -> Params:
         init = jax.jit(SparseControlNet(self.net).init)
-        made = init(named.fold(key, self.name), x, jnp.ones(x.shape[:2]), t, context)
+        made = init(keys.fold(key, self.name), x, jnp.ones(x.shape[:2]), t, context)
         return {self.name: copied(made["params"], held.get("spatial"))}
 
     def encode(self, params: Params, cfg: Config, inputs: Inputs) -> tuple[Any, Any]:

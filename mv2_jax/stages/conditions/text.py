@@ -28,7 +28,7 @@ import jax.numpy as jnp
 
 from mv2_jax import shards
 from mv2_jax.config import TextConfig
-from mv2_jax.diffusion import keys as named
+from mv2_jax.diffusion import keys
 from mv2_jax.models import clip_text
 from mv2_jax.stages.conditions import Context, Inputs, Params
 from mv2_jax.text.emphasis import Marked
@@ -137,7 +137,7 @@ class Text:
     ) -> Params:
         ids = jnp.zeros((1, self.first.max_length), jnp.int32)
         return {
-            name: jax.jit(clip_text.TextEncoder(text).init)(named.fold(key, name), ids)["params"]
+            name: jax.jit(clip_text.TextEncoder(text).init)(keys.fold(key, name), ids)["params"]
             for name, text in self.configs().items()
         }
 
