@@ -84,7 +84,7 @@ class Checkpoints:
             self._manager.save(
                 step,
                 args=args.Composite(
-                    state=args.StandardSave(state), notes=args.JsonSave(_sealed(notes))
+                    state=args.StandardSave(_kept(state)), notes=args.JsonSave(_sealed(notes))
                 ),
                 metrics=None if loss is None else {"loss": loss},
             )
@@ -128,7 +128,7 @@ class Checkpoints:
         Raises:
             InputError: the checkpoint is of another network than `like`, or all are damaged.
         """
-        shapes = jax.tree.map(self._ocp.utils.to_shape_dtype_struct, like)
+        shapes = _kept(jax.tree.map(self._ocp.utils.to_shape_dtype_struct, like))
         layout = _layout(like)
         damaged = []
         for step in sorted(self._manager.all_steps(), reverse=True):
@@ -160,7 +160,7 @@ class Checkpoints:
     def _state(self, step: int, shapes: Any, notes: dict[str, Any]) -> State:
         args = self._ocp.args
         kept = self._manager.restore(step, args=args.Composite(state=args.StandardRestore(shapes)))
-        state = jax.block_until_ready(kept["state"])
+        state = State(**jax.block_until_ready(kept["state"]))
         written = notes.get("sums", {})  # older versions wrote none
         found = checksums(state) if written else {}
         odd = [name for name in found if written.get(name) != found[name]]
@@ -199,6 +199,12 @@ class Checkpoints:
             raise
         if done and processes.first():
             (self.folder / DAMAGED).rmtree(missing_ok=True)
+
+
+def _kept(state: State) -> dict[str, Any]:
+    """The state as Orbax gets it: as older versions, where no further average is kept."""
+    held = state._asdict()
+    return held if state.others else {n: part for n, part in held.items() if n != "others"}
 
 
 def checksums(state: Any) -> dict[str, int]:

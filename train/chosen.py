@@ -86,6 +86,9 @@ def restricted(task: Task, cfg: Any) -> Task:
     def loss(params: Params, frozen: Params, batch: Batch, key: jax.Array):
         return task.loss(whole(params, frozen), frozen, batch, key)
 
+    def error_at(params: Params, frozen: Params, *rest: Any):
+        return task.error_at(whole(params, frozen), frozen, *rest)
+
     def sample(params: Params, frozen: Params, key: jax.Array) -> Any:
         return task.sample(whole(params, frozen), frozen, key)
 
@@ -97,6 +100,7 @@ def restricted(task: Task, cfg: Any) -> Task:
         init=lambda key: trained,
         frozen={**task.frozen, **rest},
         loss=loss,
+        error_at=error_at if task.error_at else None,
         components=at_end(task.components),
         configs=at_end(task.configs),
         sample=sample if task.sample else None,

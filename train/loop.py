@@ -27,8 +27,9 @@ from mv2_jax.train.placement import Placement, host
 from mv2_jax.train.profile import Profile
 from mv2_jax.train.programs import Programs
 from mv2_jax.train.report import Report
-from mv2_jax.train.state import State, create, make_step
+from mv2_jax.train.state import State, create, decays, make_step
 from mv2_jax.train.task import Params, Task, compute_dtype
+from mv2_jax.train.validate import Validation
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,16 @@ class Outcome:
     """How a phase went. `finished` is False where a signal stopped it: it can be resumed.
 
     `minutes` counts this and all resumed runs; `tflop` is an estimate (see `train.programs`).
+    `chosen` says which average the phase ends in, as `train.state.decays` counts; `errors` are the
+    validation errors of all, where there are any.
     """
 
     state: State
     finished: bool
     minutes: float
     tflop: float
+    chosen: int = 0
+    errors: tuple[float, ...] = ()
 
 
 class Stop:
@@ -126,6 +131,10 @@ class Run:
         devices = 1 if self.place.mesh is None else self.place.mesh.size
         self.programs = Programs(step, cfg.optim.accumulate, devices)
         self.frozen = self.place.params(task.frozen)
+        every = cfg.validate.every
+        self.validation = Validation(task, cfg, self.place) if every else None
+        self.validated: tuple[int, tuple[float, ...]] = (-1, ())  # a step, and what was found
+        self.told: dict[str, float] = {}  # the same as metrics, for the next line
         self.checkpoints = Checkpoints(folder / "checkpoints", cfg.keep, cfg.keep_best)
         self.before, self.flop = 0.0, 0.0
         if resume and self.checkpoints.good is not None:
@@ -154,11 +163,12 @@ class Run:
         Over a mesh the parameters are made on the host and the rest from them where it lies, so
         that no device ever holds what is split over many.
         """
+        others = len(self.cfg.ema.also)
         if self.place.mesh is None:
-            return create(self.task.init(key), tx)
+            return create(self.task.init(key), tx, others)
 
         def made(params: Params) -> tuple[State, None]:
-            return create(params, tx), None
+            return create(params, tx, others), None
 
         with jax.default_device(host()):
             tree = jax.tree.map(lambda x: np.asarray(x, np.float32), self.task.init(key))
@@ -199,6 +209,8 @@ class Run:
             self.profile.close()
         self.look()
         cfg = self.cfg
+        if self.validation and (self.step % cfg.validate.every == 0 or self.over()):
+            self.validate()
         if self.step % cfg.log_every == 0 or self.step == 1:
             self.log(float(rate))
         # Saved first: a sheet may take longer than a machine that is taken away leaves.
@@ -207,6 +219,18 @@ class Run:
         if cfg.sample_minutes and self.due("sheet", 60 * cfg.sample_minutes):
             with self.meter.aside():
                 self.sheet()
+
+    def validate(self) -> tuple[float, ...]:
+        """The validation errors of the averages; the next line of the log tells them."""
+        if self.validated[0] == self.step:
+            return self.validated[1]
+        with self.meter.aside():
+            jax.block_until_ready(self.state)
+            averages = (self.state.ema, *self.state.others)
+            errors = [self.validation(one, self.frozen) for one in averages]
+        self.told = self.validation.told(errors, decays(self.cfg))
+        self.validated = self.step, tuple(float(one.mean()) for one in errors)
+        return self.validated[1]
 
     def look(self) -> None:
         """Looks at the clock: all that goes by time goes by what it showed last."""
@@ -250,7 +274,8 @@ class Run:
         means = {name: float(np.mean([m[name] for m in host if name in m])) for name in names}
         self.window.clear()
         self.checkpoints.check()
-        extra = {"rate": rate, **speed, "minutes": self.elapsed / 60}
+        extra = {**self.told, "rate": rate, **speed, "minutes": self.elapsed / 60}
+        self.told = {}
         self.finite(means, "loss")
         self.losses.append((means["loss"], steps))
         if self.report:
@@ -333,6 +358,7 @@ class Run:
                     if batch is None:
                         break
                     self.advance(batch)
+            errors = self.validate() if self.validation and self.over() else ()
             if self.window:
                 self.log(optim.rate(self.cfg.optim, self.step - 1, self.fraction()))
             self.save()
@@ -344,7 +370,9 @@ class Run:
             if self.report:
                 self.report.close()
             self.checkpoints.close(done=self.over())
-        return Outcome(self.state, self.over(), self.elapsed / 60, self.flop / 1e12)
+        best = int(np.argmin(errors)) if errors else 0
+        time, work = self.elapsed / 60, self.flop / 1e12
+        return Outcome(self.state, self.over(), time, work, best, errors)
 
 
 def run(
@@ -378,6 +406,6 @@ def run(
         return Run(task, cfg, folder, resume, clock, stop).go()
 
 
-def ema_params(outcome: Outcome) -> Params:
-    """The averaged weights of a phase, on the host; all processes must ask together."""
-    return processes.gather(outcome.state.ema)
+def averages(outcome: Outcome) -> list[Params]:
+    """A phase's averages, on the host; all processes must ask together."""
+    return [processes.gather(one) for one in (outcome.state.ema, *outcome.state.others)]

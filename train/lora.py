@@ -124,6 +124,9 @@ def adapted(task: Task, cfg: Any) -> Task:
     def loss(factors: Params, frozen: Params, batch: Batch, key: jax.Array):
         return task.loss(merged(factors, frozen), frozen, batch, key)
 
+    def error_at(factors: Params, frozen: Params, *rest: Any):
+        return task.error_at(merged(factors, frozen), frozen, *rest)
+
     def whole(factors: Params) -> Params:
         return jax.tree.map(np.asarray, merged(factors, base))
 
@@ -143,6 +146,7 @@ def adapted(task: Task, cfg: Any) -> Task:
         init=lambda key: fresh(key, base, settings.rank, picked),
         frozen={**task.frozen, **base},
         loss=loss,
+        error_at=error_at if task.error_at else None,
         components=lambda factors: task.components(whole(factors)),
         configs=lambda factors: task.configs(base),
         sample=_over(task.sample, merged),

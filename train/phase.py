@@ -22,7 +22,14 @@ RUNNING = ("name", "chain", "begin", "cascade", "log_every", "sample_minutes",
 # What a person may change half-way besides: the loop itself asks for another optim.lr.
 _OPTIM = ("lr", "warmup", "schedule", "clock", "decay_from", "final", "weight_decay", "b1", "b2",
           "eps", "clip", "accumulate")  # fmt: skip
-ON_THE_WAY = (*RUNNING, "steps", "max_minutes", "precision", *(f"optim.{name}" for name in _OPTIM))
+ON_THE_WAY = (
+    *RUNNING,
+    "steps",
+    "max_minutes",
+    "precision",
+    "validate",
+    *(f"optim.{name}" for name in _OPTIM),
+)
 
 
 def phase(task: str, **settings: Any) -> ConfigDict:
@@ -73,7 +80,12 @@ def phase(task: str, **settings: Any) -> ConfigDict:
                 "accumulate": 1,  # parts a batch is worked through in
                 "states": "fp32",  # moments: fp32, bf16 or int8, for memory
             },
-            "ema": {"decay": 0.999, "warmup": True},
+            # also: decays of further averages, kept beside the first. With validation the one of
+            # the lowest error becomes the phase's weights.
+            "ema": {"decay": 0.999, "warmup": True, "also": ()},
+            # The error by timestep on samples and noise that stay the same; every: steps, 0: never.
+            # root: where samples lie that are not trained on, as data.root does.
+            "validate": {"every": 0, "batches": 4, "levels": 4, "root": ""},
         }
     )
     for name, value in settings.items():
@@ -110,6 +122,15 @@ def check(cfg: Any) -> None:
     if not 0 <= cfg.seed < 2**31:
         raise ValueError(f"seed is {cfg.seed}; it goes from 0 to {2**31 - 1}")
     one_of(cfg.remat_policy, REMAT, "remat_policy")
+    lengths = (cfg.ema.decay, *cfg.ema.also)
+    for name, decay in zip(("decay", *["also"] * len(cfg.ema.also)), lengths):
+        if not (isinstance(decay, int | float) and 0 <= decay < 1):
+            raise ValueError(f"ema.{name} is {decay!r}: it must be from 0 to below 1")
+    if len({*lengths}) < len(lengths):
+        raise ValueError(f"ema.also: {lengths} with ema.decay: each length once")
+    for name, least in (("every", 0), ("batches", 1), ("levels", 1)):
+        if cfg.validate[name] < least:
+            raise ValueError(f"validate.{name} is {cfg.validate[name]}: it must be {least} or more")
     data = cfg.get("data", {})
     if "shard" not in data:
         return

@@ -44,7 +44,8 @@ class Report:
         matplotlib.use("Agg")
         from matplotlib import pyplot
 
-        keys = [k for k in self.rows[-1] if k not in ("step", "minutes")]
+        named = {k: None for row in self.rows for k in row}  # not all are in every row
+        keys = [k for k in named if k not in ("step", "minutes")]
         columns = 3
         lines = -(-len(keys) // columns)
         figure, axes = pyplot.subplots(

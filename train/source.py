@@ -11,6 +11,7 @@ what the whole one would have, and a process can read the rows that are its own.
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -139,6 +140,30 @@ class Source(ABC):
         """Clips of the captions of `examples`; a source that draws them may use the key."""
         del key
         return jnp.asarray(self.clips(np.arange(count), frames, size)[0])
+
+
+def held_out(task: Any) -> Any:
+    """The batches of `validate.root`, made as a task makes its own; None where it names none.
+
+    Args:
+        task: has `cfg`, `source` and `batches`, which reads no other source.
+
+    Raises:
+        InputError: the task's source reads no files.
+    """
+    cfg = task.cfg
+    if not (cfg.validate.every and cfg.validate.root):
+        return None
+    if not task.source.streams or cfg.data.get("source") == "precomputed":
+        raise InputError(
+            "validate.root: only sources that read clips and pictures as they train take another "
+            "folder; leave it out to validate on samples of the training source"
+        )
+    other = cfg.copy_and_resolve_references()
+    other.data.update({"root": cfg.validate.root, "mix": (), "captions": ""})
+    held = copy.copy(task)
+    held.cfg, held.source = other, of(other)
+    return held.batches
 
 
 def of(cfg: Any, default: str = "toybox") -> Source:

@@ -17,19 +17,22 @@ from mv2_jax.train.task import Batch, Metrics, Params, Task
 class State(NamedTuple):
     """All that a phase carries from step to step: what a checkpoint holds.
 
-    `step` is the number of updates made, int32; `ema` follows `params`, fp32 like them.
+    `step` is the number of updates made, int32; `ema` follows `params`, fp32 like them, and so does
+    each of `others`, averages of other lengths (`ema.also`).
     """
 
     step: jax.Array
     params: Params
     ema: Params
     opt: Any
+    others: tuple[Params, ...] = ()
 
 
-def create(params: Params, tx: optax.GradientTransformation) -> State:
+def create(params: Params, tx: optax.GradientTransformation, others: int = 0) -> State:
     """A fresh state around `params`, which are copied: steps give their buffers away."""
     params = jax.tree.map(lambda p: jnp.array(p, jnp.float32, copy=True), params)
-    return State(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), tx.init(params))
+    ema, *more = (jax.tree.map(jnp.copy, params) for _ in range(1 + others))
+    return State(jnp.zeros((), jnp.int32), params, ema, tx.init(params), tuple(more))
 
 
 def ema_decay(step: jax.Array, decay: float, warmup: bool) -> jax.Array:
@@ -41,6 +44,16 @@ def ema_decay(step: jax.Array, decay: float, warmup: bool) -> jax.Array:
     step = step.astype(jnp.float32)
     ramp = (1.0 + step) / (10.0 + step)
     return jnp.minimum(decay, ramp) if warmup else jnp.full((), decay, jnp.float32)
+
+
+def decays(cfg: Any) -> tuple[float, ...]:
+    """Those of a phase's averages: of `State.ema`, then of `State.others`."""
+    return (cfg.ema.decay, *cfg.ema.also)
+
+
+def averaged(old: Params, params: Params, keep: jax.Array) -> Params:
+    """An average, moved towards `params`; `keep` is the share of the old one."""
+    return jax.tree.map(lambda e, p: e + (1.0 - keep) * (p - e), old, params)
 
 
 def _gradients(task: Task, parts: int) -> Callable[..., tuple[Params, Metrics]]:
@@ -91,9 +104,11 @@ def make_step(task: Task, tx: optax.GradientTransformation, cfg: Any) -> Callabl
         grads, metrics = gradients(state.params, frozen, batch, keys.fold(key, state.step))
         updates, opt = tx.update(grads, state.opt, state.params)
         params = jax.tree.map(lambda p, u: p + rate * u, state.params, updates)
-        keep = ema_decay(state.step, cfg.ema.decay, cfg.ema.warmup)
-        ema = jax.tree.map(lambda e, p: e + (1.0 - keep) * (p - e), state.ema, params)
+        ema, *others = (
+            averaged(old, params, ema_decay(state.step, decay, cfg.ema.warmup))
+            for old, decay in zip((state.ema, *state.others), decays(cfg), strict=True)
+        )
         metrics = {**metrics, "grad_norm": optax.global_norm(grads)}
-        return State(state.step + 1, params, ema, opt), metrics
+        return State(state.step + 1, params, ema, opt, tuple(others)), metrics
 
     return step

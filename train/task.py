@@ -75,6 +75,9 @@ class Task:
         sample: (params, frozen, key) -> a sheet of samples, uint8 [H, W, 3]; None: no sheets.
         rules: sharding rows of its parameters beside `sharding.RULES`.
         notes: JSON-ready facts that packing needs: "stages" {name: config}, "tokenizer".
+        error_at: (params, frozen, batch, key, u) -> the unweighted error at position u (0..1) of
+            the process, conditions kept, for validation; None: it has none.
+        held_out: as `batches`, of samples that are not trained on; None: there are none.
         answer: (params, frozen) -> what the network answers to fixed noise, an array.
         outcome: params -> a line on what came of it, printed at the end ("": none); an InputError
             where that is nothing, before any weights are written.
@@ -90,6 +93,8 @@ class Task:
     sample: Callable[[Params, Params, jax.Array], np.ndarray] | None = None
     rules: Rules = ()
     notes: Mapping[str, Any] = field(default_factory=dict)
+    error_at: Callable[[Params, Params, Batch, jax.Array, jax.Array], jax.Array] | None = None
+    held_out: Callable[[int, int], Iterator[Batch]] | None = None
     answer: Callable[[Params, Params], np.ndarray] | None = None
     outcome: Callable[[Params], str] | None = None
     files: Callable[[Params, Path], list[Path]] | None = None

@@ -48,8 +48,11 @@ def off(cfg: Any) -> dict[str, str]:
         why |= dict.fromkeys(("lora.alpha", "lora.match"), "lora.rank is 0")
     if "remat" in cfg and not cfg.remat:
         why["remat_policy"] = "remat is False"
-    if not cfg.ema.decay:
+    if not (cfg.ema.decay or cfg.ema.also):
         why["ema.warmup"] = "ema.decay is 0"
+    if not cfg.validate.every:
+        unused = ("validate.batches", "validate.levels", "validate.root")
+        why |= dict.fromkeys(unused, "validate.every is 0")
     if not data.get("image_every"):
         why["data.image_batch"] = "data.image_every is 0"
     if data.get("fps", DEFAULTS["fps"]):

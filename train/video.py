@@ -165,12 +165,17 @@ class VideoTask:
         return {**batch, "latent": batch["latent"].astype(jnp.float32), "null_ids": self.null}
 
     def loss(self, params: Params, frozen: Params, batch: Batch, key: jax.Array):
-        batch = self.ready(frozen, batch)
-        settings = self.cfg.loss
-        rates = chances(settings, self.net)
+        rates = chances(self.cfg.loss, self.net)
+        return self._loss(params, frozen, batch, key, rates=rates, shape=self.shape)
+
+    def error_at(self, params: Params, frozen: Params, batch: Batch, key: jax.Array, u: jax.Array):
+        """The unweighted error at position u of the process."""
+        return self._loss(params, frozen, batch, key, shape=losses.At(u))[0]
+
+    def _loss(self, params: Params, frozen: Params, batch: Batch, key: jax.Array, **how: Any):
+        batch, settings = self.ready(frozen, batch), self.cfg.loss
         scales = {name: settings[name] for name in SCALES if name in settings}
-        given = {"rates": rates, "scales": scales, "shape": self.shape}
-        return stages.loss({**frozen, **params}, self.net, batch, key, **given)
+        return stages.loss({**frozen, **params}, self.net, batch, key, scales=scales, **how)
 
     def shards(self) -> Shards:
         """The source's keyframes: "latent" [T, h, w, C] fp16, and its notes."""
@@ -285,7 +290,9 @@ class VideoTask:
             init=lambda key: trained,
             frozen=frozen,
             loss=self.loss,
+            error_at=self.error_at,
             batches=self.batches,
+            held_out=sources.held_out(self),
             components=self.components,
             configs=self.configs,
             sample=self.sample,

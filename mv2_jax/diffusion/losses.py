@@ -79,10 +79,7 @@ class LossConfig:
         check_offset(self, process)
         u = positions(keys, self, process)
         point = process.at(u)
-        eps = noise(keys, x0.shape[1:], self.noise_offset)
-        wanted, output = asked(model, x0, eps, point, process)
-        mse = per_sample((output - wanted) ** 2, mask)
-        counts = jnp.ones_like(mse) if mask is None else _counts(mask)
+        mse, counts = _errors(model, x0, keys, point, process, mask, self.noise_offset)
         scale = weight(point.alpha, point.sigma, process.prediction, self)
         noisy = (u >= 0.5).astype(mse.dtype)
         metrics = {
@@ -91,6 +88,42 @@ class LossConfig:
             "mse_clean": _mean(mse, counts * (1.0 - noisy)),
         }
         return _mean(mse * scale, counts), metrics
+
+
+@dataclass(frozen=True)
+class At:
+    """The loss at one position `u` [] of the process for all samples: the mean squared error of the
+    network's own output, unweighted."""
+
+    u: jax.Array
+
+    def __call__(
+        self,
+        model: Model,
+        x0: jax.Array,
+        keys: jax.Array,
+        process: Process,
+        mask: jax.Array | None = None,
+    ) -> tuple[jax.Array, Metrics]:
+        """See `diffusion_loss`."""
+        point = process.at(jnp.full(x0.shape[:1], self.u, jnp.float32))
+        return _mean(*_errors(model, x0, keys, point, process, mask)), {}
+
+
+def _errors(
+    model: Model,
+    x0: jax.Array,
+    keys: jax.Array,
+    point: Point,
+    process: Process,
+    mask: jax.Array | None,
+    offset: float = 0.0,
+) -> tuple[jax.Array, jax.Array]:
+    """The mean squared error [B] of each sample, and whether it counts [B]."""
+    eps = noise(keys, x0.shape[1:], offset)
+    wanted, output = asked(model, x0, eps, point, process)
+    mse = per_sample((output - wanted) ** 2, mask)
+    return mse, jnp.ones_like(mse) if mask is None else _counts(mask)
 
 
 def noise(keys: jax.Array, shape: Sequence[int], offset: float = 0.0) -> jax.Array:

@@ -219,3 +219,15 @@ def test_a_noise_offset_is_refused_where_sampling_begins_at_noise_alone(ends):
         )
     with pytest.raises(InputError, match="must be 0 or more"):
         losses.check_offset(LossConfig(noise_offset=-0.1), ends)
+
+
+@pytest.mark.parametrize("u", [0.125, 0.875])
+def test_the_error_at_a_position_is_that_of_the_noised_input_there(u):
+    """A network that answers its input has, of the noise that the input holds, a known error."""
+    x0 = jax.random.normal(jax.random.key(1), IMAGES)
+    schedule = ScheduleConfig(prediction="eps")
+    point = process.of(schedule).at(jnp.full(1, u))
+    eps = losses.noise(KEYS, IMAGES[1:])
+    wanted = jnp.mean((point.alpha[0] * x0 + point.sigma[0] * eps - eps) ** 2)
+    found, _ = losses.diffusion_loss(lambda x, t: x, x0, KEYS, schedule, losses.At(jnp.float32(u)))
+    assert float(found) == pytest.approx(float(wanted), rel=1e-5)

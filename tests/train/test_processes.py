@@ -62,7 +62,7 @@ last = train({"fsdp": 4} if several else {"data": 2, "fsdp": 2})
 assert last.finished
 kernel = last.state.params["attn1"]["to_q"]["kernel"]
 assert kernel.is_fully_addressable != several
-np.savez(folder / f"weights{jax.process_index()}.npz", **params.flatten(loop.ema_params(last)))
+np.savez(folder / f"weights{jax.process_index()}.npz", **params.flatten(loop.averages(last)[0]))
 processes.wait("done")
 """
 

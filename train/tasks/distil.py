@@ -147,6 +147,8 @@ class Student:
             task,
             frozen={**task.frozen, **taught},
             loss=self.loss,
+            error_at=None,  # the student does not answer with its stage's target
+            held_out=None,
             notes={
                 **task.notes,
                 "stages": {self.name: config.to_dict(self.net.stage)},

@@ -139,11 +139,16 @@ class PictureTask:
         return {**batch, "latent": batch["latent"].astype(jnp.float32), "null_ids": self.null}
 
     def loss(self, params: Params, frozen: Params, batch: Batch, key: jax.Array):
-        batch = self.ready(frozen, batch)
         rates = chances(self.cfg.loss, self.net)
-        return stages.loss(
-            self.whole(params, frozen), self.net, batch, key, rates=rates, shape=self.shape
-        )
+        return self._loss(params, frozen, batch, key, rates=rates, shape=self.shape)
+
+    def error_at(self, params: Params, frozen: Params, batch: Batch, key: jax.Array, u: jax.Array):
+        """The unweighted error at position u of the process."""
+        return self._loss(params, frozen, batch, key, shape=losses.At(u))[0]
+
+    def _loss(self, params: Params, frozen: Params, batch: Batch, key: jax.Array, **how: Any):
+        whole = self.whole(params, frozen)
+        return stages.loss(whole, self.net, self.ready(frozen, batch), key, **how)
 
     def whole(self, params: Params, frozen: Params) -> Params:
         """All of the network's trees, those in training and those that are not."""
@@ -194,7 +199,9 @@ class PictureTask:
             init=self.init,
             frozen={**held, "vae": full(self.vae.params)},
             loss=self.loss,
+            error_at=self.error_at,
             batches=self.batches,
+            held_out=sources.held_out(self),
             components=lambda params: params,
             configs=lambda params: {name: stages.configs(self.net)[name] for name in params},
             sample=self.sample,
