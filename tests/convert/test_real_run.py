@@ -66,6 +66,8 @@ def test_a_recipe_trains_what_it_says_alone(held, name, tmp_path):
     grads, _ = jax.eval_shape(jax.grad(task.loss, has_aux=True), params, task.frozen, batch,
                               jax.random.key(0))  # fmt: skip
     assert jax.tree.map(np.shape, grads) == jax.tree.map(np.shape, params)
+    error = jax.eval_shape(task.error_at, params, task.frozen, batch, jax.random.key(0), 0.5)
+    assert error.shape == ()
 
 
 def test_a_recipe_refuses_the_other_kind_of_network(held):
