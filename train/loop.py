@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -28,6 +26,7 @@ from mv2_jax.train.profile import Profile
 from mv2_jax.train.programs import Programs
 from mv2_jax.train.report import Report
 from mv2_jax.train.state import State, create, decays, make_step
+from mv2_jax.train.stop import Stop
 from mv2_jax.train.task import Params, Task, compute_dtype
 from mv2_jax.train.validate import Validation
 
@@ -47,31 +46,6 @@ class Outcome:
     tflop: float
     chosen: int = 0
     errors: tuple[float, ...] = ()
-
-
-class Stop:
-    """Turns SIGTERM and SIGINT into a flag while it is entered (in the main thread only)."""
-
-    def __init__(self) -> None:
-        self.asked = False
-
-    def _ask(self, number: int, _frame: Any) -> None:
-        if self.asked:  # a second one means it
-            raise KeyboardInterrupt
-        self.asked = True
-        print(f"stopping after this step ({signal.Signals(number).name})", flush=True)
-
-    @contextlib.contextmanager
-    def catching(self) -> Iterator[Stop]:
-        if threading.current_thread() is not threading.main_thread():
-            yield self
-            return
-        old = {s: signal.signal(s, self._ask) for s in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield self
-        finally:
-            for number, handler in old.items():
-                signal.signal(number, handler)
 
 
 def check(cfg: Any) -> None:
