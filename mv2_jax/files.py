@@ -18,6 +18,9 @@ from typing import Any, cast
 from mv2_jax.errors import InputError
 from mv2_jax.remote import Remote, Stat, place
 
+unfinished: set[Path] = set()
+"""Scratch paths of `whole` that are being written."""
+
 
 @contextmanager
 def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
@@ -32,6 +35,7 @@ def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     path = Path(path)
     scratch = _scratch(path)
+    unfinished.add(scratch)
     try:
         yield scratch
         os.replace(scratch, path)
@@ -40,6 +44,7 @@ def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
             shutil.rmtree(scratch, ignore_errors=True)
         else:
             scratch.unlink(missing_ok=True)
+        unfinished.discard(scratch)
 
 
 def check(path: str | os.PathLike[str]) -> None:

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from commands import files, one_line
@@ -102,6 +103,45 @@ def test_output_that_nobody_reads_is_no_error(tiny_weights):
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as done:
         done.stdout.close()
         assert done.stderr.read() == b"" and done.wait() == 141
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("writing", [False, True])
+def test_a_signal_amid_an_import_is_no_crash(tmp_path, name, writing):
+    """PyTorch and JAX abort where an exception comes out of their loading."""
+    body = "except BaseException as e:\n print(type(e)); raise\nprint('went on')"
+    loaded = f"import signal\ntry: signal.raise_signal(signal.{name})\n{body}"
+    (tmp_path / "loaded.py").write_text(loaded)
+    half = "with files.whole('half') as scratch:\n  scratch.write_text(''); import loaded"
+    code = (
+        "import signal, sys\nsys.path.insert(0, '.')\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from mv2_jax import cli, files\n"
+        f"def run(_):\n {half if writing else 'import loaded'}\n"
+        "cli._command = run\nsys.exit(cli.main(['info']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (130, "mv2: error: stopped\n")
+    assert done.stdout == ("<class 'KeyboardInterrupt'>\n" if writing else "")
+    assert not [path for path in tmp_path.iterdir() if "half" in path.name]
+
+
+def test_an_interrupt_in_a_destructor_is_not_lost(heeded, here, capsys, monkeypatch):
+    class Ends:
+        def __del__(self):
+            signal.raise_signal(signal.SIGTERM)
+
+    def run(_):
+        made = Ends()
+        del made
+        time.sleep(10)
+
+    monkeypatch.setattr(cli, "_command", run)
+    began = time.monotonic()
+    assert cli.main(["info"]) == 130 and time.monotonic() - began < 5
+    assert capsys.readouterr().err == "mv2: error: stopped\n"
 
 
 def test_an_interrupt_while_it_starts_is_no_traceback():
