@@ -75,6 +75,27 @@ def several(asked: str | None) -> bool:
     return jax.process_count() > 1
 
 
+def of_one(asked: str | None, joined: bool = False) -> None:
+    """Raises InputError where a mesh of several processes is asked for, for what works in one.
+
+    Args:
+        joined: ask JAX as well, which takes the devices: nothing else tells of a TPU pod's hosts.
+    """
+    if asked is None:
+        return
+    import jax
+
+    from mv2_jax.train import processes
+
+    count = max(processes.told(), jax.process_count() if joined else 1)
+    if count > 1:
+        raise InputError(
+            f"--mesh {asked}: a server's mesh is of one process, and this is one of {count}; start "
+            "a server of its own on every host (without JAX_NUM_PROCESSES and the like), which "
+            "share their jobs by --queue redis://..."
+        )
+
+
 def share(asked: str | None, things: list[Any]) -> list[Any]:
     """Those of the things that this process is to look after: one in so many as share a mesh."""
     if asked is None:

@@ -62,6 +62,13 @@ def initialise() -> None:
             return
 
 
+def told() -> int:
+    """How many processes the environment tells of, before any of them has joined the others. (The
+    hosts of a TPU pod are told by its own metadata, not here.)"""
+    said = [os.environ.get(name, "") for name in ("JAX_NUM_PROCESSES", *LAUNCHERS)]
+    return max(int(text) if text.isdecimal() else 1 for text in said)
+
+
 def _number(name: str) -> int | None:
     """The whole number that a variable holds; None where it is not set."""
     return int(os.environ[name]) if name in os.environ else None

@@ -59,35 +59,55 @@ def _options(text: str) -> dict:
     return found
 
 
-class Generate:
-    """A video of a prompt; one picture starts at I2V, several (a clip) at V2V."""
+class _Node:
+    """What both nodes tell ComfyUI. A subclass has a route, a command whose options it takes, and
+    `inputs`: (required, optional) as `INPUT_TYPES` has them."""
 
     CATEGORY = "mv2_jax"
     FUNCTION = "run"
     RETURN_TYPES = ("IMAGE", "FLOAT", "STRING")
     RETURN_NAMES = ("frames", "fps", "video_id")
-    DESCRIPTION = "Makes a video on a running mv2 serve."
+    ROUTE = COMMAND = ""
 
     @classmethod
     def INPUT_TYPES(cls) -> dict:
-        """ComfyUI's description of the inputs. A count, rate or size of 0 is the weights' own."""
-        return {
-            "required": {
-                "prompt": ("STRING", {"multiline": True, "default": "a red ball bouncing"}),
-                "seed": ("INT", {"default": 0, "min": 0, "max": 2**32 - 1}),
-            },
-            "optional": {
-                "image": ("IMAGE", {"tooltip": "one picture starts at I2V, a clip at V2V"}),
-                "negative_prompt": ("STRING", {"multiline": True, "default": ""}),
-                "width": ("INT", {"default": 0, "min": 0, "max": 8192}),
-                "height": ("INT", {"default": 0, "min": 0, "max": 8192}),
-                "frames": ("INT", {"default": 0, "min": 0, "max": 16384}),
-                "fps": ("FLOAT", {"default": 0.0, "min": 0.0, "max": 240.0}),
-                "steps": ("INT", {"default": 0, "min": 0, "max": 1000}),
-                "options": ("STRING", {"default": "{}", "tooltip": "mv2 generate's, as JSON"}),
-                "server": ("STRING", {"default": _HERE}),
-            },
+        """ComfyUI's description of the inputs."""
+        required, optional = cls.inputs()
+        tip = f"{cls.COMMAND}'s, as JSON"
+        shared = {
+            "options": ("STRING", {"default": "{}", "tooltip": tip}),
+            "server": ("STRING", {"default": _HERE}),
         }
+        return {"required": required, "optional": {**optional, **shared}}
+
+    def made(self, server: str, options: str, fields: dict, files: dict) -> tuple:
+        """The outputs, once the server has made them."""
+        return _made(server, self.ROUTE, {**fields, "mv2": _options(options)}, files)
+
+
+class Generate(_Node):
+    """A video of a prompt; one picture starts at I2V, several (a clip) at V2V."""
+
+    ROUTE, COMMAND = "/v1/videos", "mv2 generate"
+    DESCRIPTION = "Makes a video on a running mv2 serve."
+
+    @classmethod
+    def inputs(cls) -> tuple[dict, dict]:
+        """A count, rate or size of 0 is the weights' own."""
+        required = {
+            "prompt": ("STRING", {"multiline": True, "default": "a red ball bouncing"}),
+            "seed": ("INT", {"default": 0, "min": 0, "max": 2**32 - 1}),
+        }
+        optional = {
+            "image": ("IMAGE", {"tooltip": "one picture starts at I2V, a clip at V2V"}),
+            "negative_prompt": ("STRING", {"multiline": True, "default": ""}),
+            "width": ("INT", {"default": 0, "min": 0, "max": 8192}),
+            "height": ("INT", {"default": 0, "min": 0, "max": 8192}),
+            "frames": ("INT", {"default": 0, "min": 0, "max": 16384}),
+            "fps": ("FLOAT", {"default": 0.0, "min": 0.0, "max": 240.0}),
+            "steps": ("INT", {"default": 0, "min": 0, "max": 1000}),
+        }
+        return required, optional
 
     def run(self, prompt, seed, image=None, negative_prompt="", width=0, height=0, frames=0,
             fps=0.0, steps=0, options="{}", server=_HERE):  # fmt: skip
@@ -102,44 +122,33 @@ class Generate:
             "num_frames": frames or None,
             "fps": fps or None,
             "num_inference_steps": steps or None,
-            "mv2": _options(options),
         }
         files = {} if image is None else {"input_reference": (_pixels(image), fps or 8)}
-        return _made(server, "/v1/videos", asked, files)
+        return self.made(server, options, asked, files)
 
 
-class Interpolate:
+class Interpolate(_Node):
     """More frames for a clip."""
 
-    CATEGORY = "mv2_jax"
-    FUNCTION = "run"
-    RETURN_TYPES = ("IMAGE", "FLOAT", "STRING")
-    RETURN_NAMES = ("frames", "fps", "video_id")
+    ROUTE, COMMAND = "/v1/interpolations", "mv2 interpolate"
     DESCRIPTION = "Inserts frames between frames on a running mv2 serve."
 
     @classmethod
-    def INPUT_TYPES(cls) -> dict:
-        """ComfyUI's description of the inputs."""
-        return {
-            "required": {
-                "frames": ("IMAGE",),
-                "fps": ("FLOAT", {"default": 8.0, "min": 0.1, "max": 240.0}),
-                "times": ("INT", {"default": 2, "min": 1, "max": 64}),
-            },
-            "optional": {
-                "options": ("STRING", {"default": "{}", "tooltip": "mv2 interpolate's, as JSON"}),
-                "server": ("STRING", {"default": _HERE}),
-            },
+    def inputs(cls) -> tuple[dict, dict]:
+        """The clip's frames, its pace, and how many frames each becomes."""
+        required = {
+            "frames": ("IMAGE",),
+            "fps": ("FLOAT", {"default": 8.0, "min": 0.1, "max": 240.0}),
+            "times": ("INT", {"default": 2, "min": 2, "max": 64}),
         }
+        return required, {}
 
     def run(self, frames, fps, times, options="{}", server=_HERE):
         """What ComfyUI calls."""
         if len(frames) < 2:
             raise Failed("a clip of two frames or more is needed")
         files = {"video": (_pixels(frames), fps)}
-        return _made(
-            server, "/v1/interpolations", {"times": times, "mv2": _options(options)}, files
-        )
+        return self.made(server, options, {"times": times}, files)
 
 
 NODE_CLASS_MAPPINGS = {"MV2Generate": Generate, "MV2Interpolate": Interpolate}

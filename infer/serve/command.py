@@ -34,6 +34,7 @@ def main(arguments: Sequence[str], studio: bool = False) -> int:
     if missing:
         name = "studio" if studio else "serve"
         raise InputError(f'mv2 {name} needs {missing[0]}; pip install "mv2-jax[serve]"')
+    meshes.of_one(args.mesh)
     told = json.dumps({"weights": args.weights, "mesh": args.mesh, "resident": args.resident})
     worker = [sys.executable, "-m", "mv2_jax.infer.serve.maker"]
     return serve(args, worker, [told])

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from mv2_jax import files
-from mv2_jax.infer import frames, generate, interpolate, media
+from mv2_jax.infer import frames, generate, interpolate, media, meshes
 from mv2_jax.infer import interpolate_read as reading
 from mv2_jax.infer.notes import warnings
 from mv2_jax.infer.outputs import Outputs, provenance
@@ -42,6 +42,7 @@ class Cascade:
     def warm(self) -> None:
         """Loads the weights, and takes one step of every stage at the weights' own sizes, so that
         what most jobs need is compiled. Raises InputError."""
+        meshes.of_one(self._mesh, joined=True)
         ready = self._checked(fields.first_request(self._weights))
         self._bars.report = _Log()
         four = self._videos.loaded(ready)

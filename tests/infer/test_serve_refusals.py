@@ -7,7 +7,9 @@ from fastapi.testclient import TestClient
 from PIL import Image
 from serving import Served, png
 
-from mv2_jax.infer.serve import app, guard
+from mv2_jax import cli
+from mv2_jax.errors import InputError
+from mv2_jax.infer.serve import app, guard, maker
 
 PROMPT = "a red ball bouncing over the meadow"
 
@@ -134,3 +136,14 @@ def test_pages_of_other_sites_are_kept_out(served):
 ])  # fmt: skip
 def test_loopback(host, own):
     assert guard.is_loopback(host) is own
+
+
+def test_a_mesh_of_several_processes_is_refused(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
+    assert cli.main(["serve", "--mesh", "auto"]) == 2
+    assert "one of 2" in capsys.readouterr().err
+    monkeypatch.delenv("JAX_NUM_PROCESSES")
+    monkeypatch.setattr("jax.process_count", lambda: 3)  # a pod's host, whose metadata says it
+    with pytest.raises(InputError, match="one of 3"):
+        maker.Cascade(None, "auto").warm()

@@ -73,25 +73,15 @@ def pairs_of(votes: str, criterion: str, margin: float) -> list[Pair]:
 
 
 class _Voted(dpo.Preferences):
-    """Pairs from votes, in place of a judge's."""
+    """Pairs from votes."""
 
     def reads(self) -> set[str]:
-        judged = ("count", "shard", "chunk", "candidates", "motions", "judge")
-        shared = super().reads() - {f"data.{name}" for name in judged}
-        kept = {name for name in shared if not name.startswith("sample.")}
-        return kept | {"data.votes", "data.criterion", "data.margin"}
-
-    def idle(self) -> dict[str, str]:
-        return {name: why for name, why in super().idle().items()
-                if not name.startswith("sample.")}  # fmt: skip
+        return super().reads() | {"data.votes", "data.criterion"}
 
     @cached_property
     def voted(self) -> list[Pair]:
         data = self.cfg.data
         return pairs_of(data.votes, data.criterion, data.margin)
-
-    def candidates(self, numbers: np.ndarray, words: np.ndarray) -> dict[str, np.ndarray]:
-        raise NotImplementedError("pairs come from votes")
 
     def shards(self) -> Shards:
         """The pairs' latents, a pair a shard."""
@@ -134,11 +124,11 @@ class _Voted(dpo.Preferences):
             step += 1
 
 
-class Pictures(_Voted, dpo.Pictures):
+class Pictures(_Voted, dpo.OfPictures):
     """T2I, from first frames."""
 
 
-class Clips(_Voted, dpo.Clips):
+class Clips(_Voted, dpo.OfClips):
     """I2V, from frames spread over the videos."""
 
 

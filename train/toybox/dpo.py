@@ -67,8 +67,9 @@ def make(cfg: Any, begin: Mapping[str, Component], folder: Path) -> Task:
 
 
 class Preferences(ABC):
-    """What both stages do alike. A subclass sets `net`, `words` and `base`, its network's trees
-    before training, and says how to make candidates."""
+    """What is alike whatever the stage (`OfPictures`, `OfClips`) and wherever pairs come from
+    (`Judged`; votes are `tasks.votes`). The stage sets `net`, `words` and `base`, its network's
+    trees before training."""
 
     net: Any
     words: Any
@@ -83,21 +84,8 @@ class Preferences(ABC):
         self.vae = trees.cast(begin["vae"].params, np.float32)
         self.decode = jax.jit(partial(codec.decode, cfg=begin["vae"].config))
 
-    @cached_property
-    def motions(self) -> dict[str, float]:
-        """How much oftener some motions are drawn."""
-        return worlds.motions_of(self.cfg.data)
-
-    @cached_property
-    def jury(self) -> evaluate.Jury:
-        """The judge that ranks candidates."""
-        return evaluate.load(self.cfg.data.judge) if self.cfg.data.judge else evaluate.load()
-
     def reads(self) -> set[str]:
         """The settings that it reads."""
-        pictures = self.cfg.stage == "t2i"
-        sample = ("guidance", "steps") if pictures else ("guidance", "image_guidance", "steps")
-        data = ("count", "shard", "margin", "chunk", "candidates", "motions", "judge")
         loss = ("kind", "shape", *stages.drops(self.net))
         loss += ("beta",) if self.cfg.loss.kind == "dpo" else ()
         begin = ("vae", *(self.stored.get(name, name) for name in self.net.trees))
@@ -106,21 +94,24 @@ class Preferences(ABC):
             f"model.{self.cfg.stage}",
             *(f"begin.{name}" for name in begin),
             *(f"loss.{name}" for name in loss),
-            *(f"sample.{name}" for name in sample),
-            *(f"data.{name}" for name in data),
+            "data.margin",
         }
 
     def idle(self) -> dict[str, str]:
         """{setting: why} of those that change nothing as the stage is put together."""
-        of_stage = {f"sample.{name}": why for name, why in unheard.numbers(self.net).items()}
         of_loss = unread.of_loss(self.shape, process.of(self.net.stage.schedule))
         if self.cfg.loss.kind != "winners":
             of_loss["loss.shape.noise_offset"] = "DPO noises both videos of a pair with plain noise"
-        return {**of_stage, **of_loss}
+        return of_loss
 
     @abstractmethod
-    def candidates(self, numbers: np.ndarray, words: np.ndarray) -> dict[str, np.ndarray]:
-        """What a batch needs of the prompts with these numbers: "better" and "worse" latents."""
+    def shards(self) -> Shards:
+        """All pairs, made when first needed; both kinds of loss read the same ones: "better" and
+        "worse" latents, "margin", and what else the network is given."""
+
+    @abstractmethod
+    def batches(self, seed: int, start: int) -> Iterator[Batch]:
+        """Pairs with the "ids" of their prompts."""
 
     def init(self, key: jax.Array) -> Params:
         """What is trained."""
@@ -158,8 +149,60 @@ class Preferences(ABC):
         latents = latents.astype(jnp.float32)
         return latents[:, None] if latents.ndim == 4 else latents
 
+    def components(self, params: Params) -> dict[str, Params]:
+        return {self.stored.get(name, name): tree for name, tree in params.items()}
+
+    def answer(self, params: Params, frozen: Params) -> np.ndarray:
+        """What the network answers to fixed noise."""
+        whole = {**frozen, **params}
+        (prompt,) = source.of(self.cfg).examples(1)
+        return answers.to_noise(whole, self.net, self.words, prompt)
+
+    def task(self) -> Task:
+        chosen.check(self.cfg.train, self.base)
+        configs = {name: part.config for name, part in self.begin.items()}
+        return Task(
+            init=self.init,
+            frozen=self.base,
+            loss=self.loss,
+            batches=self.batches,
+            components=self.components,
+            configs=lambda params: {name: configs[name] for name in self.components(params)},
+            answer=self.answer,
+            rules=stages.rules(self.net),
+            notes={"stages": {self.cfg.stage: config.to_dict(self.net.stage)}},
+        )
+
+
+class Judged(Preferences):
+    """Pairs of the stage's own candidates, ranked by a judge."""
+
+    @cached_property
+    def motions(self) -> dict[str, float]:
+        """How much oftener some motions are drawn."""
+        return worlds.motions_of(self.cfg.data)
+
+    @cached_property
+    def jury(self) -> evaluate.Jury:
+        """The judge that ranks candidates."""
+        return evaluate.load(self.cfg.data.judge) if self.cfg.data.judge else evaluate.load()
+
+    @abstractmethod
+    def candidates(self, numbers: np.ndarray, words: np.ndarray) -> dict[str, np.ndarray]:
+        """What a batch needs of the prompts with these numbers: "better" and "worse" latents."""
+
+    def reads(self) -> set[str]:
+        pictures = self.cfg.stage == "t2i"
+        sample = ("guidance", "steps") if pictures else ("guidance", "image_guidance", "steps")
+        data = ("count", "shard", "chunk", "candidates", "motions", "judge")
+        own = {*(f"sample.{name}" for name in sample), *(f"data.{name}" for name in data)}
+        return super().reads() | own
+
+    def idle(self) -> dict[str, str]:
+        of_stage = {f"sample.{name}": why for name, why in unheard.numbers(self.net).items()}
+        return of_stage | super().idle()
+
     def shards(self) -> Shards:
-        """All pairs, made when first needed; both kinds of loss read the same ones."""
         data, seed = self.cfg.data, self.cfg.seed
 
         def made(numbers: np.ndarray) -> dict[str, np.ndarray]:
@@ -209,32 +252,8 @@ class Preferences(ABC):
             yield {**found, "ids": ids}
             step += 1
 
-    def components(self, params: Params) -> dict[str, Params]:
-        return {self.stored.get(name, name): tree for name, tree in params.items()}
 
-    def answer(self, params: Params, frozen: Params) -> np.ndarray:
-        """What the network answers to fixed noise."""
-        whole = {**frozen, **params}
-        (prompt,) = source.of(self.cfg).examples(1)
-        return answers.to_noise(whole, self.net, self.words, prompt)
-
-    def task(self) -> Task:
-        chosen.check(self.cfg.train, self.base)
-        configs = {name: part.config for name, part in self.begin.items()}
-        return Task(
-            init=self.init,
-            frozen=self.base,
-            loss=self.loss,
-            batches=self.batches,
-            components=self.components,
-            configs=lambda params: {name: configs[name] for name in self.components(params)},
-            answer=self.answer,
-            rules=stages.rules(self.net),
-            notes={"stages": {self.cfg.stage: config.to_dict(self.net.stage)}},
-        )
-
-
-class Pictures(Preferences):
+class OfPictures(Preferences):
     """T2I: the spatial weights, over pictures."""
 
     def __init__(self, cfg: Any, begin: Mapping[str, Component], folder: Path) -> None:
@@ -246,6 +265,10 @@ class Pictures(Preferences):
         self.net = stages.build("t2i", stage, configs, factor, dtype, remat(cfg))
         self.words = tokens.tokenizer(begin, source.of(cfg), text)
         self.base = {name: trees.cast(begin[name].params, np.float32) for name in self.net.trees}
+
+
+class Pictures(Judged, OfPictures):
+    """T2I, over pictures of its own."""
 
     def candidates(self, numbers: np.ndarray, words: np.ndarray) -> dict[str, np.ndarray]:
         ids = self.words.encode(pairs.prompts(words))
@@ -261,8 +284,8 @@ class Pictures(Preferences):
         return pairs.rank(self.jury, words, self.cfg.data.candidates, one)
 
 
-class Clips(Preferences):
-    """I2V: some of its trees, over clips from one reference picture a prompt, a true render."""
+class OfClips(Preferences):
+    """I2V: some of its trees, over clips."""
 
     def __init__(self, cfg: Any, begin: Mapping[str, Component], folder: Path) -> None:
         super().__init__(cfg, begin, folder)
@@ -274,6 +297,10 @@ class Clips(Preferences):
             for name, stored in self.stored.items()
         }
         self.encode = whole.encode
+
+
+class Clips(Judged, OfClips):
+    """I2V, over clips of its own from one reference picture a prompt, a true render."""
 
     def candidates(self, numbers: np.ndarray, words: np.ndarray) -> dict[str, np.ndarray]:
         size, sample = self.net.stage.size, self.cfg.sample
