@@ -8,8 +8,10 @@ has, words of `BOARDS` or `module:name`.
 from __future__ import annotations
 
 import contextlib
+import io
 import math
 import secrets
+import struct
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,7 +36,9 @@ class Board(Protocol):
         """The numbers of a line of the log."""
 
     def sheet(self, step: int, image: np.ndarray) -> None:
-        """A sample sheet, uint8 [H, W, 3]."""
+        """A sample sheet, uint8 [H, W, 3].
+
+        A board may also have `clips(step, gif)`, which gets the bytes of a GIF of the clips."""
 
     def close(self) -> None:
         """The phase ends, finished or not."""
@@ -91,6 +95,13 @@ class TensorBoard:
         image = np.asarray(image, np.uint8)
         self._write(step, summary=self._summary.image("samples", image, dataformats="HWC"))
 
+    def clips(self, step: int, gif: bytes) -> None:
+        """A GIF, which TensorBoard plays, as tensorboardX's own `video` writes it."""
+        width, height = struct.unpack("<HH", gif[6:10])
+        kind = self._proto.Event().summary.__class__
+        value = {"height": height, "width": width, "colorspace": 3, "encoded_image_string": gif}
+        self._write(step, summary=kind(value=[{"tag": "clips", "image": value}]))
+
     def close(self) -> None:
         with contextlib.suppress(OSError):  # told before, of a full disk
             self._events.close()
@@ -121,6 +132,9 @@ class WandB:
 
     def sheet(self, step: int, image: np.ndarray) -> None:
         self._run.log({"samples": self._wandb.Image(image)}, step=step)
+
+    def clips(self, step: int, gif: bytes) -> None:
+        self._run.log({"clips": self._wandb.Video(io.BytesIO(gif), format="gif")}, step=step)
 
     def close(self) -> None:
         self._run.finish()

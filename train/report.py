@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import io
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mv2_jax.train import boards
+
+
+@dataclass(frozen=True)
+class Moving:
+    """Samples of clips: a sheet of all their frames, uint8 [H, W, 3], and the clips side by side
+    as they move, uint8 [T, H', W', 3]."""
+
+    sheet: np.ndarray
+    frames: np.ndarray
+    fps: float
 
 
 class Report:
@@ -67,15 +79,24 @@ class Report:
         figure.savefig(self.folder / "curves.png", dpi=90)
         pyplot.close(figure)
 
-    def sheet(self, step: int, image: np.ndarray) -> Path:
-        """Writes a sample sheet, uint8 [H, W, 3], as `samples/step_XXXXXXX.png`."""
+    def sheet(self, step: int, image: np.ndarray | Moving) -> Path:
+        """Writes a sample sheet, uint8 [H, W, 3], as `samples/step_XXXXXXX.png`; of one that moves
+        also a GIF of the same name."""
         from PIL import Image
 
+        moving = image if isinstance(image, Moving) else None
+        image = moving.sheet if moving else image
         path = self.folder / "samples" / f"step_{step:07d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.asarray(image, np.uint8)).save(path)
         for board in self.boards:
             board.sheet(step, image)
+        if moving:
+            made = gif(moving.frames, moving.fps)
+            path.with_suffix(".gif").write_bytes(made)
+            for board in self.boards:
+                if hasattr(board, "clips"):  # one's own may have none
+                    board.clips(step, made)
         return path
 
     def close(self) -> None:
@@ -93,6 +114,17 @@ def grid(images: np.ndarray, columns: int, gap: int = 2) -> np.ndarray:
         y, x = (index // columns) * (h + gap) + gap, (index % columns) * (w + gap) + gap
         sheet[y : y + h, x : x + w] = image
     return sheet
+
+
+def gif(frames: np.ndarray, fps: float) -> bytes:
+    """uint8 [T, H, W, 3] -> a GIF that repeats; its times are in hundredths of a second."""
+    from PIL import Image
+
+    first, *rest = (Image.fromarray(frame) for frame in np.asarray(frames, np.uint8))
+    lasts = max(2, round(100 / fps)) * 10
+    file = io.BytesIO()
+    first.save(file, "GIF", save_all=True, append_images=rest, duration=lasts, loop=0)
+    return file.getvalue()
 
 
 def to_uint8(x: Any) -> np.ndarray:

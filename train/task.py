@@ -72,7 +72,8 @@ class Task:
         components: params -> {component name: tree}, what the phase's weights hold.
         configs: params -> {component name: config dataclass}, for the same names; called once at
             the end, so it may measure (the VAE measures its scaling factor here).
-        sample: (params, frozen, key) -> a sheet of samples, uint8 [H, W, 3]; None: no sheets.
+        sample: (params, frozen, key) -> a sheet of samples, uint8 [H, W, 3], or `report.Moving`;
+            None: no sheets.
         rules: sharding rows of its parameters beside `sharding.RULES`.
         notes: JSON-ready facts that packing needs: "stages" {name: config}, "tokenizer".
         error_at: (params, frozen, batch, key, u) -> the unweighted error at position u (0..1) of
@@ -90,7 +91,7 @@ class Task:
     batches: Callable[[int, int], Iterator[Batch]]
     components: Callable[[Params], dict[str, Params]]
     configs: Callable[[Params], Mapping[str, Any]]
-    sample: Callable[[Params, Params, jax.Array], np.ndarray] | None = None
+    sample: Callable[[Params, Params, jax.Array], Any] | None = None
     rules: Rules = ()
     notes: Mapping[str, Any] = field(default_factory=dict)
     error_at: Callable[[Params, Params, Batch, jax.Array, jax.Array], jax.Array] | None = None

@@ -28,11 +28,12 @@ from mv2_jax.train.latents import Shards, at_once
 from mv2_jax.train.media.turns import Turn
 from mv2_jax.train.phase import remat
 from mv2_jax.train.placement import host
-from mv2_jax.train.report import grid, to_uint8
+from mv2_jax.train.report import Moving, grid, to_uint8
 from mv2_jax.train.task import Batch, Component, Params, Task, chances, compute_dtype, require
 
 # What a recipe's `model` calls the configs of a stage's networks.
 MODEL = {"image_encoder": "vision", "image_attn": "projection", "control": "control"}
+FPS = 8.0  # of sheets whose source tells none
 SCALES = ("image_scale", "control_scale")
 
 
@@ -253,8 +254,9 @@ class VideoTask:
     def _stored(self, name: str) -> str:
         return f"{name}_{self.stage}" if name in self.net.backbone.own else name
 
-    def sample(self, params: Params, frozen: Params, key: jax.Array) -> np.ndarray:
-        """Six clips, a row each: the reference, then the frames (for V2V: of noised keyframes)."""
+    def sample(self, params: Params, frozen: Params, key: jax.Array) -> Moving:
+        """Six clips, a row each: the reference, then the frames (for V2V: of noised keyframes).
+        Where they move they are two rows of three."""
         net, cfg = self.net, self.cfg.sample
         whole = {**frozen, **params}
         each = keys.per_sample(key, 6)
@@ -272,8 +274,10 @@ class VideoTask:
             more = {"strength": cfg.strength, "steps": cfg.steps}
             out = v2v.sample(*given, z, each, scales, **more)
         frames = self.decode(frozen["vae"], out)
-        rows = jnp.concatenate([image[:, None], frames], axis=1)
-        return grid(to_uint8(rows).reshape(-1, *rows.shape[2:]), columns=rows.shape[1])
+        rows = to_uint8(jnp.concatenate([image[:, None], frames], axis=1))
+        sheet = grid(rows.reshape(-1, *rows.shape[2:]), columns=rows.shape[1])
+        moving = np.stack([grid(rows[:, n], columns=3) for n in range(1, rows.shape[1])])
+        return Moving(sheet, moving, self.cfg.data.get("fps") or FPS)
 
     def answer(self, params: Params, frozen: Params) -> np.ndarray:
         """What the network answers to fixed noise."""

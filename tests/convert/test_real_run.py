@@ -128,7 +128,8 @@ def test_a_video_stage_is_distilled_on_ones_own_data(held, stage, tmp_path):
     )
     assert loss.shape == () and jax.tree.map(np.shape, grads) == jax.tree.map(np.shape, params)
     # The sheet is sampled as the student is.
-    assert task.sample(params, task.frozen, jax.random.key(0)).ndim == 3
+    sheet = task.sample(params, task.frozen, jax.random.key(0))
+    assert sheet.sheet.ndim == 3 and sheet.frames.ndim == 4
 
 
 @pytest.mark.slow

@@ -1,11 +1,13 @@
 """What a run tells of itself: its pace, TensorBoard, a profile, and what made its weights."""
 
+import io
 import json
 import re
 import sys
 import time
 import types
 
+import av
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +16,7 @@ import pytest
 from mv2_jax import cli
 from mv2_jax.errors import InputError
 from mv2_jax.infer.machines import KNOWN
-from mv2_jax.train import boards, loop, meter, profile, record
+from mv2_jax.train import boards, loop, meter, profile, record, report
 
 from .regression import batches, config, task
 
@@ -35,6 +37,14 @@ class Own:
         TOLD.append(("closed",))
 
 
+CLIP = np.stack([np.full((5, 7, 3), level, np.uint8) for level in (0, 128, 255)])
+
+
+def moving(params, frozen, key):
+    """A sheet of samples that move: three frames, black to white."""
+    return report.Moving(np.zeros((4, 6, 3), np.uint8), CLIP, 8.0)
+
+
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory):
     """A run whose data take a twentieth of a second each, with every board and a profile."""
@@ -48,7 +58,7 @@ def seen(tmp_path_factory):
     sys.modules["own_board"] = module = types.ModuleType("own_board")
     module.make = Own
     cfg = config(steps=20, log_every=10, profile="3:4", reports=("tensorboard", "own_board:make"))
-    loop.run(task(batches=slow), cfg, folder)
+    loop.run(task(batches=slow, sample=moving), cfg, folder)
     return folder, [
         json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()
     ]
@@ -94,11 +104,18 @@ def test_boards_get_numbers_and_sheets(seen):
             if value.HasField("simple_value"):
                 values[event.step, value.tag] = value.simple_value
             elif value.HasField("image"):
-                images.append((event.step, value.image.height, value.image.width))
+                images.append((event.step, value.tag, value.image.height, value.image.width))
+                encoded = value.image.encoded_image_string
     for row in seen[1]:
         assert values[row["step"], "loss"] == pytest.approx(row["loss"], rel=1e-6)
         assert values[row["step"], "step_s"] == pytest.approx(row["step_s"], rel=1e-6)
-    assert images == [(20, 4, 6)]
+    assert images == [(20, "samples", 4, 6), (20, "clips", 5, 7)]
+    assert encoded == (seen[0] / "samples/step_0000020.gif").read_bytes()
+    with av.open(io.BytesIO(encoded)) as film:  # ffmpeg's reading
+        frames = list(film.decode(video=0))
+    assert [frame.time for frame in frames] == pytest.approx([0, 0.12, 0.24], abs=0.011)
+    shown = np.stack([frame.to_ndarray(format="rgb24") for frame in frames])
+    np.testing.assert_array_equal(shown, CLIP)
     assert TOLD[0] == ("begun", 0) and TOLD[-1] == ("closed",)
     assert ("sheet", 20, (4, 6, 3)) in TOLD and TOLD[1][0] == 1
 
@@ -117,16 +134,19 @@ def test_wandb_is_told_the_same(tmp_path, monkeypatch):
     fake = types.ModuleType("wandb")
     fake.init = lambda **given: asked.append(given) or Run()
     fake.Image = lambda image: ("image", image.shape)
+    fake.Video = lambda file, format: (format, file.read())
     monkeypatch.setitem(sys.modules, "wandb", fake)
     for step in (0, 5):  # begun, and resumed
         board = boards.WandB(tmp_path, config(), step)
         board.log(step + 1, {"loss": 1.5, "odd": float("nan")})
         board.sheet(step + 1, np.zeros((4, 6, 3), np.uint8))
+        board.clips(step + 1, b"GIF")
         board.close()
     first, again = (given["id"] for given in asked if isinstance(given, dict))
     assert first == again and re.fullmatch("[a-z0-9]{8}", first)
     assert asked[0]["name"] == "test-regression" and asked[0]["config"]["batch"] == 8
-    assert asked[1:4] == [(1, {"loss": 1.5}), (1, {"samples": ("image", (4, 6, 3))}), "finished"]
+    shown = [(1, {"samples": ("image", (4, 6, 3))}), (1, {"clips": ("gif", b"GIF")})]
+    assert asked[1:5] == [(1, {"loss": 1.5}), *shown, "finished"]
 
 
 def test_wandb_itself_takes_it(tmp_path, monkeypatch):
@@ -137,6 +157,7 @@ def test_wandb_itself_takes_it(tmp_path, monkeypatch):
         board = boards.WandB(tmp_path, config(), step)
         board.log(step + 1, {"loss": 1.5})
         board.sheet(step + 1, np.zeros((4, 6, 3), np.uint8))
+        board.clips(step + 1, report.gif(CLIP, 8.0))
         board.close()
     (kept,) = {run.name.split("-")[-1] for run in (tmp_path / "wandb").glob("offline-run-*")}
     assert kept == (tmp_path / "wandb-id.txt").read_text()
