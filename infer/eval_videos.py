@@ -8,7 +8,7 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,7 +27,8 @@ WHAT = {
     "sharpness": "variance of the Laplacian",
     "steps": "made frames' brightness off the given ones' line, grey levels",
     "ssim": "structural similarity to the reference picture",
-    "lpips": "LPIPS (AlexNet) to the reference picture",
+    "lpips": "LPIPS to the reference picture",
+    "clip": "CLIP score of the prompt",
 }
 _SIDE = 256  # pixels of the shorter side at which all is measured
 _FEW = 8  # frames of a video that LPIPS looks at
@@ -36,28 +37,34 @@ _FEW = 8  # frames of a video that LPIPS looks at
 def main(arguments: Sequence[str]) -> int:
     """Runs `mv2 eval videos`; returns the exit code. Raises InputError for bad flags and files."""
     args = _parser().parse_args(list(arguments))
-    weights = _lpips()
+    nets = Nets(_lpips(args.lpips), _clip(args.clip))
     folder = Path(args.folder)
     if args.out:
         outputs.check(Path(args.out))
-    rows = _rows(folder, args.times, weights)
+    rows = _rows(folder, args.times, nets)
     print(_table(folder.name, rows))
     if args.against:
-        other = _rows(Path(args.against), args.times, weights)
+        other = _rows(Path(args.against), args.times, nets)
         print(f"\n{_table(Path(args.against).name, other)}\n")
-        for line in _compared(rows, other):
+        for line in _compared(rows, other, nets):
             print(line)
     if args.out:
         _write(Path(args.out), rows)
     return 0
 
 
-def measure(clip: Clip, times: int | None, weights: Any) -> dict[str, Any]:
-    """{measure: value} of a video, with its name and "features" [256] where there is LPIPS.
+class Nets(NamedTuple):
+    """Networks that measure: LPIPS's parameters and a `clip_score.Clip`; None leaves one out."""
+
+    lpips: Any = None
+    clip: Any = None
+
+
+def measure(clip: Clip, times: int | None, nets: Nets) -> dict[str, Any]:
+    """{measure: value} of a video, with its name and "features" [C] where there is LPIPS.
 
     Args:
         times: every so manieth frame is given; None: as its sidecar says.
-        weights: LPIPS's; None leaves it out.
 
     Raises:
         InputError: the video, or its reference picture, cannot be read.
@@ -81,14 +88,17 @@ def measure(clip: Clip, times: int | None, weights: Any) -> dict[str, Any]:
     picture = _reference(clip.path, frames)
     if min(frames.shape[1:3]) >= 11:
         found["ssim"] = measures.consistency(frames, picture)
-    if weights is not None and min(frames.shape[1:3]) >= 32:
+    some = frames[np.linspace(0, len(frames) - 1, min(_FEW, len(frames))).astype(int)]
+    some = media.to_float(some)
+    if nets.lpips is not None and min(frames.shape[1:3]) >= 32:
         from mv2_jax.infer import perceptual
 
-        chosen = frames[np.linspace(0, len(frames) - 1, min(_FEW, len(frames))).astype(int)]
-        some, one = media.to_float(chosen), media.to_float(picture[None])
-        told = perceptual.distance(weights, some, np.repeat(one, len(some), axis=0))
+        one = media.to_float(picture[None])
+        told = perceptual.distance(nets.lpips, some, np.repeat(one, len(some), axis=0))
         found["lpips"] = float(np.mean(told))
-        found["features"] = np.asarray(perceptual.pooled(weights, some)).mean(axis=0)
+        found["features"] = np.asarray(perceptual.pooled(nets.lpips, some)).mean(axis=0)
+    if nets.clip is not None and clip.prompt:
+        found["clip"] = float(np.mean(nets.clip.score(clip.prompt, some)))
     return found
 
 
@@ -119,18 +129,24 @@ def _times(path: Path) -> int | None:
     return times if times > 1 else None
 
 
-def _lpips() -> Any:
+def _clip(asked: str | None) -> Any:
+    from mv2_jax.infer import clip_score
+
+    return clip_score.load(asked) if asked else None
+
+
+def _lpips(net: str) -> Any:
     from mv2_jax.infer import perceptual
 
-    path = perceptual.shipped()
+    path = perceptual.shipped(net)
     if path is None:
         print('mv2: without LPIPS, whose weights are in "mv2-jax[eval]"', file=sys.stderr)
         return None
-    return perceptual.load(path)
+    return perceptual.load(path, net)
 
 
-def _rows(folder: Path, times: int | None, weights: Any) -> list[dict[str, Any]]:
-    return [measure(clip, times, weights) for clip in pairs.read(folder)]
+def _rows(folder: Path, times: int | None, nets: Nets) -> list[dict[str, Any]]:
+    return [measure(clip, times, nets) for clip in pairs.read(folder)]
 
 
 def _means(rows: list[dict[str, Any]]) -> dict[str, tuple[float, float]]:
@@ -152,16 +168,19 @@ def _table(name: str, rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _compared(rows: list[dict[str, Any]], other: list[dict[str, Any]]) -> list[str]:
-    """What two folders differ by, and the Frechet distance of AlexNet's features."""
+def _compared(rows: list[dict[str, Any]], other: list[dict[str, Any]], nets: Nets) -> list[str]:
+    """What two folders differ by, and the Frechet distance of LPIPS's features."""
     ours, theirs = _means(rows), _means(other)
     lines = ["the first's mean less the second's:"]
     for name in (name for name in ours if name in theirs):
         lines.append(f"  {name:<11}{ours[name][0] - theirs[name][0]:>+10.4g}")
     a, b = ([row["features"] for row in side if "features" in row] for side in (rows, other))
     if len(a) > 1 and len(b) > 1:
+        from mv2_jax.infer import perceptual
+
+        title = perceptual.of(nets.lpips).title
         value = measures.frechet(np.stack(a), np.stack(b))
-        lines.append(f"  Frechet distance of AlexNet's features (no FID): {value:.4g}, of "
+        lines.append(f"  Frechet distance of {title}'s features (no FID): {value:.4g}, of "
                      f"{len(a)} and {len(b)} videos")  # fmt: skip
     return lines
 
@@ -187,5 +206,9 @@ def _parser() -> Parser:
     add("--against", metavar="DIR", help="another folder, to compare with")
     add("--times", type=whole(2, 64), metavar="N", help="every N-th frame is given, the others are "
         "made (as sidecars say; 2 to 64)")  # fmt: skip
+    add("--lpips", choices=("alex", "vgg"), default="alex", help="the network of LPIPS: AlexNet "
+        "or VGG16 (alex)")  # fmt: skip
+    add("--clip", metavar="PATH", help="a CLIP's file or folder (transformers' or OpenCLIP's), or "
+        "a cascade folder that has one: adds the CLIP score of the prompts (none)")  # fmt: skip
     add("-o", "--out", metavar="FILE", help="a CSV file to write, a row a video")
     return parser

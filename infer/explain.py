@@ -135,10 +135,15 @@ def explain(
     full = bench.make(mechanisms.FULL)
     seconds, compiled = dict(bench.seconds), dict(clock.compiled)
     facts = ", ".join(f"{name} {value}" for name, value in (made_with or {}).items())
+    clock("maps", 0, 2)
+    words_ = _words(cascade, prompt, seed, numbers, negative, full)
+    clock("maps", 1, 2)
+    prior = _prior(cascade, prompt, seed, numbers, negative, full, idle)
+    clock("maps", 2, 2)
     sections = [
         ("What each stage received and made", _stages(numbers, full, seconds, compiled)),
-        ("Where the words looked", _words(cascade, prompt, seed, numbers, negative, full)),
-        ("The noise prior", _prior(cascade, prompt, seed, numbers, negative, full, idle)),
+        ("Where the words looked", words_),
+        ("The noise prior", prior),
         ("What each mechanism brings", _without(bench, full, numbers, idle)),
         ("Numbers", _numbers(cascade, numbers) + html.text(f"seed {seed}; {facts}")),
     ]

