@@ -253,21 +253,22 @@ def read(folder: str | os.PathLike[str] | None = None) -> Bundle:
     place = SHIPPED if folder is None else files.place(folder)
     index, where = _read_index(place), str(place / INDEX)
     try:
+        kinds = {"name": str, "components": dict, "stages": dict, "defaults": dict}
+        for key, kind in kinds.items():
+            if not isinstance(index[key], kind):
+                raise ValueError(f"{key!r} is not {'text' if kind is str else 'an object'}")
         components = {
             name: _read_component(place, name, data) for name, data in index["components"].items()
         }
         _known_components({name: part.config for name, part in components.items()})
         stages = {name: _from_json(data) for name, data in index["stages"].items()}
-        for name in stages:
-            one_of(name, sets.STAGES, "stage")
         for name, stage in stages.items():
+            one_of(name, sets.STAGES, "stage")
             if not isinstance(stage, dict if name == "vfi" else config.StageConfig):
                 raise ValueError(f"stages: {name} is of the wrong kind")
         for name in index["defaults"]:
             one_of(name, sets.STAGES, "stage", "defaults")
         config_types.check_numbers(index["defaults"])
-        if not isinstance(index["name"], str):
-            raise ValueError("'name' is not text")
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         if isinstance(error, InputError) and str(place) in str(error):
             raise

@@ -72,6 +72,7 @@ def told(*arguments):
 
 def refused_or_done(*arguments):
     code, lines = told(*arguments)
+    assert not any("object has no attribute" in line for line in lines), lines  # Python's words
     assert code in (0, 2), (code, lines)
     assert len(lines) == (code == 2), lines
     return code
@@ -112,6 +113,9 @@ DEEP = '{"schema": 1, "a": ' + "[" * 200_000 + "]" * 200_000 + "}"
         (("components", "vae", "file"), "a\0b"),
         (("components", "vae", "sha256"), None),
         (("name",), ["x"]),
+        (("stages",), [1]),
+        (("components",), 0.5),
+        (("defaults",), "x"),
     ],
 )
 def test_broken_folders_that_were_tracebacks(cascade, here, fake_cascade, place, value):

@@ -174,8 +174,11 @@ class Folder(Records):
             whole = json.loads(lines)
         except ValueError as error:
             raise InputError(f"data.captions: {name} is damaged: {error}") from None
-        if isinstance(whole, dict):  # kohya's: {file: {"caption": ...}}
+        if isinstance(whole, dict) and all(isinstance(row, dict) for row in whole.values()):
+            # kohya's: {file: {"caption": ...}}
             whole = [{"file_name": file, **row} for file, row in whole.items()]
+        if not isinstance(whole, list):
+            raise InputError(f"data.captions: {name} is no list of files and captions")
         yield from whole
 
     def _entries(self, row: Mapping[str, Any], stems: Mapping[str, str]) -> Iterator[Entry]:

@@ -125,6 +125,9 @@ def test_what_is_not_there_is_told(tmp_path):
     (tmp_path / "list.jsonl").write_text('{"file": "b.mp4", "caption": "x"}')
     with pytest.raises(InputError, match=r"list.jsonl lists no file of .* \(such as 'b.mp4'\)"):
         listed(tmp_path)
+    (tmp_path / "list.jsonl").rename(tmp_path / "list.json").write_text('{"schema": 1}')
+    with pytest.raises(InputError, match=r"list.json is no list of files and captions"):
+        listed(tmp_path)
 
 
 def test_settings_that_cannot_be_are_told():
