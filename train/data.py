@@ -3,16 +3,35 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import queue
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import numpy as np
 
+from mv2_jax.errors import InputError
 from mv2_jax.train.task import Batch
 
 _END = object()
+
+
+def stacked(batches: Iterator[Batch], count: int) -> Iterator[Batch]:
+    """Every `count` batches as one, [count, B, ...] per array.
+
+    Raises:
+        InputError: they are not of the same shapes.
+    """
+    while few := list(itertools.islice(batches, count)):
+        shapes = [{name: np.shape(x) for name, x in one.items()} for one in few]
+        if any(shape != shapes[0] for shape in shapes):
+            raise InputError(
+                f"steps_per_call: the batches of {count} steps must be alike, and these are of "
+                f"shapes {shapes[0]} and {next(s for s in shapes if s != shapes[0])}: set it to 1"
+            )
+        yield {name: np.stack([one[name] for one in few]) for name in few[0]}
 
 
 class Prefetch:

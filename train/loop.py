@@ -18,14 +18,14 @@ from mv2_jax.diffusion import keys
 from mv2_jax.errors import InputError
 from mv2_jax.train import optim, processes
 from mv2_jax.train.checkpoint import Checkpoints
-from mv2_jax.train.data import Prefetch
+from mv2_jax.train.data import Prefetch, stacked
 from mv2_jax.train.meter import Meter
 from mv2_jax.train.phase import seed_of
 from mv2_jax.train.placement import Placement, host
 from mv2_jax.train.profile import Profile
 from mv2_jax.train.programs import Programs
 from mv2_jax.train.report import Report
-from mv2_jax.train.state import State, create, decays, make_step
+from mv2_jax.train.state import State, create, decays, make_step, many
 from mv2_jax.train.stop import Stop
 from mv2_jax.train.task import Params, Task, compute_dtype
 from mv2_jax.train.validate import Validation
@@ -58,10 +58,15 @@ def check(cfg: Any) -> None:
     parts = cfg.optim.accumulate
     counts = {"batch": cfg.batch, "log_every": cfg.log_every, "keep": cfg.keep}
     counts["optim.accumulate"] = parts
+    counts["steps_per_call"] = calls = cfg.get("steps_per_call", 1)
     counts.update({f"mesh.{name}": size for name, size in cfg.mesh.items()})
     for name, count in counts.items():
         if count < 1:
             raise InputError(f"{name} is {count}: it must be 1 or more")
+    if calls > 1 and cfg.steps % calls:
+        raise InputError(f"steps is {cfg.steps}: it must be a multiple of steps_per_call = {calls}")
+    if calls > 1 and max(cfg.mesh.values()) > 1:
+        raise InputError(f"steps_per_call is {calls}: over a mesh it must be 1")
     rows = {"batch": cfg.batch}
     if "data" in cfg and cfg.data.get("image_every"):
         rows["data.image_batch"] = cfg.data.image_batch
@@ -101,9 +106,11 @@ class Run:
         key = keys.seed(seed_of(cfg))
         self.key, init, self.sample_key = keys.split(key, 3)
         self.state = self.fresh(init, tx)
-        step = self.place.jit(make_step(task, tx, cfg), self.state)
+        self.calls = cfg.get("steps_per_call", 1)
+        step = make_step(task, tx, cfg)
+        step = self.place.jit(many(step) if self.calls > 1 else step, self.state)
         devices = 1 if self.place.mesh is None else self.place.mesh.size
-        self.programs = Programs(step, cfg.optim.accumulate, devices)
+        self.programs = Programs(step, cfg.optim.accumulate, devices, self.calls)
         self.frozen = self.place.params(task.frozen)
         every = cfg.validate.every
         self.validation = Validation(task, cfg, self.place) if every else None
@@ -150,9 +157,9 @@ class Run:
         state, _ = self.place.jit(made, shapes)(self.place.params(tree))
         return state
 
-    def fraction(self) -> float:
-        """How far the phase has come, by its own clock; 1 is the end."""
-        done = self.step / max(1, self.cfg.steps)
+    def fraction(self, ahead: int = 0) -> float:
+        """How far the phase has come by its own clock, so many steps ahead; 1 is the end."""
+        done = (self.step + ahead) / max(1, self.cfg.steps)
         if self.cfg.optim.clock == "time" and self.cfg.max_minutes:
             done = max(done, self.elapsed / 60 / self.cfg.max_minutes)
         return done
@@ -163,29 +170,36 @@ class Run:
         return self.step >= self.cfg.steps or bool(late)
 
     def advance(self, batch: dict[str, Any]) -> None:
-        """One step, then whatever is due."""
-        rate = np.float32(optim.rate(self.cfg.optim, self.step, self.fraction()))
+        """A step, or the steps of one call, then whatever is due."""
+        each = range(self.calls)
+        rates = [optim.rate(self.cfg.optim, self.step + i, self.fraction(i)) for i in each]
+        rates = np.array(rates, np.float32)
+        rate = rates[-1]
         self.profile.before(self.step + 1)
         new = self.programs.shapes(batch) not in self.programs.compiled
         with self.place.scope(), self.meter.aside() if new else contextlib.nullcontext():
             self.state, self.last, flops = self.programs(
-                self.state, self.frozen, batch, self.key, rate
+                self.state, self.frozen, batch, self.key, rates if self.calls > 1 else rate
             )
         if self.window:
             # At most two steps in flight: more would run the clock ahead of the work.
             jax.block_until_ready(self.window[-1])
         self.window.append(self.last)
-        self.step += 1
+        first = self.step == 0
+        logged, self.step = self.step // self.cfg.log_every, self.step + self.calls
         self.flop += flops
-        self.meter.step(next(iter(batch.values())).shape[0], flops)
+        rows = next(iter(batch.values())).shape
+        self.meter.step(rows[0] * rows[1] if self.calls > 1 else rows[0], flops, self.calls)
         if self.profile.ends(self.step):
             jax.block_until_ready(self.last)
             self.profile.close()
         self.look()
         cfg = self.cfg
-        if self.validation and (self.step % cfg.validate.every == 0 or self.over()):
+        every = cfg.validate.every
+        due = every and self.step // every > (self.step - self.calls) // every
+        if self.validation and (due or self.over()):
             self.validate()
-        if self.step % cfg.log_every == 0 or self.step == 1:
+        if self.step // cfg.log_every > logged or first:
             self.log(float(rate))
         # Saved first: a sheet may take longer than a machine that is taken away leaves.
         if cfg.checkpoint_minutes and self.due("save", 60 * cfg.checkpoint_minutes):
@@ -240,7 +254,7 @@ class Run:
         Raises:
             FloatingPointError: the loss is not finite; the last checkpoint is still good.
         """
-        steps = len(self.window)
+        steps = len(self.window) * self.calls
         jax.block_until_ready(self.window[-1])
         speed = self.meter.take()
         names = sorted(self.window[-1], key=lambda name: (name != "loss", name))
@@ -322,6 +336,7 @@ class Run:
                 self.save()
                 self.checkpoints.finish()
             batches = self.task.batches(seed_of(self.cfg), self.step)
+            batches = stacked(batches, self.calls) if self.calls > 1 else batches
             alone = jax.process_count() == 1  # several must take a step together, or none of them
             with Prefetch(batches, self.place.batch, lambda: alone and self.stop.asked) as feed:
                 self.look()

@@ -55,9 +55,9 @@ class Meter:
         yield
         self._aside += time.perf_counter() - began
 
-    def step(self, samples: int, flop: float) -> None:
-        """One step was made of so many samples and floating-point operations."""
-        self._steps += 1
+    def step(self, samples: int, flop: float, steps: int = 1) -> None:
+        """A step was made, or several, of so many samples and floating-point operations in all."""
+        self._steps += steps
         self._samples += samples
         self._flop += flop
 

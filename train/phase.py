@@ -17,8 +17,7 @@ REMAT = ("levels", "units", "dots")
 # digests.
 RUNNING = ("name", "chain", "begin", "cascade", "log_every", "sample_minutes",
            "checkpoint_minutes", "keep", "keep_best", "reports", "profile", "mesh", "remat",
-           "remat_policy", "data.threads",
-           "data.ahead")  # fmt: skip
+           "steps_per_call", "remat_policy", "data.threads", "data.ahead")  # fmt: skip
 # What a person may change half-way besides: the loop itself asks for another optim.lr.
 _OPTIM = ("lr", "warmup", "schedule", "clock", "decay_from", "final", "weight_decay", "b1", "b2",
           "eps", "clip", "accumulate")  # fmt: skip
@@ -53,6 +52,8 @@ def phase(task: str, **settings: Any) -> ConfigDict:
             # rank 0: none. alpha 0: the rank. match: a regular expression that finds kernels'
             # paths, tree first ("spatial/.*attn2"); empty: all of what `train` names.
             "lora": {"rank": 0, "alpha": 0.0, "match": ""},
+            # So many steps are one call of the device, by a scan: for small networks on fast cards.
+            "steps_per_call": 1,
             "log_every": 50,
             "sample_minutes": 10.0,  # also redraws the curves; 0: at the end only
             "checkpoint_minutes": 10.0,  # 0: before the first step and at the end only

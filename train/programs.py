@@ -18,12 +18,14 @@ class Programs:
 
     `step` is jitted. The FLOPs are XLA's own count over the traced program, or `devices` times the
     compiled one's, a device's share, on backends that count no other. It counts the body of a loop
-    once, so chunked attention is underestimated; accumulation is put right by `repeats`.
+    once, so chunked attention is underestimated; accumulation is put right by `repeats`, and the
+    steps of one call by `calls`.
     """
 
     step: Any
     repeats: int = 1
     devices: int = 1
+    calls: int = 1
     compiled: dict[Any, tuple[Any, float]] = field(default_factory=dict)
 
     @staticmethod
@@ -41,10 +43,11 @@ class Programs:
             ways = ((lowered, 1), (compiled, self.devices))
             costs = ((way.cost_analysis() or {}, share) for way, share in ways)
             counts = (float(cost.get("flops", 0.0)) * share for cost, share in costs)
-            flops = next((count for count in counts if count > 0), 0.0) * self.repeats
+            flops = next((count for count in counts if count > 0), 0.0)
+            flops *= self.repeats * self.calls
             self.compiled[shapes] = (compiled, flops)
             sizes = ", ".join(f"{name} {list(shape)}" for name, shape, _ in shapes)
-            work = f": about {flops / 1e9:.3g} GFLOP a step" if flops else ""
+            work = f": about {flops / self.calls / 1e9:.3g} GFLOP a step" if flops else ""
             processes.say(f"compiled for {sizes}{work}")
         program, flops = self.compiled[shapes]
         state, metrics = program(*args)

@@ -74,6 +74,10 @@ class Source(ABC):
         and notes of them: arrays [n, ...] that are kept with the clips' latents, for `captions`.
         """
 
+    def notes(self, numbers: Any) -> Arrays:
+        """The notes alone, as `read` gives them, of a source that is `traced`."""
+        raise NotImplementedError
+
     @abstractmethod
     def captions(self, notes: Arrays, seed: int, step: int) -> list[str]:
         """A caption for each row of notes; where there are several, drawn by (seed, step)."""

@@ -112,3 +112,19 @@ def make_step(task: Task, tx: optax.GradientTransformation, cfg: Any) -> Callabl
         return State(state.step + 1, params, ema, opt, tuple(others)), metrics
 
     return step
+
+
+def many(step: Callable[..., Any]) -> Callable[..., Any]:
+    """So many steps in one call: `step` scanned over batches [k, B, ...] and rates [k].
+
+    Metrics are means over the steps.
+    """
+
+    def steps(state: State, frozen: Params, batches: Batch, key: jax.Array, rates: jax.Array):
+        def one(state: State, given: tuple[Batch, jax.Array]) -> tuple[State, Metrics]:
+            return step(state, frozen, given[0], key, given[1])
+
+        state, metrics = jax.lax.scan(one, state, (batches, rates))
+        return state, jax.tree.map(jnp.mean, metrics)
+
+    return steps

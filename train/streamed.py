@@ -64,7 +64,9 @@ def with_latents(batch: Batch, vae: Params, cfg: VAEConfig) -> Batch:
     batch = dict(batch)
     decoded = batch.pop("decoded", None)
     if "pixels" in batch:
-        pixels = batch.pop("pixels").astype(jnp.float32) / 127.5 - 1.0
+        pixels = batch.pop("pixels")
+        if pixels.dtype == jnp.uint8:
+            pixels = pixels.astype(jnp.float32) / 127.5 - 1.0
         batch["latent"], batch["image"] = latents.encode(vae, cfg, pixels), pixels[:, 0]
     elif "image" in batch:
         batch["image"] = batch["image"].astype(jnp.float32) / 127.5 - 1.0

@@ -21,7 +21,7 @@ from mv2_jax.errors import InputError
 from mv2_jax.stages import i2v, latents, v2v
 from mv2_jax.stages import idle as unheard
 from mv2_jax.stages import stage as stages
-from mv2_jax.train import answers, chosen, encoded, streamed, unread
+from mv2_jax.train import answers, chosen, encoded, streamed, unread, within
 from mv2_jax.train import source as sources
 from mv2_jax.train import words as tokens
 from mv2_jax.train.latents import Shards, at_once
@@ -70,6 +70,7 @@ class VideoTask:
         self.words = tokens.tokenizer(begin, self.source, self.text)
         tokens.check(self.text, self.words)
         self.rows = tokens.rows_of(cfg.data, self.words)
+        self.within = within.asked(cfg.data, self.source)
         self.null = jnp.asarray(self.words.encode([""])[0])
         configs = _Configs(begin, **{name: part.config for name, part in begin.items()})
         for name, key in MODEL.items():
@@ -129,7 +130,8 @@ class VideoTask:
         """The settings that it reads."""
         net, streams = self.net, self.source.streams
         data = ("image_every", "image_batch", "decoded", "caption_rows")
-        data += ("frames",) if streams else ("count", "shard")
+        kept = within.READS if self.within else ("count", "shard")
+        data += ("frames",) if streams else kept
         sample = ("guidance", "image_guidance", "steps")
         sample += ("strength",) if self.stage == "v2v" else ()
         weighed = {getattr(each, "weighed", "") for each in net.conditions}
@@ -163,6 +165,9 @@ class VideoTask:
         """A batch as the stage's loss takes it."""
         if self.source.streams:
             batch = streamed.with_latents(batch, frozen["vae"], self.vae.config)
+        if self.within:
+            whole = (frozen["vae"], self.vae.config)
+            batch = within.rendered(batch, self.source, self.net.stage.frames, self.size, *whole)
         return {**batch, "latent": batch["latent"].astype(jnp.float32), "null_ids": self.null}
 
     def loss(self, params: Params, frozen: Params, batch: Batch, key: jax.Array):
@@ -202,6 +207,9 @@ class VideoTask:
         if source.streams:
             given = (source, self.turns(), self.net, self.words, self.cfg)
             yield from streamed.batches(*given, seed, start)
+            return
+        if self.within:
+            yield from within.batches(source, self.words, self.cfg, self.rows, seed, start)
             return
         shards = self.shards()
         vae = jax.device_put(trees.cast(self.vae.params, np.float32))

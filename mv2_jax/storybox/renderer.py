@@ -85,6 +85,16 @@ def over(picture, found):
 def compose(world: World, time, now: Pose, plain, ground, size, texels):
     """A backdrop with things at given poses and the weather over all: the picture [H, W, 3] in
     [0, 1], and each thing's drawing [2, H, W, 4]."""
+    things = drawings(world, time, now, size, texels)
+    light = shadows(world, time, now, ground, size)
+    picture = over(over(plain * light[..., None], things[1]), things[0])
+    cover, bright = scenes.weather(world, time, *grid(size)[:2])
+    picture = picture + cover[..., None] * (bright - picture)
+    return jnp.clip(picture, 0.0, 1.0), things
+
+
+def drawings(world: World, time, now: Pose, size, texels):
+    """Both things at given poses, [2, H, W, 4] as `atlas.sample` gives them."""
     x, y, pixel = camera(world, time, size)
     pair = world.second != NOTHING
     # A loop, into which XLA fuses nothing: written straight on, each use of a drawing's pixels
@@ -93,13 +103,14 @@ def compose(world: World, time, now: Pose, plain, ground, size, texels):
         lambda pair: shaded(world, drawing(*pair, x, y, pixel)),
         (texels[jnp.stack(rows(world))], now),
     )
-    things = things * jnp.stack([jnp.ones(()), pair * 1.0])[:, None, None, None]
-    light = shadow(world, one(now, 0), x, y, ground)
-    light = light * jnp.where(pair, shadow(world, one(now, 1), x, y, ground), 1.0)
-    picture = over(over(plain * light[..., None], things[1]), things[0])
-    cover, bright = scenes.weather(world, time, *grid(size)[:2])
-    picture = picture + cover[..., None] * (bright - picture)
-    return jnp.clip(picture, 0.0, 1.0), things
+    return things * jnp.stack([jnp.ones(()), pair * 1.0])[:, None, None, None]
+
+
+def shadows(world: World, time, now: Pose, ground, size):
+    """What both things' shadows leave of the scene's light, [H, W]."""
+    x, y, _ = camera(world, time, size)
+    first, second = (shadow(world, one(now, i), x, y, ground) for i in (0, 1))
+    return first * jnp.where(world.second != NOTHING, second, 1.0)
 
 
 def _frame(world: World, time, size, texels):

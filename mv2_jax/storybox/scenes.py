@@ -117,7 +117,6 @@ def _drops(x, y, fallen, columns, length, width):
 
 def weather(world, time, x, y):
     """What the weather lays over a picture: its cover [H, W] and its brightness (scalar)."""
-    hour = 1.0 - 0.45 * world.hour
     fallen = world.phase * 5 + time
     rain = 0.55 * _drops(x + 0.12 * y, y, 2.6 * fallen, 7.0, 0.085, 0.011)
     sway = 0.04 * jnp.sin(5.0 * y + 6.0 * time)
@@ -125,11 +124,20 @@ def weather(world, time, x, y):
         _drops(x + sway, y, fallen, 4.0, 0.026, 0.026),
         _drops(x - sway + 0.13, y + 0.37, 0.8 * fallen, 5.0, 0.019, 0.019),
     )
-    low = jnp.clip((world.horizon + 0.65 - y) / 1.0, 0.0, 1.0)
-    fog = 0.22 + 0.38 * low * jnp.clip((y - world.horizon + 0.9) / 0.8, 0.0, 1.0) + 0 * x
     kind = world.weather
     cover = jnp.where(kind == RAIN, rain, jnp.where(kind == SNOWFALL, 0.95 * snow, 0.0))
-    return jnp.where(kind == FOG, fog, cover), 0.93 * hour
+    return jnp.where(kind == FOG, fog(world, x, y), cover), brightness(world)
+
+
+def brightness(world):
+    """Of rain, snowflakes and fog."""
+    return 0.93 * (1.0 - 0.45 * world.hour)
+
+
+def fog(world, x, y):
+    """The cover of fog [H, W], thickest low above the ground."""
+    low = jnp.clip((world.horizon + 0.65 - y) / 1.0, 0.0, 1.0)
+    return 0.22 + 0.38 * low * jnp.clip((y - world.horizon + 0.9) / 0.8, 0.0, 1.0) + 0 * x
 
 
 def grey(world):

@@ -109,7 +109,7 @@ def _thing_over(world, now, plain, ground, size) -> Layers:
     return Layers(jnp.moveaxis(paint, 0, -1), plain * dark[..., None], cover)
 
 
-def _minimise(residual, start, prior, spread, scales):
+def minimise(residual, start, prior, spread, scales):
     """Damped Gauss-Newton on robust residuals.
 
     Args:
@@ -146,7 +146,7 @@ def _minimise(residual, start, prior, spread, scales):
     return p, cost_of(p, residual(p), scales[-1])
 
 
-def _scales(wide: int, narrow: int):
+def scales(wide: int, narrow: int):
     """Steps from the wide scale down to the narrow one, and then so many at that."""
     return jnp.concatenate(
         [jnp.geomspace(_COARSE_SCALE, _SCALE, wide), jnp.full(narrow, _SCALE)]
@@ -179,11 +179,11 @@ def _scene(picture, words, size):
     prior, spread = jnp.array(_SCENE_PRIOR), jnp.array(_SCENE_SPREAD)
     half = (_COARSE, max(1, round(_COARSE * size[1] / size[0])))
     seen = jax.image.resize(picture, (*half, 3), "linear", antialias=True)
-    start, _ = _minimise(
-        lambda p: (draw_scene(p, half) - seen).ravel(), start, prior, spread, _scales(3, 3)
+    start, _ = minimise(
+        lambda p: (draw_scene(p, half) - seen).ravel(), start, prior, spread, scales(3, 3)
     )
-    return _minimise(
-        lambda p: (draw_scene(p, size) - picture).ravel(), start, prior, spread, _scales(2, 5)
+    return minimise(
+        lambda p: (draw_scene(p, size) - picture).ravel(), start, prior, spread, scales(2, 5)
     )[0]
 
 
@@ -254,7 +254,7 @@ def _one(picture, words, size):
         turn, moved = jnp.where(spins, i // 2, 0), jnp.where(spins, 0, i // 2)
         shift = jnp.stack([jnp.zeros(()), jnp.asarray([0.0, 0.12, -0.08])[moved]])
         begin = start.at[3].set(2 * jnp.pi / ANGLES * turn).at[:2].add(shift)
-        p, cost = _minimise(
+        p, cost = minimise(
             lambda p: residual(p, i % 2, *coarse, half),
             begin,
             begin,
@@ -273,12 +273,12 @@ def _one(picture, words, size):
         p = tried[order[i]]
         prior = p.at[3].set(jnp.where(spins, p[3], 0.0))
         pattern = order[i] % 2
-        p, cost = _minimise(
+        p, cost = minimise(
             lambda p: residual(p, pattern, picture, plain, ground, size),
             p,
             prior,
             spread,
-            _scales(4, 9),
+            scales(4, 9),
         )
         better = cost < best[2]
         return i + 1, *jax.tree.map(partial(jnp.where, better), (p, pattern, cost), tuple(best))

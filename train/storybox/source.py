@@ -48,7 +48,6 @@ class Storybox(Source):
         return {"world": "storybox", "seed": self.seed}
 
     def notes(self, numbers: Any) -> Arrays:
-        """The words of the samples with these numbers, which `captions` reads."""
         return {"label": words_of(numbered(self.seed, numbers)).astype(jnp.int16)}
 
     def read(self, numbers: Any, frames: int, size: tuple[int, int]) -> tuple[jax.Array, Arrays]:

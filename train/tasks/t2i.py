@@ -17,7 +17,7 @@ from mv2_jax.errors import InputError
 from mv2_jax.stages import idle as unheard
 from mv2_jax.stages import latents, t2i
 from mv2_jax.stages import stage as stages
-from mv2_jax.train import answers, chosen, encoded, streamed, unread
+from mv2_jax.train import answers, chosen, encoded, streamed, unread, within
 from mv2_jax.train import source as sources
 from mv2_jax.train import words as tokens
 from mv2_jax.train.latents import Shards, at_once
@@ -87,6 +87,7 @@ class PictureTask:
                 said = size[0] if size[0] == size[1] else size
                 raise InputError(f"data.sizes: {said} is not a multiple of {factor}")
         self.rows = tokens.rows_of(cfg.data, self.words)
+        self.within = within.asked(cfg.data, self.source)
         self.shape = losses.of(cfg.loss.shape)
         if self.source.streams:
             self.source.fits(begin, self.turns(), self.rows, self.trained)
@@ -95,7 +96,8 @@ class PictureTask:
 
     def reads(self) -> set[str]:
         """The settings that it reads."""
-        data = ("sizes", "caption_rows", *(() if self.source.streams else ("count", "shard")))
+        kept = within.READS if self.within else ("count", "shard")
+        data = ("sizes", "caption_rows", *(() if self.source.streams else kept))
         return {
             *(
                 "train",
@@ -136,6 +138,9 @@ class PictureTask:
         """A batch as the stage's loss takes it."""
         if self.source.streams:
             batch = streamed.with_latents(batch, frozen["vae"], self.vae.config)
+        if self.within:
+            whole = (frozen["vae"], self.vae.config)
+            batch = within.rendered(batch, self.source, 1, self.sizes[0], *whole)
         return {**batch, "latent": batch["latent"].astype(jnp.float32), "null_ids": self.null}
 
     def loss(self, params: Params, frozen: Params, batch: Batch, key: jax.Array):
@@ -163,6 +168,9 @@ class PictureTask:
         cfg, source, net = self.cfg, self.source, self.net
         if source.streams:
             yield from streamed.batches(source, self.turns(), net, self.words, cfg, seed, start)
+            return
+        if self.within:
+            yield from within.batches(source, self.words, cfg, self.rows, seed, start)
             return
         root = self.folder.parent / "latents"
         sets = [stills(source, self.vae, size, cfg, root) for size in cfg.data.sizes]

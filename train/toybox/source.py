@@ -33,9 +33,17 @@ class Toybox(Source):
         self.motions = worlds.motions_of(data)
         # Jitted once here: a function made anew at every call would compile at every call.
         self._read = partial(jax.jit, static_argnums=(1, 2))(self.read)
+        self._labels = jax.jit(self._label)
 
     def facts(self) -> Mapping[str, Any]:
         return {"seed": self.seed, **({"motions": self.motions} if self.motions else {})}
+
+    def notes(self, numbers: Any) -> Arrays:
+        return {"label": self._labels(np.asarray(numbers))}
+
+    def _label(self, numbers: Any) -> jax.Array:
+        drawn = worlds.numbered(self.seed, numbers, self.motions)
+        return worlds.labels(drawn).astype(jnp.int8)
 
     def read(self, numbers: Any, frames: int, size: tuple[int, int]) -> tuple[jax.Array, Arrays]:
         drawn = worlds.numbered(self.seed, numbers, self.motions)
