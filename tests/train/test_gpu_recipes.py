@@ -68,7 +68,7 @@ def test_a_recipe_for_a_gpu_trains_and_packs_a_cascade(world, tmp_path, monkeypa
         assert all(np.isfinite(line["loss"]) for line in logged)
     packed = bundle.read(folder / "cascade")
     assert packed.name == world
-    assert {"t2i_unet", "motion_i2v", "motion_v2v", "control", "vae"} <= packed.components.keys()
+    assert {"spatial", "motion_i2v", "motion_v2v", "control", "vae"} <= packed.components.keys()
     assert not (folder / "latents").exists()  # nothing was kept: worlds are rendered in the step
 
 

@@ -139,9 +139,9 @@ def test_numbers_that_do_not_go_together_are_refused(tmp_path, settings, says):
 def test_over_a_mesh_the_state_is_made_where_it_lies(tmp_path, monkeypatch):
     given = []
 
-    def spy(params, tx):
+    def spy(params, tx, *others):
         given.extend(jax.tree.leaves(params))
-        return create(params, tx)
+        return create(params, tx, *others)
 
     monkeypatch.setattr(loop, "create", spy)
     held = {"attn1": {"to_q": {"kernel": np.random.default_rng(0).random((8, 16), np.float32)}}}
