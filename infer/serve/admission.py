@@ -85,6 +85,8 @@ class Admission:
                 raise Refused("video takes a clip; a picture has nothing between its frames",
                               "video")  # fmt: skip
             rest = {key: value for key, value in given.items() if key != "video"}
+            if "mv2" in rest:  # of a form it is text
+                rest["mv2"] = fields.own_options(rest["mv2"], fields.OF_INTERPOLATE)
             args = fields.interpolation(rest, str(folder / found["file"]), str(folder / "out.mp4"))
             facts = _smoother(found, args)
             asked = {"fields": rest, "clip": found["file"], "facts": facts, "stages": ["vfi"],

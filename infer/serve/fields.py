@@ -133,7 +133,7 @@ _OF_GENERATE = (
     *(f"{stage}_negative" for stage in DIFFUSION),
     "tell",
 )
-_OF_INTERPOLATE = (
+OF_INTERPOLATE = (
     "start", "end", "views", "scale", "cuts", "pause", "dedupe", "crf", "sound", "preset"
 )  # fmt: skip
 
@@ -250,7 +250,7 @@ def interpolation(fields: Mapping[str, Any], video: str, out: str) -> argparse.N
     if "times" in fields and "fps" in fields:
         raise Refused("give times or fps, not both", "fps")
     said = {key: fields[key] for key in ("times", "fps", "slow") if key in fields}
-    said |= own_options(fields.get("mv2", {}), _OF_INTERPOLATE)
+    said |= own_options(fields.get("mv2", {}), OF_INTERPOLATE)
     flags = [f"--{name}={_plain(value)}" for name, value in said.items()]
     with as_refused():
         args = interpolate_flags.parse([video, "-o", out, f"--vfi={model}", *flags])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import math
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -34,15 +35,17 @@ class Rate:
     def __init__(self, a_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._most, self._clock = a_minute, clock
         self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()
+        self._lock = threading.Lock()
 
     def take(self, client: str) -> None:
         """Counts a request. Raises Refused, 429, with how long to wait."""
         now = self._clock()
-        left, then = self._left.pop(client, (float(self._most), now))
-        left = min(self._most, left + (now - then) * self._most / 60)
-        self._left[client] = (left - 1 if left >= 1 else left, now)
-        while len(self._left) > _CLIENTS:
-            self._left.popitem(last=False)
+        with self._lock:
+            left, then = self._left.pop(client, (float(self._most), now))
+            left = min(self._most, left + (now - then) * self._most / 60)
+            self._left[client] = (left - 1 if left >= 1 else left, now)
+            while len(self._left) > _CLIENTS:
+                self._left.popitem(last=False)
         if left < 1:
             wait = math.ceil((1 - left) * 60 / self._most)
             raise too_many(f"{self._most} requests a minute are the most from one client", wait)

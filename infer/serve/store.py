@@ -129,7 +129,7 @@ class Store(ABC):
 
     @abstractmethod
     def add(self, job_id: str, kind: str, client: str, asked: Mapping[str, Any]) -> Job:
-        """Accepts a job."""
+        """Accepts a job; one that is there already stays as it is."""
 
     @abstractmethod
     def get(self, job_id: str) -> Job | None:

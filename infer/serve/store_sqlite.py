@@ -74,11 +74,13 @@ class SqliteStore(Store):
     def add(self, job_id: str, kind: str, client: str, asked: Mapping[str, Any]) -> Job:
         row = (job_id, kind, "queued", client, json.dumps(asked), self._clock())
         with self._change() as db:
-            db.execute(
-                "INSERT INTO jobs (id, kind, status, client, asked, created) VALUES (?,?,?,?,?,?)",
+            new = db.execute(
+                "INSERT INTO jobs (id, kind, status, client, asked, created) VALUES (?,?,?,?,?,?) "
+                "ON CONFLICT DO NOTHING",
                 row,
-            )
-            _count(db, "accepted", kind)
+            ).rowcount
+            if new:
+                _count(db, "accepted", kind)
         job = self.get(job_id)
         assert job is not None
         return job

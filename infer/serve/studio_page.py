@@ -48,8 +48,12 @@ def add(app: FastAPI, server: Server, token: str | None = None) -> None:
     @app.post("/studio/enter", include_in_schema=False, response_class=Response)
     async def enter(request: Request) -> Any:
         server.rate.take(request.client.host if request.client else "unknown")
-        said = (await request.body())[:_LONGEST].decode(errors="replace")
-        given = parse_qs(said).get("token", [""])[0]
+        said = b""
+        async for part in request.stream():
+            said += part
+            if len(said) > _LONGEST:
+                return pages.file(pages.OWN / "enter.html", 413)
+        given = parse_qs(said.decode(errors="replace")).get("token", [""])[0]
         if cookie is not None and not cookie.opens(given):
             return pages.file(pages.OWN / "enter.html", 401)
         answer = RedirectResponse("/", 303, pages.HEADERS)

@@ -265,9 +265,10 @@ def test_what_was_asked_for_makes_the_same_again(served, tmp_path):
     clip = np.random.default_rng(0).integers(0, 255, (3, 48, 64, 3), np.uint8)
     media.write_video(tmp_path / "clip.mp4", clip, 8)
     content, said = (tmp_path / "clip.mp4").read_bytes(), {"model": "none", "times": "3"}
+    said["mv2"] = '{"crf": 12}'
     files = {"files": {"video": ("a", content)}}
     smooth = served.client.post("/v1/interpolations", data=said, **files).json()
-    assert smooth["mv2"]["asked"] == {"model": "none", "times": 3}
+    assert smooth["mv2"]["asked"] == {"model": "none", "times": 3, "mv2": {"crf": 12}}
     assert served.get(smooth["id"], "/content?variant=reference").content == content
 
 

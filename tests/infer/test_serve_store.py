@@ -39,10 +39,15 @@ def add(store, name, kind="video", client="c"):
     return store.add(name, kind, client, {"prompt": name, "n": 3})
 
 
+def add_again(store, name):
+    return store.add(name, "video", "c", {"n": 4})
+
+
 def test_jobs_are_begun_in_their_order_and_end_once(store):
     for name in "abc":
         job = add(store, name)
         assert (job.status, job.asked, job.attempts) == ("queued", {"prompt": name, "n": 3}, 0)
+    assert add_again(store, "a").asked["n"] == 3 and store.waiting() == 3  # two asked at once
     assert store.get("x") is None and store.ahead(store.get("c")) == 2
     job = store.claim("w")
     assert (job.id, job.status, job.owner, job.attempts) == ("a", "in_progress", "w", 1)

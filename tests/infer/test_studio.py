@@ -176,6 +176,7 @@ def test_a_browser_is_let_in_by_its_token(locked):
     for path in ("/v1/videos", "/studio/about", "/v1/videos/x/content", "/metrics"):
         assert client.get(path).status_code == 401
     assert client.post("/studio/enter", data={"token": "another"}).status_code == 401
+    assert client.post("/studio/enter", data={"token": "x" * 5000}).status_code == 413
     assert client.get("/v1/videos").status_code == 401
     entered = client.post("/studio/enter", data={"token": TOKEN}, follow_redirects=False)
     cookie = entered.headers["set-cookie"].lower()
