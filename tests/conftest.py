@@ -18,6 +18,10 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+import shape_checker  # noqa: E402
+from jaxtyping import install_import_hook  # noqa: E402
+
+install_import_hook(shape_checker.SHAPED, "shape_checker.check")
 
 from mv2_jax import bundle  # noqa: E402
 from mv2_jax.config import ScheduleConfig, StageConfig, UNetConfig, VAEConfig  # noqa: E402

@@ -15,9 +15,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from mv2_jax.diffusion import noise_prior, samplers
 from mv2_jax.diffusion.points import Grid
@@ -59,7 +59,11 @@ def low_pass(
     return (1 / (1 + (distance / spatial**2) ** order)).astype(np.float32)
 
 
-def mixed(low: jax.Array, high: jax.Array, gain: np.ndarray) -> jax.Array:
+def mixed(
+    low: Float[Array, "B T H W C"],
+    high: Float[Array, "B T H W C"],
+    gain: Float[np.ndarray, "T H W"],
+) -> Float[Array, "B T H W C"]:
     """`low`'s frequencies by `gain` [T, H, W] and `high`'s by what is left: all [B, T, H, W, C]."""
     # The gain is even, so that half of the last axis says it all, and both signals need one FFT.
     half = jnp.asarray(gain[..., : gain.shape[-1] // 2 + 1])[None, ..., None]
@@ -68,8 +72,12 @@ def mixed(low: jax.Array, high: jax.Array, gain: np.ndarray) -> jax.Array:
 
 
 def restart(
-    grid: Grid, x0: jax.Array, eps: jax.Array, fresh: jax.Array, gain: np.ndarray
-) -> jax.Array:
+    grid: Grid,
+    x0: Float[Array, "B T H W C"],
+    eps: Float[Array, "B T H W C"],
+    fresh: Float[Array, "B T H W C"],
+    gain: Float[np.ndarray, "T H W"],
+) -> Float[Array, "B T H W C"]:
     """The start x of a chain begun again.
 
     Args:

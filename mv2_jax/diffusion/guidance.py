@@ -23,8 +23,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from mv2_jax import lookup, numbers
 from mv2_jax.diffusion.names import RULES
@@ -47,13 +47,13 @@ class Guidance(NamedTuple):
         output is the conditioned one. A `high` of 0 sets no bound.
     """
 
-    text: jax.Array
-    image: jax.Array
-    rescale: jax.Array
-    low: jax.Array
-    high: jax.Array
+    text: Array
+    image: Array
+    rescale: Array
+    low: Array
+    high: Array
 
-    def active(self, k: jax.Array) -> jax.Array:
+    def active(self, k: float | Array) -> Array:
         """Whether to guide at noise k = sigma / alpha."""
         return (self.low <= k) & ((k <= self.high) | (self.high == 0))
 
@@ -67,11 +67,11 @@ _USUAL = numbers.Pictured()
 
 
 def make(
-    text: float | jax.Array = _USUAL.guidance,
-    image: float | jax.Array = _USUAL.image_guidance,
-    rescale: float | jax.Array = _USUAL.guidance_rescale,
-    low: float | jax.Array = _USUAL.guidance_low,
-    high: float | jax.Array = _USUAL.guidance_high,
+    text: float | Array = _USUAL.guidance,
+    image: float | Array = _USUAL.image_guidance,
+    rescale: float | Array = _USUAL.guidance_rescale,
+    low: float | Array = _USUAL.guidance_low,
+    high: float | Array = _USUAL.guidance_high,
 ) -> Guidance:
     """A `Guidance` of float32 arrays; what is not given is as in `mv2_jax.numbers`."""
     return Guidance(*(jnp.asarray(v, jnp.float32) for v in (text, image, rescale, low, high)))
@@ -150,19 +150,28 @@ class Rule:
             scales=tuple(self.scales[i] for i in kept[:-1]),
         )
 
-    def repeat(self, x: jax.Array, point: Point) -> tuple[jax.Array, jax.Array]:
+    def repeat(
+        self, x: Float[Array, " B *shape"], point: Point
+    ) -> tuple[Float[Array, "R B *shape"], Float[Array, "R B"]]:
         """What the network gets for samples `[B, ...]` at a point: x `[R, B, ...]`, t `[R, B]`."""
         rows = jnp.broadcast_to(x[None], (self.rows, *x.shape))
         return rows, jnp.broadcast_to(point.t, rows.shape[:2]).astype(jnp.float32)
 
-    def mix(self, outputs: jax.Array, scales: tuple[jax.Array, ...]) -> jax.Array:
+    def mix(
+        self, outputs: Float[Array, "R B *shape"], scales: tuple[Array, ...]
+    ) -> Float[Array, " B *shape"]:
         """The guided output [B, ...] from the rows' [R, B, ...] and each step's scale."""
         guided = outputs[0]
         for scale, before, row in zip(scales, outputs, outputs[1:]):
             guided = guided + scale * (row - before)
         return guided
 
-    def combine(self, outputs: jax.Array, guidance: Guidance, k: jax.Array) -> jax.Array:
+    def combine(
+        self,
+        outputs: Float[Array, "R B *shape"],
+        guidance: Guidance,
+        k: float | Array,
+    ) -> Float[Array, " B *shape"]:
         """One output `[B, ...]` from the rows' `[R, B, ...]` at noise k = sigma / alpha,
         [] or `[B]`.
 

@@ -16,8 +16,9 @@ In sigma-space, y = x / alpha, "signal" reads y = lam * z + k * eps (`sigma_spac
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
 
 from mv2_jax.diffusion.points import Grid
 from mv2_jax.diffusion.prediction import expand
@@ -26,18 +27,18 @@ from mv2_jax.lookup import one_of
 FORMS = ("signal", "literal")
 
 
-def plain(grid: Grid, eps: jax.Array) -> jax.Array:
+def plain(grid: Grid, eps: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """The start of a chain without prior: noise at the scale of the sampler's grid."""
     return eps * grid.init_scale
 
 
 def initial(
     grid: Grid,
-    eps: jax.Array,
-    z: jax.Array,
-    lam: float | jax.Array = 1.0,
+    eps: Float[Array, " B *shape"],
+    z: Float[Array, " B *z"],
+    lam: ArrayLike = 1.0,
     form: str = "signal",
-) -> jax.Array:
+) -> Float[Array, " B *shape"]:
     """The start x of a whole chain with the noise prior.
 
     Args:
@@ -63,17 +64,23 @@ def initial(
 
 
 def sigma_space(
-    eps: jax.Array, z: jax.Array, k: float | jax.Array, lam: float | jax.Array = 1.0
-) -> jax.Array:
+    eps: Float[Array, " B *shape"],
+    z: Float[Array, " B *z"],
+    k: ArrayLike,
+    lam: ArrayLike = 1.0,
+) -> Float[Array, " B *shape"]:
     """The "signal" form for a sampler that carries y = x0 + k * eps: y = lam * z + k * eps.
 
     The samplers here carry x = alpha * y and take `initial`; this is for others.
     """
     strength = expand(jnp.asarray(lam, jnp.float32), eps.ndim)
-    return strength * _per_frame(z, eps) + expand(k, eps.ndim) * eps
+    noise = expand(jnp.asarray(k, jnp.float32), eps.ndim)
+    return strength * _per_frame(z, eps) + noise * eps
 
 
-def _per_frame(z: jax.Array, eps: jax.Array) -> jax.Array:
+def _per_frame(
+    z: Float[Array, " B *z"], eps: Float[Array, " B *shape"]
+) -> Float[Array, " B *shape"]:
     """z like eps: one latent for all frames, or one a frame."""
     one = z[:, None] if z.ndim == eps.ndim - 1 else z
     fits = one.ndim == eps.ndim and all(a in (1, b) for a, b in zip(one.shape, eps.shape))

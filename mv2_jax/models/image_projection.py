@@ -12,6 +12,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jaxtyping import Array, Float
 
 from mv2_jax import shards
 from mv2_jax.config import ImageProjectionConfig
@@ -31,11 +32,13 @@ class ResamplerAttention(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, queries: jax.Array, source: jax.Array) -> jax.Array:
+    def __call__(
+        self, queries: Float[Array, "B Q C"], source: Float[Array, "B LQ C"]
+    ) -> Float[Array, "B Q C"]:
         parts = shards.parts(self.heads)
         heads, width = self.heads // parts, self.heads * self.head_width // parts
 
-        def project(name: str, x: jax.Array) -> jax.Array:
+        def project(name: str, x: Array) -> Array:
             x = dense(width, name=name, dtype=self.dtype, bias=False)(x)
             return x.reshape(*x.shape[:-1], heads, self.head_width)
 
@@ -53,7 +56,7 @@ class MLP(nn.Module):
     bias: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "B L C"]) -> Float[Array, "B L out"]:
         # Named as diffusers' FeedForward, whose first step is a module that holds its linear.
         parts, last = shards.parts(self.width), self.out or x.shape[-1]
         hidden = _Inner(self.width // parts, self.dtype, self.bias, name="net_0")(x)
@@ -67,7 +70,7 @@ class _Inner(nn.Module):
     bias: bool
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Array) -> Array:
         x = dense(self.width, name="proj", dtype=self.dtype, bias=self.bias)(x)
         return nn.gelu(x, approximate=False)
 
@@ -79,7 +82,9 @@ class ResamplerLayer(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, queries: jax.Array) -> jax.Array:
+    def __call__(
+        self, x: Float[Array, "B L C"], queries: Float[Array, "B Q C"]
+    ) -> Float[Array, "B Q C"]:
         cfg = self.cfg
         normed = LayerNorm(name="ln1")(queries)
         source = jnp.concatenate([LayerNorm(name="ln0")(x), normed], axis=1)
@@ -105,7 +110,7 @@ class ImageProjection(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, image: jax.Array) -> jax.Array:
+    def __call__(self, image: Float[Array, " B *L C"]) -> Float[Array, "B tokens out"]:
         cfg = self.cfg
         one_of(cfg.kind, KINDS, "image projection")
         rank = 2 if cfg.kind == "linear" else 3
@@ -119,16 +124,16 @@ class ImageProjection(nn.Module):
         make = {"linear": self._linear, "resampler": self._resample, "full": self._full}
         return make[cfg.kind](image)
 
-    def _linear(self, image: jax.Array) -> jax.Array:
+    def _linear(self, image: Float[Array, "B C"]) -> Float[Array, "B tokens out"]:
         cfg = self.cfg
         tokens = dense(cfg.tokens * cfg.out_width, name="image_embeds", dtype=self.dtype)(image)
         return LayerNorm(name="norm")(tokens.reshape(-1, cfg.tokens, cfg.out_width))
 
-    def _full(self, image: jax.Array) -> jax.Array:
+    def _full(self, image: Float[Array, "B L C"]) -> Float[Array, "B L out"]:
         mlp = MLP(self.cfg.in_width, self.dtype, self.cfg.out_width, bias=True, name="ff")
         return LayerNorm(name="norm")(mlp(image))
 
-    def _resample(self, image: jax.Array) -> jax.Array:
+    def _resample(self, image: Float[Array, "B L C"]) -> Float[Array, "B tokens out"]:
         cfg = self.cfg
         shape = (1, cfg.tokens, cfg.width)
         queries = self.param("latents", nn.initializers.normal(cfg.width**-0.5), shape)
@@ -140,7 +145,7 @@ class ImageProjection(nn.Module):
         return LayerNorm(name="norm_out")(out)
 
 
-def features(kind: str, output: VisionOutput) -> jax.Array:
+def features(kind: str, output: VisionOutput) -> Array:
     """The part of a vision encoder's answer that a projection of this kind reads.
 
     "linear": the projected class token [B, P]; "resampler" and "full": the last states but one
@@ -160,9 +165,7 @@ def features(kind: str, output: VisionOutput) -> jax.Array:
     return output.image_embeds
 
 
-def null_features(
-    kind: str, encode: Callable[[jax.Array], VisionOutput], pixels: jax.Array
-) -> jax.Array:
+def null_features(kind: str, encode: Callable[[Array], VisionOutput], pixels: Array) -> Array:
     """Features that stand for "no image", for guidance and for dropping the image in training.
 
     IP-Adapter's rules: zeros for "linear"; for the others what the encoder says to an image of

@@ -7,9 +7,9 @@ are trained on CPUs, where wide planes of few channels are slow).
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jaxtyping import Array, Float
 
 from mv2_jax import shards
 from mv2_jax.config import VAEConfig
@@ -31,7 +31,7 @@ class PlaneAttention(nn.Module):
     dtype: Dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Array) -> Array:
         b, h, w, c = x.shape
         y = GroupNorm(self.groups, EPS, name="group_norm")(x).reshape(b, h * w, c)
         q, k, v = (
@@ -51,7 +51,7 @@ class MidBlock(nn.Module):
     dtype: Dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Array) -> Array:
         width, groups = x.shape[-1], self.cfg.norm_groups
         x = ResnetBlock(width, groups, EPS, self.dtype, zero=False, name="resnets_0")(x)
         if self.cfg.mid_attention:
@@ -73,7 +73,7 @@ class Level(nn.Module):
     dtype: Dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Array) -> Array:
         for j in range(self.layers):
             x = ResnetBlock(
                 self.features, self.groups, EPS, self.dtype, zero=False, name=f"resnets_{j}"
@@ -87,7 +87,7 @@ class Level(nn.Module):
         return y + refold(x, self.change, self.features) if self.shortcut else y
 
 
-def refold(x: jax.Array, change: str, features: int) -> jax.Array:
+def refold(x: Array, change: str, features: int) -> Array:
     """A plane at half or twice the resolution without parameters, [B, H, W, C] -> `features`.
 
     Pixels are folded into channels (or unfolded) and the channels averaged (or repeated) to
@@ -110,7 +110,7 @@ class Encoder(nn.Module):
     dtype: Dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "B H W 3"]) -> Float[Array, "B h w C"]:
         cfg = self.cfg
         x = space_to_depth(x, cfg.patch_size)
         x = conv(cfg.channels[0], name="conv_in", dtype=self.dtype)(x)
@@ -137,7 +137,7 @@ class Decoder(nn.Module):
     dtype: Dtype
 
     @nn.compact
-    def __call__(self, z: jax.Array) -> jax.Array:
+    def __call__(self, z: Float[Array, "B h w C"]) -> Float[Array, "B H W 3"]:
         cfg = self.cfg
         levels, patch = cfg.decoder_levels, cfg.decoder_patch
         x = conv(levels[-1], name="conv_in", dtype=self.dtype)(z)
@@ -175,7 +175,9 @@ class AutoencoderKL(nn.Module):
         self.quant_conv = conv(2 * latent, 1, name="quant_conv", dtype=self.dtype)
         self.post_quant_conv = conv(latent, 1, name="post_quant_conv", dtype=self.dtype)
 
-    def encode(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def encode(
+        self, x: Float[Array, "B H W 3"]
+    ) -> tuple[Float[Array, "B h w C"], Float[Array, "B h w C"]]:
         """Pixels [B, H, W, 3] in [-1, 1] -> mean and log variance, each [B, h, w, C], fp32.
 
         C is `cfg.plane_channels`, h = H / `cfg.factor`.
@@ -190,22 +192,22 @@ class AutoencoderKL(nn.Module):
         )
         return mean, jnp.clip(logvar, -30.0, 20.0)
 
-    def decode(self, z: jax.Array) -> jax.Array:
+    def decode(self, z: Float[Array, "B h w C"]) -> Float[Array, "B H W 3"]:
         """Latents [B, h, w, C] -> pixels [B, h*f, w*f, 3] in fp32, about [-1, 1], not clipped."""
         z = depth_to_space(z, self.cfg.latent_patch)
         z = self.post_quant_conv(z.astype(self.dtype))
         return self.decoder(z).astype(jnp.float32)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Array) -> Array:
         """Pixels through the mean latent and back; it is what `init` traces."""
         return self.decode(self.encode(x)[0])
 
 
-def scale_latents(z: jax.Array, cfg: VAEConfig) -> jax.Array:
+def scale_latents(z: Float[Array, "*shape"], cfg: VAEConfig) -> Float[Array, "*shape"]:
     """The VAE's latents -> the diffusion networks' (about unit variance)."""
     return (z - cfg.shift_factor) * cfg.scaling_factor
 
 
-def unscale_latents(z: jax.Array, cfg: VAEConfig) -> jax.Array:
+def unscale_latents(z: Float[Array, "*shape"], cfg: VAEConfig) -> Float[Array, "*shape"]:
     """Inverse of `scale_latents`."""
     return z / cfg.scaling_factor + cfg.shift_factor

@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from flax import linen as nn
-from jax import Array, lax
+from jax import lax
+from jaxtyping import Array, Float, Int
 
 
 class Quantised(NamedTuple):
@@ -17,10 +18,10 @@ class Quantised(NamedTuple):
     features to codes. `index` [B, h, w] int32 says which code.
     """
 
-    values: Array
-    codebook: Array
-    commitment: Array
-    index: Array
+    values: Float[Array, "B h w D"]
+    codebook: Float[Array, ""]
+    commitment: Float[Array, ""]
+    index: Int[Array, "B h w"]
 
 
 class Quantiser(nn.Module):
@@ -30,7 +31,7 @@ class Quantiser(nn.Module):
     width: int
 
     @nn.compact
-    def __call__(self, features: Array) -> Quantised:
+    def __call__(self, features: Float[Array, "B h w D"]) -> Quantised:
         # Spread over what normalised features span: codes far from all features are never chosen.
         table = self.param(
             "embedding", nn.initializers.normal(1.0), (self.codes, self.width), jnp.float32
@@ -49,7 +50,7 @@ class Quantiser(nn.Module):
         )
 
 
-def perplexity(index: Array, codes: int) -> Array:
+def perplexity(index: Int[Array, "*cells"], codes: int) -> Float[Array, ""]:
     """How many codes are in use, by the entropy of their shares: from 1 to `codes`."""
     share = jnp.zeros((codes,)).at[index.reshape(-1)].add(1.0) / index.size
     return jnp.exp(-jnp.sum(share * jnp.log(jnp.maximum(share, 1e-10))))

@@ -8,19 +8,22 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import lax
+from jaxtyping import Array, Float
 
 from mv2_jax.stages.vfi_table import Config
 
 Between = Callable[[Array, Array, Array], Array]
 
 
-def unit(frames: Array) -> Array:
+def unit(frames: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """[-1, 1] -> fp32 [0, 1]."""
     return frames.astype(jnp.float32) * 0.5 + 0.5
 
 
-def keep_stills(first: Array, second: Array, new: Array) -> Array:
+def keep_stills(
+    first: Float[Array, "P H W 3"], second: Float[Array, "P H W 3"], new: Float[Array, "P K H W 3"]
+) -> Float[Array, "P K H W 3"]:
     """New frames [P, K, H, W, 3] from [0, 1] to [-1, 1]; where the pair is identical, copies."""
     still = jnp.all(first == second, axis=(1, 2, 3))[:, None, None, None, None]
     new = (new * 2 - 1).astype(first.dtype)
@@ -71,7 +74,9 @@ def doubles(times: int) -> bool:
     return not int(times) & (int(times) - 1)
 
 
-def fill(between: Between, frames: Array, times: int) -> Array:
+def fill(
+    between: Between, frames: Float[Array, "B T H W 3"], times: int
+) -> Float[Array, "B new H W 3"]:
     """`times` frames for every one, the gaps worked through one after the other.
 
     Args:
@@ -91,7 +96,7 @@ def fill(between: Between, frames: Array, times: int) -> Array:
     return jnp.concatenate((filled.reshape(batch, -1, *shape), frames[:, -1:]), axis=1)
 
 
-def checked(frames: Array, times: int) -> Array:
+def checked(frames: Array, times: float) -> Array:
     """`frames` as an array.
 
     Raises:
@@ -107,7 +112,9 @@ def checked(frames: Array, times: int) -> Array:
     return frames
 
 
-def each_time(make: Callable[[Array], Array], times: Array) -> Array:
+def each_time(
+    make: Callable[[Array], Array], times: Float[Array, "P K"]
+) -> Float[Array, "P K *shape"]:
     """Calls `make` for one time [P] after another of [P, K]: [P, ...] -> [P, K, ...].
 
     Working memory does not grow with K so.

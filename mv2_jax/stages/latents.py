@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from mv2_jax import shards
 from mv2_jax.config import VAEConfig
@@ -17,12 +18,12 @@ from mv2_jax.stages import tiles
 PIXELS_AT_ONCE = 2**19
 
 
-def _few_at_a_time(function: Any, params: Any, x: jax.Array, pixels: int, cells: int) -> jax.Array:
+def _few_at_a_time(function: Any, params: Any, x: Array, pixels: int, cells: int) -> Array:
     """`function(params, frames)` over x [B, ..., H, W, C] as frames [n, H, W, C], n bound by
     `pixels` a frame; on a mesh each device takes its share of them, or of their rows (`cells` as
     in `shards.over_frames`)."""
 
-    def share(params: Any, x: jax.Array) -> jax.Array:
+    def share(params: Any, x: Array) -> Array:
         lead = x.shape[:-3]
         flat = x.reshape(-1, *x.shape[-3:])
         here = pixels // shards.count(shards.layout().rows)
@@ -39,8 +40,12 @@ def _few_at_a_time(function: Any, params: Any, x: jax.Array, pixels: int, cells:
 
 
 def encode(
-    params: Any, cfg: VAEConfig, pixels: jax.Array, dtype: Any = jnp.float32, tile: int = 0
-) -> jax.Array:
+    params: Any,
+    cfg: VAEConfig,
+    pixels: Float[Array, " B *T H W 3"],
+    dtype: Any = jnp.float32,
+    tile: int = 0,
+) -> Float[Array, " B *T h w C"]:
     """Pixels [B, (T,) H, W, 3] in [-1, 1] -> scaled latents [B, (T,) h, w, C] in fp32.
 
     The latent is the posterior's mean: a reference picture has one latent, not a random one.
@@ -48,10 +53,10 @@ def encode(
     """
     vae = AutoencoderKL(cfg, dtype)
 
-    def whole(params: Any, x: jax.Array) -> jax.Array:
+    def whole(params: Any, x: Array) -> Array:
         return scale_latents(vae.apply({"params": params}, x, method="encode")[0], cfg)
 
-    def one(params: Any, x: jax.Array) -> jax.Array:
+    def one(params: Any, x: Array) -> Array:
         run = partial(whole, params)
         return tiles.tiled(run, x, tile, tile // cfg.factor) if tile else run(x)
 
@@ -61,17 +66,21 @@ def encode(
 
 
 def decode(
-    params: Any, cfg: VAEConfig, latents: jax.Array, dtype: Any = jnp.float32, tile: int = 0
-) -> jax.Array:
+    params: Any,
+    cfg: VAEConfig,
+    latents: Float[Array, " B *T h w C"],
+    dtype: Any = jnp.float32,
+    tile: int = 0,
+) -> Float[Array, " B *T H W 3"]:
     """Scaled latents [B, (T,) h, w, C] -> pixels [B, (T,) H, W, 3] in [-1, 1], fp32; `tile` as in
     `encode`."""
     vae = AutoencoderKL(cfg, dtype)
 
-    def whole(params: Any, z: jax.Array) -> jax.Array:
+    def whole(params: Any, z: Array) -> Array:
         own = {"params": params}
-        return cast(jax.Array, vae.apply(own, unscale_latents(z, cfg), method="decode"))
+        return cast(Array, vae.apply(own, unscale_latents(z, cfg), method="decode"))
 
-    def one(params: Any, z: jax.Array) -> jax.Array:
+    def one(params: Any, z: Array) -> Array:
         run = partial(whole, params)
         pixels = tiles.tiled(run, z, tile // cfg.factor, tile) if tile else run(z)
         return jnp.clip(pixels, -1.0, 1.0)
@@ -87,7 +96,9 @@ def _pixels(plane: tuple[int, ...], factor: int, tile: int) -> int:
     return height * width
 
 
-def resize(pixels: jax.Array, size: tuple[int, int]) -> jax.Array:
+def resize(
+    pixels: Float[Array, " B *T H0 W0 C"], size: tuple[int, int]
+) -> Float[Array, " B *T H W C"]:
     """Pixels [B, (T,) H, W, 3] -> the same at `size`, bicubic, antialiased, kept in [-1, 1]."""
     if pixels.shape[-3:-1] == tuple(size):
         return pixels

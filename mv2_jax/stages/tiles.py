@@ -11,11 +11,12 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 
 def tiled(
-    function: Callable[[jax.Array], jax.Array], x: jax.Array, side: int, made: int
-) -> jax.Array:
+    function: Callable[[Array], Array], x: Float[Array, "B H W C"], side: int, made: int
+) -> Float[Array, "B H2 W2 C2"]:
     """`function(x)` of x [B, H, W, C], a tile at a time.
 
     Args:
@@ -26,7 +27,7 @@ def tiled(
     step, fade = side * 3 // 4, made // 4
     keep, above, rows = made - fade, [], []
     for top in range(0, x.shape[1], step):
-        row: list[jax.Array] = []
+        row: list[Array] = []
         for column, left in enumerate(range(0, x.shape[2], step)):
             tile = function(x[:, top : top + side, left : left + side])
             if above:
@@ -39,7 +40,9 @@ def tiled(
     return jnp.concatenate(rows, axis=1)
 
 
-def _faded(before: jax.Array, tile: jax.Array, fade: int, axis: int) -> jax.Array:
+def _faded(
+    before: Float[Array, "B H1 W1 C"], tile: Float[Array, "B H W C"], fade: int, axis: int
+) -> Float[Array, "B H W C"]:
     """A tile whose first cells along an axis come out of the last ones of the tile before."""
     count = min(fade, before.shape[axis], tile.shape[axis])
     share = jnp.expand_dims(jnp.arange(count) / count, [d for d in range(tile.ndim) if d != axis])

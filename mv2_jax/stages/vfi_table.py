@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from mv2_jax.config_vfi import (
     EDSCConfig,
@@ -69,6 +69,7 @@ class Interpolator:
         return find(held, {}, f"interpolator's {name}") if isinstance(held, str) else held
 
 
+@runtime_checkable
 class OwnConfig(Protocol):
     """The config of an interpolator from outside the package: it names it."""
 
