@@ -14,6 +14,7 @@ import numpy as np
 
 from mv2_jax.errors import InputError
 from mv2_jax.train import processes
+from mv2_jax.train.placement import near
 from mv2_jax.train.state import State
 
 DAMAGED = "damaged"  # the folder, among the checkpoints, of those that were passed over
@@ -217,7 +218,7 @@ def checksums(state: Any) -> dict[str, int]:
         FloatingPointError: a number is not finite; the message names the leaf.
     """
     leaves = jax.tree_util.tree_leaves_with_path(state)
-    told = jax.device_get([_sums(leaf) for _, leaf in leaves])
+    told = jax.device_get([_sums(near(leaf)) for _, leaf in leaves])
     found = {}
     for (path, _), (one, two, odd) in zip(leaves, told):
         name = jax.tree_util.keystr(path)

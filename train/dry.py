@@ -16,6 +16,7 @@ from mv2_jax.errors import InputError
 from mv2_jax.train import loop, processes, recipe
 from mv2_jax.train.data import Prefetch
 from mv2_jax.train.phase import seed_of
+from mv2_jax.train.placement import HOST
 
 STEPS = 3  # that are measured, after one that compiles
 GIB = 2**30
@@ -90,8 +91,9 @@ def _lines(name: str, run: loop.Run, seconds: float, samples: int) -> Iterator[s
 
 
 def _held(tree: Any) -> int:
-    """Bytes of a tree on one device."""
+    """Bytes of a tree in one device's own memory."""
     return sum(
         int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
+        if leaf.sharding.memory_kind != HOST
     )

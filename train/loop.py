@@ -21,7 +21,7 @@ from mv2_jax.train.checkpoint import Checkpoints
 from mv2_jax.train.data import Prefetch, stacked
 from mv2_jax.train.meter import Meter
 from mv2_jax.train.phase import seed_of
-from mv2_jax.train.placement import Placement, host
+from mv2_jax.train.placement import Placement, host, near
 from mv2_jax.train.profile import Profile
 from mv2_jax.train.programs import Programs
 from mv2_jax.train.report import Report
@@ -96,7 +96,7 @@ class Run:
         optim.check(cfg.optim)
         check(cfg)
         self.task, self.cfg, self.clock, self.folder = task, cfg, clock, folder
-        self.place = Placement(cfg.mesh, task.rules)
+        self.place = Placement(cfg.mesh, task.rules, cfg.offload)
         if self.place.mesh is None and jax.process_count() > 1:
             raise InputError(
                 f"mesh: all 1, but {jax.process_count()} processes with {jax.device_count()} "
@@ -105,13 +105,13 @@ class Run:
         tx = optim.transformation(cfg.optim)
         key = keys.seed(seed_of(cfg))
         self.key, init, self.sample_key = keys.split(key, 3)
-        self.state = self.fresh(init, tx)
+        self.state = self.place.state(self.fresh(init, tx))
         self.calls = cfg.get("steps_per_call", 1)
         step = make_step(task, tx, cfg)
-        step = self.place.jit(many(step) if self.calls > 1 else step, self.state)
+        step = self.place.step(many(step) if self.calls > 1 else step, self.state)
         devices = 1 if self.place.mesh is None else self.place.mesh.size
         self.programs = Programs(step, cfg.optim.accumulate, devices, self.calls)
-        self.frozen = self.place.params(task.frozen)
+        self.frozen = self.place.frozen(task.frozen)
         every = cfg.validate.every
         self.validation = Validation(task, cfg, self.place) if every else None
         self.validated: tuple[int, tuple[float, ...]] = (-1, ())  # a step, and what was found
@@ -215,7 +215,7 @@ class Run:
         with self.meter.aside():
             jax.block_until_ready(self.state)
             averages = (self.state.ema, *self.state.others)
-            errors = [self.validation(one, self.frozen) for one in averages]
+            errors = [self.validation(*near((one, self.frozen))) for one in averages]
         self.told = self.validation.told(errors, decays(self.cfg))
         self.validated = self.step, tuple(float(one.mean()) for one in errors)
         return self.validated[1]
@@ -301,9 +301,9 @@ class Run:
             return
         if jax.process_count() == 1:
             with self.place.scope():
-                image = self.task.sample(self.state.ema, self.frozen, self.sample_key)
+                image = self.task.sample(*near((self.state.ema, self.frozen)), self.sample_key)
         else:
-            ema = processes.gather(self.state.ema)
+            ema = processes.gather(near(self.state.ema))
             if not self.report:
                 return
             image = self.task.sample(ema, self.task.frozen, self.sample_key)
@@ -397,4 +397,4 @@ def run(
 
 def averages(outcome: Outcome) -> list[Params]:
     """A phase's averages, on the host; all processes must ask together."""
-    return [processes.gather(one) for one in (outcome.state.ema, *outcome.state.others)]
+    return [processes.gather(near(one)) for one in (outcome.state.ema, *outcome.state.others)]

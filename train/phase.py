@@ -16,8 +16,8 @@ REMAT = ("levels", "units", "dots")
 # Settings that change how a phase is run, not what comes of it; what it begins from is told by its
 # digests.
 RUNNING = ("name", "chain", "begin", "cascade", "log_every", "sample_minutes",
-           "checkpoint_minutes", "keep", "keep_best", "reports", "profile", "mesh", "remat",
-           "steps_per_call", "remat_policy", "data.threads", "data.ahead")  # fmt: skip
+           "checkpoint_minutes", "keep", "keep_best", "reports", "profile", "mesh", "offload",
+           "remat", "steps_per_call", "remat_policy", "data.threads", "data.ahead")  # fmt: skip
 # What a person may change half-way besides: the loop itself asks for another optim.lr.
 _OPTIM = ("lr", "warmup", "schedule", "clock", "decay_from", "final", "weight_decay", "b1", "b2",
           "eps", "clip", "accumulate")  # fmt: skip
@@ -62,6 +62,8 @@ def phase(task: str, **settings: Any) -> ConfigDict:
             "keep": 2,  # checkpoints, the newest ones
             "keep_best": 1,  # checkpoints beside them, those of the lowest mean loss
             "mesh": {"data": 1, "fsdp": 1, "context": 1, "tensor": 1},  # all 1: one device
+            # What lies in the host's memory between steps: optimizer, averages, frozen.
+            "offload": (),
             # A cascade folder: all of its components are begun from, and its stage's sizes hold.
             "cascade": "",
             "begin": {},  # component -> where from; see mv2_jax.train.recipe

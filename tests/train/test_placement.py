@@ -1,3 +1,5 @@
+import time
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,6 +44,43 @@ def test_a_mesh_trains_as_one_device_does(tmp_path, name):
         jax.tree.leaves(alone.state.ema), jax.tree.leaves(spread.state.ema), strict=True
     ):
         np.testing.assert_allclose(a, b, atol=2e-6)
+
+
+@pytest.mark.parametrize("mesh", [{}, pytest.param(MESH, marks=pytest.mark.slow)])
+def test_what_lies_in_host_memory_trains_and_resumes_alike(tmp_path, mesh):
+    """Bit for bit; XLA's own program says where its arguments lie."""
+    settings = {
+        "mesh": mesh,
+        "reports": (),
+        "ema": {"also": (0.5,)},
+        "optim": {"schedule": "constant"},
+    }
+
+    def shifted(params, frozen, batch, key):
+        return loss(params, {}, {**batch, "y": batch["y"] + frozen["offset"]}, key)
+
+    work = task(init=attention, loss=shifted)
+    alone = loop.run(work, config(**settings, steps=4), tmp_path / "alone").state
+    settings |= {"offload": ("optimizer", "averages", "frozen")}
+    loop.run(work, config(**settings, steps=2), tmp_path / "away")
+    run = loop.Run(work, config(**settings, steps=4), tmp_path / "away", True, time.monotonic,
+                   loop.Stop())  # fmt: skip
+    state = run.go().state
+    for a, b in zip(jax.tree.leaves(alone), jax.tree.leaves(state), strict=True):
+        np.testing.assert_array_equal(a, b)
+    (program, _), *_ = run.programs.compiled.values()
+    before, after = program.input_shardings[0], program.output_shardings
+    for found in (before[0], after[0], state):
+        found = jax.tree.map(lambda x: getattr(x, "sharding", x).memory_kind, found)
+        for name in ("opt", "ema", "others"):
+            assert {*jax.tree.leaves(getattr(found, name))} == {"pinned_host"}, name
+        assert {*jax.tree.leaves((found.params, found.step))} == {"device"}
+    assert before[1]["offset"].memory_kind == "pinned_host"
+
+
+def test_a_word_that_is_nothing_to_offload_is_refused():
+    with pytest.raises(InputError, match="did you mean 'optimizer'"):
+        Placement({}, (), ("optimiser",))
 
 
 def test_a_sharded_state_resumes_where_it_lay(tmp_path):
