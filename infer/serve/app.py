@@ -36,7 +36,7 @@ VARIANTS = {
 }
 """What /content has of a video: OpenAI's three, then ours. A reference is of many kinds."""
 _REFERENCES = {".png": "image/png", ".mp4": "video/mp4", ".mkv": "video/x-matroska",
-               ".webm": "video/webm"}  # fmt: skip
+               ".avi": "video/x-msvideo", ".gif": "image/gif"}  # fmt: skip
 _ALIVE = 15.0  # seconds after which a silent stream says that it lives
 _WITHIN = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; sandbox"
 
@@ -171,7 +171,7 @@ def _add_videos(app: FastAPI, server: Server) -> None:
 
     binary = {"schema": {"type": "string", "format": "binary"}}
     names = {kind for _, kind in VARIANTS.values() if kind} | {*_REFERENCES.values()}
-    kinds = {kind: binary for kind in (*sorted(names), "application/octet-stream")}
+    kinds = {kind: binary for kind in sorted(names)}
 
     @app.get(
         "/v1/videos/{video_id}/content",
@@ -186,9 +186,10 @@ def _add_videos(app: FastAPI, server: Server) -> None:
         with fields.as_refused():
             one_of(variant, VARIANTS, "variant")
         folder = server.store.place(video_id)
-        if variant == "reference" and objects.reference(job):
-            path = folder / str(objects.reference(job))
-            return FileResponse(path, media_type=_REFERENCES.get(path.suffix), filename=path.name)
+        began = objects.reference(job)
+        if variant == "reference" and began and (folder / began).is_file():
+            kind = _REFERENCES[Path(began).suffix]
+            return FileResponse(folder / began, media_type=kind, filename=began)
         early = variant in ("picture", "keyframes", "refined")
         if job.status != "completed" and not (early and job.status == "in_progress"):
             raise Refused(f"the video is {job.status}", "video_id", 409, "not_ready")

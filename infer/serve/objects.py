@@ -10,9 +10,6 @@ from mv2_jax.infer.serve.store import EXPLANATION, Job
 from mv2_jax.numbers import STAGES
 from mv2_jax.text import timing
 
-EXPLAINED = list(STAGES)
-"""The stages that an explanation runs through, over and over."""
-
 
 class ErrorBody(BaseModel):
     """What is wrong, in one line; `param` is the field."""

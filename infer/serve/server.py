@@ -79,7 +79,7 @@ class Server:
         if old is not None and old.status != "failed":
             return old
         self.store.delete(own)
-        made = self.store.add(own, EXPLANATION, client, {**job.asked, "stages": objects.EXPLAINED})
+        made = self.store.add(own, EXPLANATION, client, job.asked)
         self.wake()
         return made
 
