@@ -168,8 +168,11 @@ class RedisStore(Store):
                 socket_connect_timeout=_ANSWER,
                 health_check_interval=30,
             )
-        except ValueError as error:
-            raise InputError(f"--queue {self._name}: {str(error).lower()}") from None
+        except ValueError:
+            raise InputError(
+                f"--queue takes redis://HOST:PORT/N, rediss:// or unix://, not {self._name!r}; the "
+                "limit of waiting jobs is --waiting"
+            ) from None
         self._scripts = {
             name: self._db.register_script(_HELPERS + text) for name, text in _SCRIPTS.items()
         }

@@ -190,7 +190,7 @@ def test_a_redis_that_is_away_is_said_so(tmp_path):
     pytest.importorskip("redis")
     with pytest.raises(InputError, match=r"--queue redis://127.0.0.1:1/0: the queue does not"):
         RedisStore(tmp_path / "served", "redis://:secret@127.0.0.1:1/0")
-    with pytest.raises(InputError, match="must specify"):
+    with pytest.raises(InputError, match="--waiting"):
         RedisStore(tmp_path / "served", "1000")
 
 
