@@ -111,18 +111,19 @@ class _Reader:
     ) -> Work:
         stands = _sources(ops, given, _written(ops, ends, sizes))
         last = _last(ops, stands, ends)
+        placed = _placed(stands, sizes, given, ends)
         work, live, peak = Work(), 0.0, 0.0
         dying: dict[int, list[int]] = {}
         for number, index in last.items():
-            if number not in given:
+            if number not in given and number not in placed:
                 dying.setdefault(index, []).append(number)
         for index, op in enumerate(ops):
             made = [n for n in op.outs if stands.get(n) == (n,)]
             inner = self._cost(op, stands, sizes, made, work)
-            live += sum(sizes[n] for n in made)
+            live += sum(sizes[n] for n in made if n not in placed)
             peak = max(peak, live + inner)
             live -= sum(sizes[n] for n in dying.get(index, ()) if stands.get(n) == (n,))
-        work.temporaries = max(0.0, peak - sum(sizes[n] for n in set(ends) if n not in given))
+        work.temporaries = peak
         return work
 
     def _cost(
@@ -272,6 +273,21 @@ def _sources(ops: list[_Op], given: set[int], written: set[int]) -> dict[int, tu
         for n in op.outs:
             stands[n] = (n,) if n in written else sources
     return stands
+
+
+def _placed(
+    stands: Mapping[int, tuple[int, ...]],
+    sizes: Mapping[int, int],
+    given: set[int],
+    ends: Sequence[int],
+) -> set[int]:
+    """Values in memory that lie where a result does: it itself, or one that it is made of and takes
+    the place of."""
+    found: set[int] = set()
+    for n in ends:
+        free = (s for s in stands.get(n, ()) if s not in given and s not in found)
+        found.update([s for s in free if sizes[s] == sizes[n]][:1])
+    return found
 
 
 def _last(ops: list[_Op], stands: Mapping[int, tuple[int, ...]], ends: Sequence[int]) -> Any:

@@ -75,6 +75,14 @@ def test_elementwise_work_is_fused_and_what_is_read_twice_is_written():
     assert of(twice, (256, 256), (256, 256)).temporaries == size  # the sum takes its place
 
 
+def test_results_take_no_memory_from_what_is_live_before_they_are_made():
+    def update(x, w, state):  # as an optimiser's: a state much larger than what led to it
+        step = (jnp.tanh(x @ w) @ w).sum()
+        return state + step
+
+    assert of(update, (256, 256), (256, 256), (4096, 256)).temporaries >= 2 * 2 * 256 * 256
+
+
 def test_the_tpu_kernels_attention_carries_its_cost():
     shape = (2, 1000, 3, 40)
     done = of(lambda q, k, v: attention._RUN["pallas"](q, k, v, None, False, "tpu"), *[shape] * 3)
