@@ -68,13 +68,18 @@ def main(arguments: Sequence[str]) -> int:
 
 def outputs(videos: Sequence[str], out: str | None, force: bool) -> list[str]:
     """The file of each video: `out`, or beside each other NAME-smooth.mp4, numbered where such a
-    file is there already.
+    file is there already; of several videos in the folder `out`, which is made.
 
     Raises:
         InputError: one name for several videos.
+        OSError: the folder cannot be made.
     """
     if out is not None and len(videos) > 1 and not Path(out).is_dir():
-        raise InputError(f"-o {out} is one file, and there are {len(videos)} videos; name a folder")
+        if Path(out).suffix or Path(out).exists():
+            raise InputError(
+                f"-o {out} is one file, and there are {len(videos)} videos; name a folder"
+            )
+        Path(out).mkdir(parents=True)
     made: list[str] = []
     for video in videos:
         stem = Path(video).stem

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from mv2_jax.bundle import Bundle
 
 FRAMES = 6  # of a video on the strip
-_SECONDS = 4.8  # of one video with the shipped weights on two CPU cores: 384 s of 80
+_SECONDS = 2.5  # of one video with the shipped weights on two CPU cores
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -186,7 +186,8 @@ def test_several_videos_and_names_that_are_taken(run, tmp_path, capsys):
     assert (tmp_path / "a-smooth-2.mp4").exists()
     assert cli.main(["interpolate", "a.mp4", "-o", "b.mp4", "--vfi", "none"]) == 2
     assert "b.mp4 is there already; --force replaces it" in capsys.readouterr().err
-    (tmp_path / "folder").mkdir()
+    assert cli.main(["interpolate", "a.mp4", "b.mp4", "-o", "c.mp4", "--vfi", "none"]) == 2
+    assert "c.mp4 is one file, and there are 2 videos; name a folder" in capsys.readouterr().err
     run("a.mp4", "b.mp4", "-o", "folder")
     assert sorted(p.name for p in (tmp_path / "folder").iterdir()) == [
         "a-smooth.mp4", "b-smooth.mp4"
