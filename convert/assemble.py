@@ -19,7 +19,7 @@ from mv2_jax import bundle, files
 from mv2_jax.bundle import CONTROLS
 from mv2_jax.config import StageConfig, UNetConfig
 from mv2_jax.convert import distilled, embeddings, kinds, loras, pieces, schedules, sources, staging
-from mv2_jax.convert.checkpoint import Checkpoint, Found, open_checkpoint
+from mv2_jax.convert.checkpoint import Checkpoint, SourceNetwork, open_checkpoint
 from mv2_jax.convert.kinds import image_adapter, interpolator
 from mv2_jax.convert.kinds import vae as vaes
 from mv2_jax.convert.kinds.motion import HOTSHOT
@@ -218,7 +218,7 @@ def _looks(
 
 def _with_loras(
     built: dict[str, Piece], wanted: Wanted, opened: Callable[[str], Checkpoint]
-) -> tuple[dict[str, Piece], list[Found]]:
+) -> tuple[dict[str, Piece], list[SourceNetwork]]:
     """The parts with every LoRA merged, and the LoRAs."""
     merged = []
     for kind, given in (("lora", wanted.lora), ("motion_lora", wanted.motion_lora)):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mv2_jax.convert import hub, kinds, quantised, sources
-from mv2_jax.convert.kind import Part
+from mv2_jax.convert.kind import FileNetwork
 from mv2_jax.convert.ops import as_numpy
 from mv2_jax.convert.recognise import MARKS, recognise
 from mv2_jax.errors import InputError
@@ -20,7 +20,7 @@ _SCHEDULE, _INDEX = "scheduler/scheduler_config.json", "model_index.json"
 
 
 @dataclass(frozen=True)
-class Found:
+class SourceNetwork:
     """One network of a source.
 
     asked: what the user wrote. path: the file or the network's own folder, and variant: of which
@@ -30,7 +30,7 @@ class Found:
     asked: str
     path: Path
     variant: str | None
-    part: Part
+    part: FileNetwork
     settings: Mapping[str, Any]
 
 
@@ -44,17 +44,17 @@ class Checkpoint:
     """
 
     asked: str
-    found: tuple[Found, ...]
+    found: tuple[SourceNetwork, ...]
     schedule: Mapping[str, Any] | None
     marks: Mapping[str, float | None] = dataclasses.field(default_factory=dict)
     metadata: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
-    def all(self, kind: str) -> list[Found]:
+    def all(self, kind: str) -> list[SourceNetwork]:
         """Its networks of a kind (a key of `kinds.KINDS`), or of one that fills its place."""
         names = {name for name, each in kinds.every() if kind in (name, each.fills)}
         return [found for found in self.found if found.part.kind in names]
 
-    def one(self, kind: str) -> Found:
+    def one(self, kind: str) -> SourceNetwork:
         """Its only network of a kind, as `all` has it.
 
         Raises:
@@ -85,7 +85,7 @@ def open_checkpoint(
     path = hub.local(asked, variant)
     pipeline = path.is_dir() and any((path / part).is_dir() for part in hub.PARTS)
     folders = [name for name in hub.PARTS if (path / name).is_dir()] if pipeline else [""]
-    found: list[Found] = []
+    found: list[SourceNetwork] = []
     marks: Mapping[str, float | None] = {}
     metadata: Mapping[str, str] = {}
     for inside in folders:
@@ -103,7 +103,7 @@ def open_checkpoint(
             label, reason = f"{asked}/{inside}" if inside else asked, _first(error)
             named = reason.startswith(str(where))
             raise InputError(reason if named else f"{label}: {reason}") from None
-        found += [Found(asked, where, used, part, settings) for part in parts]
+        found += [SourceNetwork(asked, where, used, part, settings) for part in parts]
         if any(part.kind == "unet" for part in parts):
             marks = {name: _one(tensors[name]) for name in MARKS & set(tensors)}
             metadata = getattr(tensors, "metadata", {})

@@ -18,7 +18,7 @@ import numpy as np
 from mv2_jax import lookup, params
 from mv2_jax.bundle import Bundle
 from mv2_jax.convert import kinds, pieces, reference
-from mv2_jax.convert.checkpoint import Found, open_checkpoint
+from mv2_jax.convert.checkpoint import SourceNetwork, open_checkpoint
 from mv2_jax.convert.compare_networks import Job, Numbers, census
 from mv2_jax.convert.pieces import Piece
 from mv2_jax.convert.verify import Verdict, apart
@@ -83,7 +83,7 @@ def rebuild(
     return built
 
 
-def _found(origin: Mapping[str, Any], ignore: Sequence[str]) -> Found:
+def _found(origin: Mapping[str, Any], ignore: Sequence[str]) -> SourceNetwork:
     """The network of a source, as it is recognised today."""
     held = open_checkpoint(origin["path"], origin["variant"], ignore).all(origin["kind"])
     for found in held:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mv2_jax.convert import distilled, kinds, schedules
-from mv2_jax.convert.checkpoint import Checkpoint, Found, open_checkpoint
+from mv2_jax.convert.checkpoint import Checkpoint, SourceNetwork, open_checkpoint
 from mv2_jax.convert.sources import spec
 from mv2_jax.errors import InputError
 
@@ -28,7 +28,7 @@ def lines(asked: str, variant: str | None = None, ignore: Sequence[str] = ()) ->
             yield f"    {_sampling(source, found)}"
 
 
-def _network(found: Found) -> str:
+def _network(found: SourceNetwork) -> str:
     part = found.part
     specs = [spec(part.tensors, name) for name in part.tensors]
     size = sum(_count(known.shape) for known in specs)
@@ -38,7 +38,7 @@ def _network(found: Found) -> str:
     return f"{part.title}{layout}: {len(specs)} tensors, {numbers} numbers, {types}"
 
 
-def _sampling(source: Checkpoint, found: Found) -> str:
+def _sampling(source: Checkpoint, found: SourceNetwork) -> str:
     try:
         known = distilled.named(source, schedules.Override())
         program = schedules.still(source, found.part.config, few=known and known.program)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from mv2_jax.configs.few_steps import FEW_STEPS, PICTURE_STEPS
 from mv2_jax.convert import schedules
-from mv2_jax.convert.checkpoint import Checkpoint, Found
+from mv2_jax.convert.checkpoint import Checkpoint, SourceNetwork
 from mv2_jax.convert.pieces import Piece
 from mv2_jax.errors import InputError
 
@@ -47,7 +47,7 @@ class Distilled(NamedTuple):
     guided: bool
 
 
-def told(found: Found) -> Distilled | None:
+def told(found: SourceNetwork) -> Distilled | None:
     """What a LoRA was distilled to; None of one that leaves what reads the time alone."""
     tensors = found.part.tensors
     if not any(_READS_TIME.search(name) for name in tensors):
@@ -105,7 +105,7 @@ def told_by_name(program: schedules.Program, known: Distilled) -> schedules.Prog
     return dataclasses.replace(program, steps=known.steps or program.steps, source=source)
 
 
-def note(found: Found) -> str | None:
+def note(found: SourceNetwork) -> str | None:
     """A line on a LoRA that was distilled."""
     known = told(found)
     if known is None:
@@ -119,7 +119,9 @@ def note(found: Found) -> str | None:
     return f"{found.asked} is a few-step LoRA by its layers, and by its name one of {known.program}"
 
 
-def applied(wanted: Wanted, built: Mapping[str, Piece], merged: Collection[Found]) -> Wanted:
+def applied(
+    wanted: Wanted, built: Mapping[str, Piece], merged: Collection[SourceNetwork]
+) -> Wanted:
     """What a user wants, with the few steps of the LoRAs that were merged where he says none."""
     picture = "t2i_unet" if "t2i_unet" in built else "spatial"
     for found in merged:
@@ -135,7 +137,7 @@ def applied(wanted: Wanted, built: Mapping[str, Piece], merged: Collection[Found
 
 
 def counted(
-    still: schedules.Program, program: str | None, piece: Piece, merged: Collection[Found]
+    still: schedules.Program, program: str | None, piece: Piece, merged: Collection[SourceNetwork]
 ) -> schedules.Program:
     """T2I's program with the steps, and the guidance, of the LoRA in its network that is of it."""
     for found in merged:
@@ -148,6 +150,6 @@ def counted(
     return still
 
 
-def _holds(piece: Piece, found: Found) -> bool:
+def _holds(piece: Piece, found: SourceNetwork) -> bool:
     """Whether a LoRA was merged into a network."""
     return str(found.path) in {path for path, _ in piece.loras}

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from mv2_jax.convert import sources
-from mv2_jax.convert.checkpoint import Found
+from mv2_jax.convert.checkpoint import SourceNetwork
 from mv2_jax.convert.loras import apart
 from mv2_jax.convert.ops import as_numpy
 from mv2_jax.convert.pieces import Piece, Rows
@@ -28,7 +28,7 @@ _ENCODERS = {
 
 def put_into(
     built: Mapping[str, Piece],
-    found: Found,
+    found: SourceNetwork,
     name: str | None = None,
     stages: Collection[str] = (),
 ) -> tuple[dict[str, Piece], Embedding]:

@@ -23,7 +23,7 @@ from mv2_jax.errors import InputError
 
 
 @dataclass(frozen=True)
-class Part:
+class FileNetwork:
     """One network of a file.
 
     kind: a key of `kinds.KINDS`. title: what it is, and layout: in whose names, for a person.
@@ -36,6 +36,9 @@ class Part:
     tensors: Mapping[str, Any]
     table: Table
     config: Any
+
+
+Part = FileNetwork  # its name until 0.2, which kinds from outside the package may import
 
 
 class Layout(NamedTuple):
@@ -98,10 +101,10 @@ class Kind:
 
     title: str
     serves: str
-    find: Callable[[Mapping[str, Any], Mapping[str, Any]], Iterable[Part]]
+    find: Callable[[Mapping[str, Any], Mapping[str, Any]], Iterable[FileNetwork]]
     config: type | tuple[type, ...] = ()
     fills: str = ""
-    whole: Callable[[Part, Mapping[str, Any]], Part] | None = None
+    whole: Callable[[FileNetwork, Mapping[str, Any]], FileNetwork] | None = None
     target: Callable[[Any], params.Tree] | None = None
     fits: Callable[[str, Any, Mapping[str, Any]], None] | None = None
     layers: Callable[[Any, params.Tree], Any] | None = None

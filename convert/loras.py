@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from functools import partial
 
 from mv2_jax.convert import distilled, kinds, lora, merge
-from mv2_jax.convert.checkpoint import Found
+from mv2_jax.convert.checkpoint import SourceNetwork
 from mv2_jax.convert.engine import shorten
 from mv2_jax.convert.pieces import Piece
 from mv2_jax.errors import InputError
@@ -42,7 +42,7 @@ def apart(built: Mapping[str, Piece]) -> dict[str, Piece]:
 
 
 def merge_into(
-    built: Mapping[str, Piece], found: Found, weight: float, stages: Collection[str] = ()
+    built: Mapping[str, Piece], found: SourceNetwork, weight: float, stages: Collection[str] = ()
 ) -> dict[str, Piece]:
     """The pieces with a LoRA merged in.
 
@@ -73,7 +73,7 @@ def merge_into(
 
 
 def fitted(
-    found: Found,
+    found: SourceNetwork,
     weight: float,
     stages: Collection[str],
     layers: Mapping[str, Callable[[], merge.Layers]],
@@ -116,7 +116,7 @@ def fitted(
     return merged, skipped
 
 
-def _notes(found: Found, skipped: Collection[str]) -> tuple[str, ...]:
+def _notes(found: SourceNetwork, skipped: Collection[str]) -> tuple[str, ...]:
     """What of a LoRA was left out."""
     notes = []
     if skipped:

@@ -17,7 +17,7 @@ import numpy as np
 from mv2_jax import params
 from mv2_jax.config import UNetConfig
 from mv2_jax.convert import engine, kinds, merge, targets
-from mv2_jax.convert.checkpoint import Found
+from mv2_jax.convert.checkpoint import SourceNetwork
 from mv2_jax.convert.sources import spec
 from mv2_jax.convert.tables import ip_attention
 from mv2_jax.errors import InputError
@@ -43,7 +43,7 @@ class Piece:
     them was left out. `rows` go below a text encoder's table of tokens.
     """
 
-    found: Found
+    found: SourceNetwork
     target: params.Tree
     config: Any
     table: engine.Table
@@ -133,7 +133,7 @@ def _kept(stored: np.dtype, wanted: Any) -> np.dtype:
     return np.dtype(wanted) if floating else stored
 
 
-def plain(found: Found, built: Mapping[str, Piece] | None = None) -> Piece:
+def plain(found: SourceNetwork, built: Mapping[str, Piece] | None = None) -> Piece:
     """A piece by itself: an encoder, a VAE, a ControlNet or its like, a UNet.
 
     `built` are the pieces so far, for those that are nothing without them (`kind.Kind.whole`).
@@ -151,7 +151,7 @@ def plain(found: Found, built: Mapping[str, Piece] | None = None) -> Piece:
     return Piece(found, _target(found, lambda: make(part.config)), part.config, part.table)
 
 
-def motion(found: Found, unet: UNetConfig) -> Piece:
+def motion(found: SourceNetwork, unet: UNetConfig) -> Piece:
     """Motion modules for a spatial UNet. Raises InputError as `plain`."""
     cfg = found.part.config
     whole = dataclasses.replace(unet, motion=cfg)
@@ -159,7 +159,7 @@ def motion(found: Found, unet: UNetConfig) -> Piece:
     return Piece(found, target, cfg, found.part.table)
 
 
-def image_attention(found: Found, unet: UNetConfig) -> Piece:
+def image_attention(found: SourceNetwork, unet: UNetConfig) -> Piece:
     """An IP-Adapter: its image projection, and its keys and values for a spatial UNet.
 
     Raises InputError as `plain`.
@@ -174,7 +174,7 @@ def image_attention(found: Found, unet: UNetConfig) -> Piece:
     return Piece(found, _target(found, make), found.part.config, table)
 
 
-def _target(found: Found, make: Callable[[], params.Tree]) -> params.Tree:
+def _target(found: SourceNetwork, make: Callable[[], params.Tree]) -> params.Tree:
     """The tree that a config makes, or words on why it makes none."""
     try:
         return make()

@@ -1,8 +1,8 @@
 """What a checkpoint holds, told from the names and shapes of its tensors, never from its own name.
 
-`recognise` finds every network in a file, by asking each of `kinds`. Each comes as a `Part`: the
-tensors, the table that reads them, and a config. Every tensor of the file belongs to a part or is
-left out by a named rule; otherwise the file is refused, with words on what it looks like.
+`recognise` finds every network in a file, by asking each of `kinds`. Each comes as a `FileNetwork`:
+the tensors, the table that reads them, and a config. Every tensor of the file belongs to a network
+or is left out by a named rule; otherwise the file is refused, with words on what it looks like.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from mv2_jax.convert import kinds, refusals, structure
 from mv2_jax.convert.engine import Ignore, shorten
-from mv2_jax.convert.kind import Part
+from mv2_jax.convert.kind import FileNetwork
 from mv2_jax.convert.sources import View
 from mv2_jax.convert.unknown import likeness
 from mv2_jax.errors import InputError
@@ -37,7 +37,9 @@ _LEFT_OUT = [
 ]
 
 
-def recognise(source: Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> list[Part]:
+def recognise(
+    source: Mapping[str, Any], settings: Mapping[str, Any] | None = None
+) -> list[FileNetwork]:
     """Every network in a file.
 
     Args:

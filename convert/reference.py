@@ -22,8 +22,8 @@ from diffusers.loaders import single_file_utils as single
 from mv2_jax import lookup
 from mv2_jax.config import ImageProjectionConfig, UNetConfig
 from mv2_jax.convert import kinds, published, reference_lora
-from mv2_jax.convert.checkpoint import Found
-from mv2_jax.convert.kind import Part
+from mv2_jax.convert.checkpoint import SourceNetwork
+from mv2_jax.convert.kind import FileNetwork
 from mv2_jax.convert.pieces import Piece
 from mv2_jax.convert.tables import motion
 from mv2_jax.errors import InputError
@@ -43,7 +43,7 @@ def tensor(array: Any) -> torch.Tensor:
     return torch.from_numpy(array)
 
 
-def state(found: Found) -> State:
+def state(found: SourceNetwork) -> State:
     """A source's tensors in diffusers' or transformers' names."""
     part = found.part
     convert = kinds.get(part.kind).torch.converters.get(part.layout)
@@ -64,7 +64,7 @@ def _before(mark: str, own: State) -> str:
     return next(name for name in own if name.endswith(mark)).removesuffix(mark)
 
 
-def ldm_unet(own: State, part: Part) -> State:
+def ldm_unet(own: State, part: FileNetwork) -> State:
     prefix = _before("input_blocks.0.0.weight", own)
     named = {f"model.diffusion_model.{n.removeprefix(prefix)}": t for n, t in own.items()}
     _, settings = published.unet(part.config)
@@ -72,14 +72,14 @@ def ldm_unet(own: State, part: Part) -> State:
     return single.convert_ldm_unet_checkpoint(named, {"addition_embed_type": None, **settings})
 
 
-def ldm_controlnet(own: State, part: Part) -> State:
+def ldm_controlnet(own: State, part: FileNetwork) -> State:
     prefix = _before("input_blocks.0.0.weight", own)
     named = {n.removeprefix(prefix): t for n, t in own.items()}
     _, settings = published.controlnet(part.config)
     return single.convert_controlnet_checkpoint(named, settings)
 
 
-def control_lora(own: State, part: Part) -> State:
+def control_lora(own: State, part: FileNetwork) -> State:
     """The UNet's tensors with the file's over them; products in torch."""
     lora, made = part.tensors.lora, {}
     for name in part.tensors:
@@ -92,13 +92,13 @@ def control_lora(own: State, part: Part) -> State:
     return made
 
 
-def ldm_vae(own: State, part: Part) -> State:
+def ldm_vae(own: State, part: FileNetwork) -> State:
     prefix = _before("encoder.conv_in.weight", own)
     named = {f"first_stage_model.{n.removeprefix(prefix)}": t for n, t in own.items()}
     return single.convert_ldm_vae_checkpoint(named, published.vae(part.config)[1])
 
 
-def motion_modules(own: State, part: Part) -> State:
+def motion_modules(own: State, part: FileNetwork) -> State:
     converted = single.convert_animatediff_checkpoint_to_diffusers(own)
     # It drops the positional encodings and computes them anew; some were trained.
     for name, value in own.items():
@@ -108,7 +108,7 @@ def motion_modules(own: State, part: Part) -> State:
     return converted
 
 
-def hotshot_modules(own: State, part: Part) -> State:
+def hotshot_modules(own: State, part: FileNetwork) -> State:
     converted: State = {}
     for name, value in own.items():
         head, _, tail = name.partition(".temporal_attentions.")
@@ -127,13 +127,13 @@ _HOTSHOT = {
 }
 
 
-def open_clip_text(own: State, part: Part) -> State:
+def open_clip_text(own: State, part: FileNetwork) -> State:
     prefix = _before("token_embedding.weight", own)
     config = transformers.CLIPTextConfig(**published.text(part.config)[1])
     return single.convert_open_clip_checkpoint(_Sized(config), own, prefix)
 
 
-def open_clip_vision(own: State, part: Part) -> State:
+def open_clip_vision(own: State, part: FileNetwork) -> State:
     prefix = _before("conv1.weight", own)
     converted: State = {}
     for name, value in own.items():
@@ -171,7 +171,7 @@ class _Sized:
         self.config = config
 
 
-def sparse_control(own: State, part: Part) -> State:
+def sparse_control(own: State, part: FileNetwork) -> State:
     # The same names as the modules', whose converter leaves the others as they are.
     named = {name: tensor(part.tensors[name]) for name in part.tensors}
     return motion_modules(named, part) if motion.layout(named).original else named

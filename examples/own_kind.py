@@ -7,7 +7,7 @@ them, diffusers' tensors under other names.
 
 from mv2_jax.config import ControlNetConfig
 from mv2_jax.convert import published, structure, targets
-from mv2_jax.convert.kind import Kind, Part, Torch, claim, shapes
+from mv2_jax.convert.kind import FileNetwork, Kind, Torch, claim, shapes
 from mv2_jax.convert.kinds import controlnet as plain
 from mv2_jax.convert.tables import controlnet
 
@@ -21,7 +21,7 @@ def find(source, settings):
         cfg = structure.controlnet(shapes(source, names), settings)
         table = controlnet.rules(cfg)
         tensors = claim(source, names, table)
-        yield Part("own_kind:KIND", "Acme's ControlNet", LAYOUT, tensors, table, cfg)
+        yield FileNetwork("own_kind:KIND", "Acme's ControlNet", LAYOUT, tensors, table, cfg)
 
 
 def theirs(own, part):

@@ -18,7 +18,7 @@ from mv2_jax.errors import InputError
 if TYPE_CHECKING:
     from mv2_jax.bundle import Bundle
     from mv2_jax.cascade import Cascade
-    from mv2_jax.convert.checkpoint import Found
+    from mv2_jax.convert.checkpoint import SourceNetwork
     from mv2_jax.convert.merge import Changes, Layers
 
 
@@ -80,7 +80,7 @@ def _opened(path: str, weight: float, stages: tuple[str, ...]) -> Lora:
         raise InputError(f"--lora: cannot read {where}: {reason}") from None
 
 
-def _found(lora: Lora) -> Found:
+def _found(lora: Lora) -> SourceNetwork:
     from mv2_jax.convert.checkpoint import open_checkpoint
 
     found = open_checkpoint(lora.path).found

@@ -1,7 +1,7 @@
 """The kinds of numbers that a stage takes: what one is, its limits, and how it is read and shown.
 
 Most are plain numbers (`About`); some are one for each ControlNet (`Each`), or go by frames
-(`ByFrame`), or are sizes (`Size`) or words (`Word`). Nothing here imports JAX.
+(`FrameWeights`), or are sizes (`Size`) or words (`Word`). Nothing here imports JAX.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class Each(About):
         return checked[0] if len(checked) == 1 else checked
 
 
-class ByFrame(About):
+class FrameWeights(About):
     """Weights of frames, "0:1, 8:0.5": straight lines between those that are named, and the first
     and last of them beyond. For several ControlNets with ";" between. "" is 1 throughout."""
 
@@ -171,7 +171,7 @@ def several(value: Any) -> tuple[Any, ...]:
 
 
 def curves(text: str, frames: int) -> list[list[float]]:
-    """The weights that a checked `ByFrame` gives each of so many frames, one list a ControlNet."""
+    """The weights of each of so many frames by a checked `FrameWeights`, a list a ControlNet."""
     made = []
     for part in text.split(";"):
         pairs = [pair.split(":") for pair in part.split(",") if pair]

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from mv2_jax.errors import InputError
 from mv2_jax.lookup import nearest, one_of
-from mv2_jax.number_kinds import About, ByFrame, Each, Size, Word
+from mv2_jax.number_kinds import About, Each, FrameWeights, Size, Word
 
 
 def _number(
@@ -98,7 +98,9 @@ class Pictured(Guided):
         0.0, float, 0, 1, "use the image tokens from this fraction of the steps on"
     )
     image_end: float = _number(1.0, float, 0, 1, "... and up to this fraction")
-    image_frames: str = _number("", float, 0, 4, "weight of the image tokens by frame", ByFrame)
+    image_frames: str = _number(
+        "", float, 0, 4, "weight of the image tokens by frame", FrameWeights
+    )
     control_scale: float | tuple[float, ...] = _number(
         1.0, float, 0, 4, "weight of the ControlNet; 0.8,0.5 for two of them", Each
     )
@@ -114,7 +116,7 @@ class Pictured(Guided):
         0,
         4,
         "weight of the ControlNet by frame; 0:1,8:0;0:1 for two of them",
-        ByFrame,
+        FrameWeights,
     )
     control_type: str = _word(
         "tile",
@@ -130,7 +132,7 @@ class Pictured(Guided):
         0,
         10,
         "strength of motion by frame, a factor of --motion-scale",
-        ByFrame,
+        FrameWeights,
     )
 
 

@@ -23,7 +23,7 @@ from mv2_jax.train.meter import Meter
 from mv2_jax.train.phase import seed_of
 from mv2_jax.train.placement import Placement, host, near
 from mv2_jax.train.profile import Profile
-from mv2_jax.train.programs import Programs
+from mv2_jax.train.programs import StepPrograms
 from mv2_jax.train.report import Report
 from mv2_jax.train.state import State, create, decays, make_step, many
 from mv2_jax.train.stop import Stop
@@ -110,7 +110,7 @@ class Run:
         step = make_step(task, tx, cfg)
         step = self.place.step(many(step) if self.calls > 1 else step, self.state)
         devices = 1 if self.place.mesh is None else self.place.mesh.size
-        self.programs = Programs(step, cfg.optim.accumulate, devices, self.calls)
+        self.programs = StepPrograms(step, cfg.optim.accumulate, devices, self.calls)
         self.frozen = self.place.frozen(task.frozen)
         every = cfg.validate.every
         self.validation = Validation(task, cfg, self.place) if every else None

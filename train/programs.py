@@ -13,7 +13,7 @@ from mv2_jax.train.state import State
 
 
 @dataclass
-class Programs:
+class StepPrograms:
     """The compiled step, one per batch shape, and the work each does.
 
     `step` is jitted. The FLOPs are XLA's own count over the traced program, or `devices` times the

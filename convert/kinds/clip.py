@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mv2_jax.config import TextConfig, VisionConfig
 from mv2_jax.convert import merge, published, structure, targets
-from mv2_jax.convert.kind import Kind, Part, Torch, below, claim, same, shapes
+from mv2_jax.convert.kind import FileNetwork, Kind, Torch, below, claim, same, shapes
 from mv2_jax.convert.tables import clip
 
 if TYPE_CHECKING:
@@ -28,13 +28,13 @@ class Tower:
 
     kind: str
     title: str
-    found: Callable[[Mapping[str, Any]], list[clip.Found]]
+    found: Callable[[Mapping[str, Any]], list[clip.EncoderNames]]
     first: str
     inner: str
     open_clip: Callable[..., Any]
     transformers: Callable[..., Any]
 
-    def find(self, source: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[Part]:
+    def find(self, source: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[FileNetwork]:
         """The encoders of a source."""
         for prefix, table in self.found(source):
             names = below(source, prefix)
@@ -47,7 +47,7 @@ class Tower:
                     self.transformers(shapes(source, names), settings, inner),
                 )
             title = f"a CLIP {self.title} (width {cfg.width}, {cfg.layers} layers)"
-            yield Part(self.kind, title, layout, claim(source, names, table), table, cfg)
+            yield FileNetwork(self.kind, title, layout, claim(source, names, table), table, cfg)
 
 
 def text_fits(name: str, piece: Piece, built: Mapping[str, Piece]) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from mv2_jax.config import UNetConfig
 from mv2_jax.convert import ldm, published, structure, targets
 from mv2_jax.convert.engine import shorten
-from mv2_jax.convert.kind import Kind, Part, Torch, shapes, translated
+from mv2_jax.convert.kind import FileNetwork, Kind, Torch, shapes, translated
 from mv2_jax.convert.kinds.bodies import LDM, family
 from mv2_jax.convert.kinds.controlnet import fits
 from mv2_jax.convert.ops import as_numpy
@@ -88,16 +88,18 @@ class Over(View):
                 raise InputError(f"the UNet {what}: {shorten(names, limit=1)[0]}")
 
 
-def find(source: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[Part]:
+def find(source: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[FileNetwork]:
     """The file that is a Control-LoRA."""
     factors = any(name.endswith(".up") for name in source)
     if factors and (_MARK in source or _HINT in source):
         ranks = {spec(source, name).shape[1] for name in source if name.endswith(".up")}
         title = f"a Control-LoRA (rank {max(ranks)})"
-        yield Part("control_lora", title, LDM, View(source, {n: n for n in source}), [], None)
+        yield FileNetwork(
+            "control_lora", title, LDM, View(source, {n: n for n in source}), [], None
+        )
 
 
-def whole(part: Part, built: Mapping[str, Piece]) -> Part:
+def whole(part: FileNetwork, built: Mapping[str, Piece]) -> FileNetwork:
     """The ControlNet that it makes of the UNet among the pieces. Raises InputError as `check`."""
     under = built["spatial"].found.part
     lora = View(part.tensors, translated({n: n for n in part.tensors}, ldm.controlnet_modules))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from mv2_jax.config import ControlNetConfig
 from mv2_jax.convert import published, structure, targets
-from mv2_jax.convert.kind import Kind, Layout, Part, Torch, claim, shapes
+from mv2_jax.convert.kind import FileNetwork, Kind, Layout, Torch, claim, shapes
 from mv2_jax.convert.kinds.bodies import LDM, bodies, family, is_controlnet, steers, unsaid
 from mv2_jax.convert.tables import controlnet
 from mv2_jax.errors import InputError
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mv2_jax.convert.pieces import Piece
 
 
-def find(source: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[Part]:
+def find(source: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[FileNetwork]:
     """The ControlNets of a source."""
     for names, layout in bodies(source):
         if not is_controlnet(names):
@@ -30,7 +30,7 @@ def find(source: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[Par
         table = controlnet.rules(cfg)
         union = f" Union ({cfg.types} kinds of pictures)" if cfg.types else ""
         title = f"a ControlNet{union} for {family(cfg.unet)}"
-        yield Part("controlnet", title, layout, claim(source, names, table), table, cfg)
+        yield FileNetwork("controlnet", title, layout, claim(source, names, table), table, cfg)
 
 
 def layout(bundle: Bundle, cfg: ControlNetConfig) -> Layout:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mv2_jax.convert.kind import Kind, Part
+from mv2_jax.convert.kind import FileNetwork, Kind
 from mv2_jax.convert.sources import View, spec
 from mv2_jax.errors import InputError
 
@@ -29,7 +29,7 @@ class EmbeddingConfig:
     widths: tuple[int, ...]
 
 
-def find(source: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[Part]:
+def find(source: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[FileNetwork]:
     """The embeddings of a file that holds nothing else. Its tensors are called 0, and of SDXL's
     second text encoder 1."""
     names = [name for name in source if not _WEB_UI_REST.fullmatch(name)]
@@ -56,7 +56,7 @@ def _is_word(source: Mapping[str, Any], name: str) -> bool:
 
 def _part(
     source: Mapping[str, Any], name: str | None, names: Mapping[str, str], layout: str
-) -> Part:
+) -> FileNetwork:
     tensors = View(source, names)
     shapes = [tensors.spec(key).shape for key in sorted(names) if key in "01"]
     if any(len(shape) not in (1, 2) or not all(shape) for shape in shapes):
@@ -72,7 +72,7 @@ def _part(
     called = f" {name!r}" if name else ""
     many = f"{cfg.vectors} vector" + "s" * (cfg.vectors != 1)
     title = f"an embedding{called} ({many}, {' and '.join(map(str, widths))} wide)"
-    return Part("embedding", title, layout, tensors, [], cfg)
+    return FileNetwork("embedding", title, layout, tensors, [], cfg)
 
 
 KIND = Kind(title="an embedding", serves="--embedding", find=find)

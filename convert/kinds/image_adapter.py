@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mv2_jax.config import ImageProjectionConfig, VisionConfig
 from mv2_jax.convert import published, structure
 from mv2_jax.convert.engine import under
-from mv2_jax.convert.kind import Kind, Layout, Part, Torch, below, same, shapes
+from mv2_jax.convert.kind import FileNetwork, Kind, Layout, Torch, below, same, shapes
 from mv2_jax.convert.sources import View
 from mv2_jax.convert.tables import ip_adapter, ip_attention
 from mv2_jax.errors import InputError
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mv2_jax.convert.pieces import Piece
 
 
-def find(source: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[Part]:
+def find(source: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[FileNetwork]:
     """The IP-Adapter of a source."""
     if not any(name.startswith("ip_adapter.") for name in source):
         return
@@ -33,7 +33,7 @@ def find(source: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[Par
     title = f"an IP-Adapter{name} ({cfg.tokens or 'all'} tokens of width {cfg.out_width})"
     # The attention's half of the table depends on the UNet it will stand in.
     table = under(inner, prefix, "projection/")
-    yield Part("image_adapter", title, "IP-Adapter's", View(source, names), table, cfg)
+    yield FileNetwork("image_adapter", title, "IP-Adapter's", View(source, names), table, cfg)
 
 
 def layout(bundle: Bundle, cfg: ImageProjectionConfig) -> Layout:

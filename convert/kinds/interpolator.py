@@ -7,18 +7,18 @@ from typing import Any
 
 from mv2_jax.convert import vfi
 from mv2_jax.convert.engine import ConversionError
-from mv2_jax.convert.kind import Kind, Part
+from mv2_jax.convert.kind import FileNetwork, Kind
 from mv2_jax.stages import vfi_table
 
 
-def find(source: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[Part]:
+def find(source: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[FileNetwork]:
     """The interpolator of a source, which holds nothing else."""
     try:
         table, cfg = vfi.recognise(source)
     except ConversionError:
         return
     title = f"an interpolator ({type(cfg).__name__.removesuffix('Config')})"
-    yield Part("interpolator", title, "its publisher's", source, table, cfg)
+    yield FileNetwork("interpolator", title, "its publisher's", source, table, cfg)
 
 
 def component(cfg: Any) -> str:

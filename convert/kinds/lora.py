@@ -6,19 +6,19 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mv2_jax.convert import lora
-from mv2_jax.convert.kind import Kind, Part
+from mv2_jax.convert.kind import FileNetwork, Kind
 
 
-def find_spatial(source: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[Part]:
+def find_spatial(source: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[FileNetwork]:
     """A file that is a LoRA of spatial weights or of text encoders."""
     if _is_lora(source) and not _moving(source):
-        yield Part("lora", "a LoRA", "", source, [], None)
+        yield FileNetwork("lora", "a LoRA", "", source, [], None)
 
 
-def find_motion(source: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[Part]:
+def find_motion(source: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[FileNetwork]:
     """A file that is a Motion-LoRA."""
     if _is_lora(source) and _moving(source):
-        yield Part("motion_lora", "a Motion-LoRA", "", source, [], None)
+        yield FileNetwork("motion_lora", "a Motion-LoRA", "", source, [], None)
 
 
 def _is_lora(source: Mapping[str, Any]) -> bool:

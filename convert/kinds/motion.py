@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mv2_jax.config import MotionConfig
 from mv2_jax.convert import merge, published, structure
-from mv2_jax.convert.kind import Kind, Layout, Part, Torch, claim, same, shapes
+from mv2_jax.convert.kind import FileNetwork, Kind, Layout, Torch, claim, same, shapes
 from mv2_jax.convert.sources import spec
 from mv2_jax.convert.tables import motion
 from mv2_jax.errors import InputError
@@ -24,7 +24,7 @@ ANIMATEDIFF, HOTSHOT = "AnimateDiff's", "Hotshot-XL's"
 _WIDTHS = r"down_blocks\.(\d+)\.motion_modules\.0\.(temporal_transformer\.)?norm\.weight"
 
 
-def find(source: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[Part]:
+def find(source: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[FileNetwork]:
     """The motion modules of a source; SparseCtrl's own are not theirs."""
     is_sparse = any(name.endswith("controlnet_cond_embedding.weight") for name in source)
     translated = motion.hotshot(source)
@@ -42,7 +42,7 @@ def find(source: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[Par
     middle = "a" if cfg.mid_block else "no"
     title = f"motion modules ({cfg.max_frames} frames, {middle} middle block)"
     layout = HOTSHOT if translated else ANIMATEDIFF if original else "diffusers"
-    yield Part("motion", title, layout, claim(source, names, table), table, cfg)
+    yield FileNetwork("motion", title, layout, claim(source, names, table), table, cfg)
 
 
 def layout(bundle: Bundle, cfg: MotionConfig) -> Layout:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from mv2_jax.config import SparseControlConfig
 from mv2_jax.convert import published, structure, targets
-from mv2_jax.convert.kind import Kind, Layout, Part, Torch, claim, same, shapes
+from mv2_jax.convert.kind import FileNetwork, Kind, Layout, Torch, claim, same, shapes
 from mv2_jax.convert.kinds.bodies import bodies, is_sparse_control, steers, unsaid
 from mv2_jax.convert.tables import sparse_control
 from mv2_jax.errors import InputError
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mv2_jax.convert.pieces import Piece
 
 
-def find(source: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[Part]:
+def find(source: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[FileNetwork]:
     """The SparseCtrl encoders of a source."""
     for names, layout in bodies(source):
         if is_sparse_control(names):
@@ -25,7 +25,7 @@ def find(source: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[Par
             table = sparse_control.find(names, cfg)
             tensors = claim(source, names, table)
             title = "a SparseCtrl encoder of pictures"
-            yield Part("sparse_control", title, layout, tensors, table, cfg)
+            yield FileNetwork("sparse_control", title, layout, tensors, table, cfg)
 
 
 def layout(bundle: Bundle, cfg: SparseControlConfig) -> Layout:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mv2_jax.config import UNetConfig
 from mv2_jax.convert import merge, published, structure, targets
-from mv2_jax.convert.kind import Kind, Layout, Part, Torch, claim, shapes
+from mv2_jax.convert.kind import FileNetwork, Kind, Layout, Torch, claim, shapes
 from mv2_jax.convert.kinds.bodies import (
     LDM,
     bodies,
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _MOVING = re.compile(r"\.(motion_modules|temporal_attentions)\.")
 
 
-def find(source: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[Part]:
+def find(source: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[FileNetwork]:
     """The UNets of a source."""
     for names, layout in bodies(source):
         if is_controlnet(names) or is_sparse_control(names):
@@ -38,7 +38,7 @@ def find(source: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[Par
         names = {n: old for n, old in names.items() if not _MOVING.search(n)}
         cfg = structure.unet(shapes(source, names), settings)
         table = unet.rules(cfg)
-        yield Part("unet", family(cfg), layout, claim(source, names, table), table, cfg)
+        yield FileNetwork("unet", family(cfg), layout, claim(source, names, table), table, cfg)
 
 
 def layout(bundle: Bundle, cfg: UNetConfig) -> Layout:

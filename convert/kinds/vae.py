@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from mv2_jax.config import VAEConfig
 from mv2_jax.convert import ldm, published, structure, targets
 from mv2_jax.convert.kind import (
+    FileNetwork,
     Kind,
     Layout,
-    Part,
     Torch,
     below,
     claim,
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 SCALING, SCALING_SDXL = 0.18215, 0.13025
 
 
-def find(source: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[Part]:
+def find(source: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[FileNetwork]:
     """The autoencoders of a source."""
     # Which VAE a bare file is leaves no trace in it; one beside SDXL's UNet is SDXL's.
     beside_sdxl = any(name.endswith("label_emb.0.0.weight") for name in source)
@@ -42,7 +42,7 @@ def find(source: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[Par
         if "encoder.mid.block_1.conv1.weight" in names:
             names, layout = translated(names, ldm.vae_modules), LDM
         cfg = structure.vae(shapes(source, names), settings, scaling)
-        yield Part("vae", title(cfg), layout, claim(source, names, table), table, cfg)
+        yield FileNetwork("vae", title(cfg), layout, claim(source, names, table), table, cfg)
 
 
 def title(cfg: VAEConfig) -> str:

@@ -26,7 +26,7 @@ _PATCHES = "embeddings/patch_embedding/kernel"
 _LAYER = "encoder/layers_{i}"
 
 
-class Found(NamedTuple):
+class EncoderNames(NamedTuple):
     """One encoder of a file: `table` reads the names that start with `prefix`, without it."""
 
     prefix: str
@@ -99,29 +99,29 @@ def open_clip_vision(*, projection: bool = True) -> list[Rule | Ignore]:
     ]
 
 
-def find_text(names: Iterable[str], *, projection: bool = True) -> list[Found]:
+def find_text(names: Iterable[str], *, projection: bool = True) -> list[EncoderNames]:
     """Every text encoder among a file's names, in order of prefix (SDXL's files hold two)."""
     found = []
     for name in sorted(names):
         if _ends(name, "embeddings.token_embedding.weight"):
             prefix, inner = _outer(name, "embeddings.token_embedding.weight", "text_model.")
-            found.append(Found(prefix, transformers_text(inner, projection=projection)))
+            found.append(EncoderNames(prefix, transformers_text(inner, projection=projection)))
         elif _ends(name, "token_embedding.weight"):
             prefix = name.removesuffix("token_embedding.weight")
-            found.append(Found(prefix, open_clip_text(projection=projection)))
+            found.append(EncoderNames(prefix, open_clip_text(projection=projection)))
     return found
 
 
-def find_vision(names: Iterable[str], *, projection: bool = True) -> list[Found]:
+def find_vision(names: Iterable[str], *, projection: bool = True) -> list[EncoderNames]:
     """Every vision encoder among a file's names, in order of prefix."""
     found = []
     for name in sorted(names):
         if _ends(name, "embeddings.patch_embedding.weight"):
             prefix, inner = _outer(name, "embeddings.patch_embedding.weight", "vision_model.")
-            found.append(Found(prefix, transformers_vision(inner, projection=projection)))
+            found.append(EncoderNames(prefix, transformers_vision(inner, projection=projection)))
         elif _ends(name, "visual.conv1.weight"):
             prefix = name.removesuffix("conv1.weight")
-            found.append(Found(prefix, open_clip_vision(projection=projection)))
+            found.append(EncoderNames(prefix, open_clip_vision(projection=projection)))
     return found
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from mv2_jax.convert.engine import Rule, dense, norm
-from mv2_jax.convert.tables.clip import Found
+from mv2_jax.convert.tables.clip import EncoderNames
 
 
 def original_linear() -> list[Rule]:
@@ -82,7 +82,7 @@ _MARKS = {
 _PREFIXES = ("image_proj.", "encoder_hid_proj.image_projection_layers.0.", "")
 
 
-def find(names: Iterable[str]) -> Found:
+def find(names: Iterable[str]) -> EncoderNames:
     """Where in an adapter's file its image projection is, and the table for it.
 
     Raises:
@@ -92,7 +92,7 @@ def find(names: Iterable[str]) -> Found:
     for mark, table in _MARKS.items():
         for prefix in _PREFIXES:
             if prefix + mark in names:
-                return Found(prefix, table())
+                return EncoderNames(prefix, table())
     raise ValueError(
         "no IP-Adapter image projection of a known layout in this file (the base, Plus and "
         "full-face adapters are known; FaceID ones are not)"

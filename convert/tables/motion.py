@@ -27,14 +27,14 @@ _PLACES = (
 )
 
 
-class Layout(NamedTuple):
+class MotionLayout(NamedTuple):
     """How a file names motion modules, and whether it holds their positional encodings."""
 
     original: bool
     stored_positions: bool
 
 
-def layout(names: Iterable[str]) -> Layout:
+def layout(names: Iterable[str]) -> MotionLayout:
     """The layout of a file, which may hold other things too.
 
     Raises:
@@ -42,9 +42,9 @@ def layout(names: Iterable[str]) -> Layout:
     """
     names = [name for name in names if ".motion_modules." in name]
     if any(".temporal_transformer." in name for name in names):
-        return Layout(True, any(name.endswith(".pos_encoder.pe") for name in names))
+        return MotionLayout(True, any(name.endswith(".pos_encoder.pe") for name in names))
     if any(".attn1." in name for name in names):
-        return Layout(False, any(name.endswith(".pos_embed.pe") for name in names))
+        return MotionLayout(False, any(name.endswith(".pos_embed.pe") for name in names))
     raise ValueError(
         "no motion modules of a known layout in this file (AnimateDiff's own and diffusers' "
         "MotionAdapter are known)"

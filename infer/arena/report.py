@@ -19,7 +19,7 @@ _FEW = 5  # raters, below which intervals are mostly about who these are
 _FAR = 1e6  # votes; where more are needed, there is no difference to be found
 
 
-def command(out: str, everyone: bool = False) -> table.Found:
+def command(out: str, everyone: bool = False) -> table.Findings:
     """Prints the report of an arena, writes its tables and charts beside `arena.db`.
 
     Raises:
@@ -43,7 +43,7 @@ def command(out: str, everyone: bool = False) -> table.Found:
     return found
 
 
-def text(found: table.Found) -> str:
+def text(found: table.Findings) -> str:
     """The report as Markdown."""
     parts = [_raters(found.raters)]
     for name, title in CRITERIA.items():
@@ -105,7 +105,7 @@ def _opened(rows: Sequence[table.Row]) -> str:
     return "\n".join(f"- {line}." for line in said)
 
 
-def _ranked(found: table.Found, criterion: str) -> str:
+def _ranked(found: table.Findings, criterion: str) -> str:
     """Strengths, where there are more than two systems to rank."""
     these = sorted((s for s in found.strengths if s.criterion == criterion),
                    key=lambda s: -s.strength)  # fmt: skip
@@ -117,7 +117,7 @@ def _ranked(found: table.Found, criterion: str) -> str:
     return "\n".join(lines)
 
 
-def _agreed(found: table.Found) -> str:
+def _agreed(found: table.Findings) -> str:
     lines = ["| Krippendorff's alpha | nominal | ordinal | comparisons of two raters or more |",
              "|---|---|---|---|"]  # fmt: skip
     for a in found.agreement:
@@ -149,7 +149,7 @@ def _round(value: float) -> int:
 
 
 def write(
-    folder: Path, names: Sequence[str], votes: Sequence[table.Vote], found: table.Found
+    folder: Path, names: Sequence[str], votes: Sequence[table.Vote], found: table.Findings
 ) -> list[Path]:
     """Writes votes.csv, table.csv, strengths.csv, raters.csv, ratios.png and strengths.png."""
     named = [vote._replace(rater=vote.rater + 1, first=names[vote.first], second=names[vote.second])
@@ -177,7 +177,7 @@ _CHARTS = {
 }
 
 
-def _chart(folder: Path, found: table.Found, name: str) -> Path:
+def _chart(folder: Path, found: table.Findings, name: str) -> Path:
     """A row a pair or system, a colour a criterion."""
     import matplotlib
 

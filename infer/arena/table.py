@@ -89,7 +89,7 @@ class Sides(NamedTuple):
     p: float
 
 
-class Found(NamedTuple):
+class Findings(NamedTuple):
     """All that a report says."""
 
     rows: list[Row]
@@ -124,7 +124,7 @@ def analyse(
     votes: Sequence[Vote],
     everyone: bool = False,
     draws: int = intervals.DRAWS,
-) -> Found:
+) -> Findings:
     """What votes say.
 
     Args:
@@ -143,7 +143,7 @@ def analyse(
         found += strong
         apart |= not linked
         agreements.append(_agreement(criterion, these))
-    return Found(rows, found, all_raters, agreements, _sides(votes), apart)
+    return Findings(rows, found, all_raters, agreements, _sides(votes), apart)
 
 
 def ratio(good: int, same: int, bad: int) -> float:

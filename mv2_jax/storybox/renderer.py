@@ -100,7 +100,7 @@ def drawings(world: World, time, now: Pose, size, texels):
     # A loop, into which XLA fuses nothing: written straight on, each use of a drawing's pixels
     # would look them up anew.
     things = jax.lax.map(
-        lambda pair: shaded(world, drawing(*pair, x, y, pixel)),
+        lambda pair: shaded(world, drawing(pair[0], pair[1], x, y, pixel)),
         (texels[jnp.stack(rows(world))], now),
     )
     return things * jnp.stack([jnp.ones(()), pair * 1.0])[:, None, None, None]
@@ -141,7 +141,9 @@ def _clips(worlds, times, texels, size):
     every = jnp.tile(times, count)
     chunk = max(1, _CPU_PIXELS // (size[0] * size[1]))
     if jax.default_backend() == "cpu" and chunk < count * frames:
-        out = jax.lax.map(lambda pair: _frame(*pair, size, texels), (each, every), batch_size=chunk)
+        out = jax.lax.map(
+            lambda pair: _frame(pair[0], pair[1], size, texels), (each, every), batch_size=chunk
+        )
     else:
         out = jax.vmap(lambda world, time: _frame(world, time, size, texels))(each, every)
     return out.reshape(count, frames, *size, 3)

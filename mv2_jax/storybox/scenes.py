@@ -159,7 +159,7 @@ def palette(world):
     return colours._replace(**sky)
 
 
-def masks(world, time, x, y, pixel) -> scenes.Masks:
+def masks(world, time, x, y, pixel) -> scenes.SceneMasks:
     """`toybox.scenes.masks` of a world's scene; bad weather hides most of sun, moon and stars."""
     found = scenes.masks(row(world), time, x, y, pixel, TABLE)
     shown = jnp.asarray([1.0, 0.25, 0.4, 0.4])[world.weather]

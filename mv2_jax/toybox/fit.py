@@ -83,7 +83,7 @@ def pose_of(found: Fit) -> Pose:
     )
 
 
-class Layers(NamedTuple):
+class FitLayers(NamedTuple):
     """A fit drawn, in [0, 1]: the thing and what is behind it [H, W, 3], its cover [H, W]."""
 
     thing: jax.Array
@@ -96,17 +96,17 @@ class Layers(NamedTuple):
         return jnp.clip(self.behind + cover * (self.thing - self.behind), 0.0, 1.0)
 
 
-def draw(found: Fit, words, size) -> Layers:
+def draw(found: Fit, words, size) -> FitLayers:
     """The layers of one fit (scalars) with words [4], at `size` (static)."""
     world = world_of(found, words)
     plain, ground = renderer.scene_picture(world, found.time, size)
     return _thing_over(world, pose_of(found), plain, ground, size)
 
 
-def _thing_over(world, now, plain, ground, size) -> Layers:
+def _thing_over(world, now, plain, ground, size) -> FitLayers:
     thing, cover, dark = renderer.thing_masks(world, now, ground, size)
     paint = jax.lax.map(lambda one: things.paint(one, thing), things.palette(world))
-    return Layers(jnp.moveaxis(paint, 0, -1), plain * dark[..., None], cover)
+    return FitLayers(jnp.moveaxis(paint, 0, -1), plain * dark[..., None], cover)
 
 
 def minimise(residual, start, prior, spread, scales):

@@ -32,7 +32,7 @@ _LEAST, _MOST = 0.01, 0.5  # of the picture's area; less or more than this is no
 _SECOND = 0.15  # of the largest piece's area; a piece of that size is another thing
 
 
-class Found(NamedTuple):
+class FoundThings(NamedTuple):
     """Of pictures [N]: the thing's pixels [N, h, w] (h is SIDE), whether it is there at all [N],
     and how many pieces of a like size there are [N]."""
 
@@ -41,7 +41,7 @@ class Found(NamedTuple):
     pieces: np.ndarray
 
 
-def find(pictures, colour, scene, chunk: int = 64) -> Found:
+def find(pictures, colour, scene, chunk: int = 64) -> FoundThings:
     """The thing in pictures [N, H, W, 3] (uint8, or float in [-1, 1]).
 
     Args:
@@ -63,7 +63,7 @@ def find(pictures, colour, scene, chunk: int = 64) -> Found:
         asked = [np.pad(words, (0, missing)) for words in asked]
         labels = np.asarray(_pieces(padded, *asked, *palette()))
         parts.append(_largest(labels[: len(part)]))
-    return Found(*(np.concatenate(column) for column in zip(*parts)))
+    return FoundThings(*(np.concatenate(column) for column in zip(*parts)))
 
 
 def small(pictures) -> jax.Array:

@@ -245,7 +245,7 @@ SKY_PARALLAX = 0.3
 _LAYER_SHIFT = (0.0, 1.7, 3.9)
 
 
-class Masks(NamedTuple):
+class SceneMasks(NamedTuple):
     """What a scene is painted from; planes [H, W] unless said otherwise.
 
     lower, upper: [H, 1], how far up each half of the sky; disc, blobs, marks: cover in [0, 1];
@@ -261,7 +261,7 @@ class Masks(NamedTuple):
     ground: jax.Array
 
 
-def masks(world, time, x, y, pixel, table: Table = TABLE) -> Masks:
+def masks(world, time, x, y, pixel, table: Table = TABLE) -> SceneMasks:
     """Masks of the scene of `world` (scalars) at `time` (scalar in [0, 1]).
 
     x: [1, W], y: [H, 1], coordinates of pixel centres; pixel: side of a pixel; table: the scenes.
@@ -272,7 +272,7 @@ def masks(world, time, x, y, pixel, table: Table = TABLE) -> Masks:
     shifted = x + camera * SKY_PARALLAX
     edges = _edges(world, camera, time, x, table)
     ground = jnp.clip((jnp.max(edges, axis=0, keepdims=True) - y) / pixel + 0.5, 0.0, 1.0)
-    return Masks(
+    return SceneMasks(
         lower=jnp.clip(up * 2, 0.0, 1.0),
         upper=jnp.clip(up * 2 - 1, 0.0, 1.0),
         disc=_disc(table, scene, shifted, y - horizon, pixel),
@@ -326,7 +326,7 @@ def palette(world, table: Table = TABLE) -> Palette:
     return Palette(top + warm, middle + warm, low + warm, disc, mark, edges.T, deeps.T)
 
 
-def paint(colours: Palette, masks: Masks, y, pixel):
+def paint(colours: Palette, masks: SceneMasks, y, pixel):
     """One channel [H, W] in [0, 1] of the scene; colours: one channel of `palette`."""
     plane = colours.low + masks.lower * (colours.middle - colours.low)
     plane = plane + masks.upper * (colours.top - colours.middle)

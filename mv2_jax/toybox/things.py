@@ -161,7 +161,7 @@ def _faces(thing, x, y, light):
     )
 
 
-class Masks(NamedTuple):
+class ThingMasks(NamedTuple):
     """What a thing is painted from, planes [H, W]: signed distance to its outline, how much light
     falls on it (0.4 to 1.1), and how much of the second tone is there (0 to 1)."""
 
@@ -170,7 +170,7 @@ class Masks(NamedTuple):
     tone: jax.Array
 
 
-def masks(world, x, y, light) -> Masks:
+def masks(world, x, y, light) -> ThingMasks:
     """Masks of the thing of `world` (scalars), in its own plane.
 
     Args:
@@ -188,7 +188,7 @@ def masks(world, x, y, light) -> Masks:
     solid = is_solid(thing)
     lit = jnp.where(solid, flat + 0.1 * slope * towards, 0.46 + 0.62 * diffuse)
     tone = _pattern(thing, world.pattern, world.phase, x, y, (solid, face_u, face_v))
-    return Masks(far, lit, tone)
+    return ThingMasks(far, lit, tone)
 
 
 def is_solid(thing):
@@ -203,7 +203,7 @@ def palette(world):
     return base, tone, jnp.broadcast_to(gloss, (3,))
 
 
-def paint(palette, masks: Masks):
+def paint(palette, masks: ThingMasks):
     """One channel [H, W] in [0, 1] of the thing; palette: one channel of `palette`."""
     base, tone, gloss = palette
     shine = jnp.clip((masks.light - 0.88) / 0.2, 0.0, 1.0)

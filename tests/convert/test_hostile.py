@@ -7,7 +7,7 @@ import pytest
 
 from mv2_jax.config import UNetConfig
 from mv2_jax.convert import pieces, schedules, targets
-from mv2_jax.convert.checkpoint import Checkpoint, Found, open_checkpoint
+from mv2_jax.convert.checkpoint import Checkpoint, SourceNetwork, open_checkpoint
 from mv2_jax.convert.engine import exported
 from mv2_jax.convert.recognise import recognise
 from mv2_jax.convert.tables import unet
@@ -66,7 +66,7 @@ def hollow():
 def test_settings_of_no_network(hollow, settings, text):
     with pytest.raises(InputError, match=text):
         (part,) = recognise(hollow, settings)
-        pieces.plain(Found("x", "x", None, part, settings))
+        pieces.plain(SourceNetwork("x", "x", None, part, settings))
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mv2_jax.convert import engine, ldm, pieces, published
-from mv2_jax.convert.checkpoint import Found
+from mv2_jax.convert.checkpoint import SourceNetwork
 from mv2_jax.convert.recognise import recognise
 from mv2_jax.params import flatten
 
@@ -13,7 +13,7 @@ single = pytest.importorskip("diffusers.loaders.single_file_utils")
 
 
 def tree(part):
-    found = Found("x", "x", None, part, {})
+    found = SourceNetwork("x", "x", None, part, {})
     piece = pieces.plain(found)
     return flatten(engine.convert(part.tensors, piece.table, piece.target))
 

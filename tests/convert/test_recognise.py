@@ -138,13 +138,13 @@ def test_what_looks_like_something_else_is_named():
 
 def test_sd2_is_refused_for_pictures_and_videos_alike():
     from mv2_jax.convert import assemble, pieces
-    from mv2_jax.convert.checkpoint import Found
+    from mv2_jax.convert.checkpoint import SourceNetwork
 
     cfg = UNetConfig(context_width=1024, linear_projection=True, heads=(5, 10, 20, 20))
     part = only(hollow(targets.unet(cfg)["spatial"], unet.rules(cfg)))
-    two = pieces.plain(Found("sd2", "sd2", None, part, {}))
+    two = pieces.plain(SourceNetwork("sd2", "sd2", None, part, {}))
     one = pieces.plain(
-        Found(
+        SourceNetwork(
             "sd1",
             "sd1",
             None,

@@ -18,7 +18,7 @@ Size = tuple[int, int]
 
 
 @dataclass
-class Part:
+class MixedSource:
     """One source of a mixture. `failed`: what was found broken only when it was decoded."""
 
     records: Records
@@ -50,7 +50,7 @@ class Sample:
 
 
 def sample(
-    part: Part, number: int, frames: int, size: Size, random: np.random.Generator | None
+    part: MixedSource, number: int, frames: int, size: Size, random: np.random.Generator | None
 ) -> Sample:
     """A file's sample. What is drawn is drawn from `random`, always alike; None: the middle of all.
 
@@ -74,7 +74,7 @@ def sample(
     return Sample(caption, {"pixels": pixels, "size_ids": six})
 
 
-def _start(part: Part, info: Info, frames: int, draw: float) -> float:
+def _start(part: MixedSource, info: Info, frames: int, draw: float) -> float:
     """Where in a video a clip begins, in seconds."""
     room = max(0.0, info.seconds - (frames - 1) * part.interval(info))
     where = {"random": draw, "start": 0.0, "middle": 0.5}[part.settings["clip"]]

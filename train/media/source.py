@@ -18,7 +18,7 @@ from mv2_jax.train.media.index import scan, summary
 from mv2_jax.train.media.pipeline import Rows, in_threads
 from mv2_jax.train.media.plan import Pick, Plan
 from mv2_jax.train.media.records import RECORDS, Records
-from mv2_jax.train.media.samples import Part, Sample, Size, nearest_size, sample, sizes_of
+from mv2_jax.train.media.samples import MixedSource, Sample, Size, nearest_size, sample, sizes_of
 from mv2_jax.train.media.turns import Turn
 from mv2_jax.train.source import Arrays, Source
 from mv2_jax.train.task import Component
@@ -118,7 +118,7 @@ class Media(Streamed):
             reads |= dict.fromkeys(("pictures", "triplets"), own_settings.FILES)
             self.settings = {use: (*names, *own) for use, names in reads.items()}
 
-    def _part(self, settings: dict[str, Any]) -> Part:
+    def _part(self, settings: dict[str, Any]) -> MixedSource:
         name = settings["source"]
         records = find(name, RECORDS, "data source", fits=callable, wants="Records")(settings)
         if not isinstance(records, Records):
@@ -132,7 +132,7 @@ class Media(Streamed):
             raise InputError(f"data.root: nothing in {where} can be used: {summary(broken, total)}")
         if broken:
             processes.say(f"{where}: {summary(broken, total)}")
-        return Part(records, index, settings, settings.get("weight"))
+        return MixedSource(records, index, settings, settings.get("weight"))
 
     def facts(self) -> Mapping[str, Any]:
         keys = ("fps", "stride", "frames", "clip", "aspects", "aspect_step", "aspect_most", "crop",
