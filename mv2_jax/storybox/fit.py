@@ -248,7 +248,7 @@ def _one(picture, words, size, texels):
         angles = jnp.where(free, 2 * jnp.pi * turns, 0.4 * (2 * turns - 1) * _TURNS / (_TURNS - 1))
         start = _place(few - behind, behind, *_kernels(texels[row], angles, tint))
         unit, still = jnp.ones(()), jnp.zeros(())
-        now = Pose(*start[:4], unit, unit, start[4], still)
+        now = Pose(start[0], start[1], start[2], start[3], unit, unit, start[4], still)
         laid = renderer.drawing(texels[row], now, *renderer.grid(half))
         colours = laid[..., :3] * tint[None, None]
         return start, renderer.over(behind, jnp.concatenate([colours, laid[..., 3:]], -1))
@@ -307,7 +307,7 @@ def _one(picture, words, size, texels):
 @jax.jit
 def _fit(pictures, words, texels):
     size = pictures.shape[1:3]
-    return jax.lax.map(lambda pair: _one(*pair, size, texels), (pictures, words))
+    return jax.lax.map(lambda pair: _one(pair[0], pair[1], size, texels), (pictures, words))
 
 
 _AT_ONCE = 8
