@@ -33,7 +33,7 @@ from mv2_jax.config import (
     VAEConfig,
     VisionConfig,
 )
-from mv2_jax.convert import targets
+from mv2_jax.convert import param_shapes
 from mv2_jax.convert.engine import exported, under
 from mv2_jax.convert.rules import Table
 from mv2_jax.convert.tables import clip, controlnet, ip_adapter, ip_attention, motion, unet, vae
@@ -46,26 +46,30 @@ SPATIAL = UNetConfig(motion=MotionConfig(mid_block=True), image_tokens=True)  # 
 
 def sources(sdxl: bool) -> Iterator[tuple[str, Any, Table]]:
     """(file, tree, table that names its tensors) of every source."""
-    whole = targets.unet(SPATIAL)
+    whole = param_shapes.unet(SPATIAL)
     text, vision = clip.transformers_text("text_model."), clip.transformers_vision("vision_model.")
     yield "pipeline/unet/diffusion_pytorch_model", whole["spatial"], unet.rules(SPATIAL)
-    yield "pipeline/vae/diffusion_pytorch_model", targets.vae(VAEConfig()), vae.rules()
-    yield "pipeline/text_encoder/model", targets.text(TextConfig()), text
+    yield "pipeline/vae/diffusion_pytorch_model", param_shapes.vae(VAEConfig()), vae.rules()
+    yield "pipeline/text_encoder/model", param_shapes.text(TextConfig()), text
     yield "motion", whole["motion"], motion.diffusers()
     adapter = {
-        "projection": targets.image_projection(ImageProjectionConfig()),
+        "projection": param_shapes.image_projection(ImageProjectionConfig()),
         "unet": whole["image_attn"],
     }
     table = under(ip_adapter.original_resampler(), "image_proj.", "projection/")
     yield "adapter", adapter, [*table, *under(ip_attention.rules(SPATIAL), target="unet/")]
-    yield "vision", targets.vision(VisionConfig()), vision
+    yield "vision", param_shapes.vision(VisionConfig()), vision
     control = ControlNetConfig()
-    yield "controlnet", targets.controlnet(control), controlnet.rules(control)
+    yield "controlnet", param_shapes.controlnet(control), controlnet.rules(control)
     if sdxl:
-        yield "sdxl/unet/diffusion_pytorch_model", targets.unet(SDXL)["spatial"], unet.rules(SDXL)
-        yield "sdxl/vae/diffusion_pytorch_model", targets.vae(VAEConfig()), vae.rules()
-        yield "sdxl/text_encoder/model", targets.text(TextConfig()), text
-        yield "sdxl/text_encoder_2/model", targets.text(BIG_G), text
+        yield (
+            "sdxl/unet/diffusion_pytorch_model",
+            param_shapes.unet(SDXL)["spatial"],
+            unet.rules(SDXL),
+        )
+        yield "sdxl/vae/diffusion_pytorch_model", param_shapes.vae(VAEConfig()), vae.rules()
+        yield "sdxl/text_encoder/model", param_shapes.text(TextConfig()), text
+        yield "sdxl/text_encoder_2/model", param_shapes.text(BIG_G), text
 
 
 def write(path: Path, tree: Any, table: Table) -> None:

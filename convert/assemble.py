@@ -18,16 +18,25 @@ from typing import Any
 from mv2_jax import bundle, files
 from mv2_jax.bundle import CONTROLS
 from mv2_jax.config import StageConfig, UNetConfig
-from mv2_jax.convert import distilled, embeddings, kinds, loras, pieces, schedules, sources, staging
+from mv2_jax.convert import (
+    distilled,
+    embeddings,
+    lora_merge,
+    pending,
+    schedules,
+    sources,
+    staging,
+)
 from mv2_jax.convert.checkpoint import Checkpoint, SourceNetwork, open_checkpoint
 from mv2_jax.convert.kinds import image_adapter, interpolator
 from mv2_jax.convert.kinds import vae as vaes
 from mv2_jax.convert.kinds.motion import HOTSHOT
-from mv2_jax.convert.pieces import Piece
+from mv2_jax.convert.pending import PendingNetwork
 from mv2_jax.errors import InputError
 from mv2_jax.numbers import DIFFUSION
 from mv2_jax.text import CLIPTokenizer, Embedding
 
+Networks = dict[str, PendingNetwork]  # by component
 SOURCES = "sources.json"
 # Where an IP-Adapter's publisher keeps the vision encoder that it reads, beside the adapter.
 _ENCODER = "image_encoder"
@@ -95,7 +104,7 @@ class Built:
     does, for `mv2 verify`. `tokenizer` knows the embeddings.
     """
 
-    pieces: dict[str, Piece]
+    networks: Networks
     stages: dict[str, StageConfig]
     defaults: dict[str, dict[str, float]]
     still: schedules.Program
@@ -105,7 +114,7 @@ class Built:
     @property
     def missing(self) -> list[str]:
         """The components that `mv2 generate` needs and this cascade lacks."""
-        return [name for name in bundle.NEEDED if name not in self.pieces]
+        return [name for name in bundle.NEEDED if name not in self.networks]
 
     @property
     def advice(self) -> str:
@@ -122,9 +131,9 @@ def assemble(wanted: Wanted) -> Built:
     """
     opened = functools.cache(lambda asked: open_checkpoint(asked, wanted.variant, wanted.ignore))
     base = opened(wanted.unet)
-    built = {"spatial": pieces.plain(base.one("unet"))}
+    built = {"spatial": pending.plain(base.one("unet"))}
     unet = built["spatial"].config
-    fits("spatial", built)
+    pending.check("spatial", built)
     decoder = opened(wanted.vae) if wanted.vae else base
     if wanted.vae or decoder.all("vae"):
         built["vae"] = _vae(decoder, unet, alone=decoder is not base)
@@ -144,9 +153,9 @@ def assemble(wanted: Wanted) -> Built:
     if len(nets) > len(CONTROLS):
         raise InputError(f"--controlnet: {len(CONTROLS)} at most, not {len(nets)}")
     for name, asked in zip(CONTROLS, nets):
-        built[name] = pieces.plain(opened(asked).one("controlnet"), built)
+        built[name] = pending.plain(opened(asked).one("controlnet"), built)
     if wanted.vfi:
-        between = pieces.plain(opened(wanted.vfi).one("interpolator"))
+        between = pending.plain(opened(wanted.vfi).one("interpolator"))
         built[interpolator.component(between.config)] = between
     picture = base
     if wanted.t2i:
@@ -157,15 +166,15 @@ def assemble(wanted: Wanted) -> Built:
     else:
         _shared(wanted)
     for name in built:
-        fits(name, built)
-    if wanted.variant and all(piece.found.variant is None for piece in built.values()):
+        pending.check(name, built)
+    if wanted.variant and all(network.found.variant is None for network in built.values()):
         raise InputError(f"--variant {wanted.variant}: no source has {wanted.variant} weights")
     built, merged = _with_loras(built, wanted, opened)
     told, wanted = wanted, distilled.applied(wanted, built, merged)
     wanted, named = distilled.by_name(wanted, picture)
     built, embedded = _with_words(built, wanted, opened)
-    for piece in built.values():
-        _ = piece.stored  # whatever does not fit is found before anything is written
+    for network in built.values():
+        _ = network.stored  # whatever does not fit is found before anything is written
     few = {stage: staging.few_steps_of(wanted, built, stage) for stage in ("i2v", "v2v")}
     own = wanted.t2i_few_steps
     if picture is base:
@@ -198,27 +207,25 @@ def _of_modules(base: Checkpoint, wanted: Wanted) -> tuple[Checkpoint, Wanted]:
     return dataclasses.replace(base, schedule=None), wanted
 
 
-def _looks(
-    wanted: Wanted, unet: UNetConfig, opened: Callable[[str], Checkpoint]
-) -> dict[str, Piece]:
+def _looks(wanted: Wanted, unet: UNetConfig, opened: Callable[[str], Checkpoint]) -> Networks:
     """The picture's tokens: an adapter, and its encoder, which may lie beside it."""
     made = {}
     if wanted.image_adapter:
         found = opened(wanted.image_adapter).one("image_adapter")
-        made["image_attn"] = pieces.image_attention(found, unet)
+        made["image_attn"] = pending.image_attention(found, unet)
         beside = found.path.parent / _ENCODER
         if not wanted.image_encoder and beside.is_dir():
-            encoder = pieces.plain(opened(str(beside)).one("image_encoder"))
+            encoder = pending.plain(opened(str(beside)).one("image_encoder"))
             if image_adapter.reads(made["image_attn"].config, encoder.config):
                 made["image_encoder"] = encoder
     if wanted.image_encoder:
-        made["image_encoder"] = pieces.plain(opened(wanted.image_encoder).one("image_encoder"))
+        made["image_encoder"] = pending.plain(opened(wanted.image_encoder).one("image_encoder"))
     return made
 
 
 def _with_loras(
-    built: dict[str, Piece], wanted: Wanted, opened: Callable[[str], Checkpoint]
-) -> tuple[dict[str, Piece], list[SourceNetwork]]:
+    built: Networks, wanted: Wanted, opened: Callable[[str], Checkpoint]
+) -> tuple[Networks, list[SourceNetwork]]:
     """The parts with every LoRA merged, and the LoRAs."""
     merged = []
     for kind, given in (("lora", wanted.lora), ("motion_lora", wanted.motion_lora)):
@@ -227,14 +234,14 @@ def _with_loras(
             raise InputError(f"--{kind.replace('_', '-')}: one is given twice; add up its weights")
         for asked, weight, to in given:
             found = opened(asked).one(kind)
-            built = loras.merge_into(built, found, weight, to)
+            built = lora_merge.merge_into(built, found, weight, to)
             merged.append(found)
     return built, merged
 
 
 def _with_words(
-    built: dict[str, Piece], wanted: Wanted, opened: Callable[[str], Checkpoint]
-) -> tuple[dict[str, Piece], list[Embedding]]:
+    built: Networks, wanted: Wanted, opened: Callable[[str], Checkpoint]
+) -> tuple[Networks, list[Embedding]]:
     """The parts with every textual inversion embedding, and these."""
     words: list[Embedding] = []
     for asked, called, to in wanted.embedding:
@@ -254,19 +261,19 @@ def write(
     `mv2 verify`.
     """
     parts: dict[int, bundle.Part] = {}
-    for piece in built.pieces.values():
-        if id(piece) not in parts:
-            merged = "".join(f" + {weight:g} x {Path(path).name}" for path, weight in piece.loras)
-            title = f"{piece.found.part.title} of {piece.found.asked}{merged}"
+    for network in built.networks.values():
+        if id(network) not in parts:
+            merged = "".join(f" + {weight:g} x {Path(path).name}" for path, weight in network.loras)
+            title = f"{network.found.part.title} of {network.found.asked}{merged}"
             licence = "as its publisher says"
-            parts[id(piece)] = bundle.Part(piece.pending(dtype), piece.config, licence, title)
+            parts[id(network)] = bundle.Part(network.pending(dtype), network.config, licence, title)
     sums = functools.cache(files.sha256)
-    origins = {name: _origin(piece, sums) for name, piece in built.pieces.items()}
+    origins = {name: _origin(network, sums) for name, network in built.networks.items()}
     if built.asked:
         origins["asked"] = built.asked
     return bundle.write(
         folder,
-        {name: parts[id(piece)] for name, piece in built.pieces.items()},
+        {name: parts[id(network)] for name, network in built.networks.items()},
         built.stages,
         built.tokenizer.to_json(),
         name=name,
@@ -276,17 +283,10 @@ def write(
     )
 
 
-def fits(name: str, built: Mapping[str, Piece]) -> None:
-    """Raises InputError where a component does not fit the others."""
-    check = kinds.get(built[name].found.part.kind).fits
-    if check is not None:
-        check(name, built[name], built)
-
-
 def _with_embeddings(
-    built: dict[str, Piece], source: Checkpoint, called: str | None, stages: tuple[str, ...]
-) -> tuple[dict[str, Piece], list[Embedding]]:
-    """The pieces with all embeddings of a source, which are not to have one name."""
+    built: Networks, source: Checkpoint, called: str | None, stages: tuple[str, ...]
+) -> tuple[Networks, list[Embedding]]:
+    """The networks with all embeddings of a source, which are not to have one name."""
     held = source.all("embedding") or [source.one("embedding")]
     if called and len(held) > 1:
         raise InputError(f"{source.asked} holds {len(held)} embeddings: {called} names one")
@@ -311,26 +311,26 @@ def _shared(wanted: Wanted) -> None:
             )
 
 
-def _motion(source: Checkpoint, wanted: Wanted, unet: UNetConfig) -> Piece:
+def _motion(source: Checkpoint, wanted: Wanted, unet: UNetConfig) -> PendingNetwork:
     found = source.one("motion")
     if wanted.norm_scope:
         cfg = dataclasses.replace(found.part.config, norm_scope=wanted.norm_scope)
         found = dataclasses.replace(found, part=dataclasses.replace(found.part, config=cfg))
-    return pieces.motion(found, unet)
+    return pending.motion(found, unet)
 
 
-def _picture(source: Checkpoint, decoder: Checkpoint, words: Checkpoint) -> dict[str, Piece]:
+def _picture(source: Checkpoint, decoder: Checkpoint, words: Checkpoint) -> Networks:
     """T2I's own networks."""
-    unet = pieces.plain(source.one("unet"))
+    unet = pending.plain(source.one("unet"))
     texts = _texts(words, unet.config)
     return {
         "t2i_unet": unet,
         "t2i_vae": _vae(decoder, unet.config, alone=decoder is not source),
-        **{f"t2i_{name}": piece for name, piece in texts.items()},
+        **{f"t2i_{name}": network for name, network in texts.items()},
     }
 
 
-def _vae(source: Checkpoint, unet: UNetConfig, *, alone: bool) -> Piece:
+def _vae(source: Checkpoint, unet: UNetConfig, *, alone: bool) -> PendingNetwork:
     """The VAE of a source; one that came alone may be SDXL's."""
     vae = source.one("vae")
     if alone and unet.pooled_width and "scaling_factor" not in vae.settings:
@@ -338,15 +338,15 @@ def _vae(source: Checkpoint, unet: UNetConfig, *, alone: bool) -> Piece:
         config = dataclasses.replace(vae.part.config, scaling_factor=vaes.SCALING_SDXL)
         part = dataclasses.replace(vae.part, config=config, title=vaes.title(config))
         vae = dataclasses.replace(vae, part=part)
-    return pieces.plain(vae)
+    return pending.plain(vae)
 
 
-def _texts(source: Checkpoint, unet: UNetConfig) -> dict[str, Piece]:
+def _texts(source: Checkpoint, unet: UNetConfig) -> Networks:
     """The text encoders of a UNet. SDXL has two; the second's projection its UNet takes."""
     pooled = unet.pooled_width
     if pooled is None:
-        return {"text_encoder": pieces.plain(source.one("text_encoder"))}
-    texts = [pieces.plain(found) for found in source.all("text_encoder")]
+        return {"text_encoder": pending.plain(source.one("text_encoder"))}
+    texts = [pending.plain(found) for found in source.all("text_encoder")]
     second = [text for text in texts if text.config.projection == pooled]
     first = [text for text in texts if text not in second]
     if len(first) != 1 or len(second) != 1:
@@ -378,9 +378,9 @@ def _asked(wanted: Wanted) -> dict[str, Any]:
     return {key: value for key, value in said.items() if value}
 
 
-def _origin(piece: Piece, sums: Callable[[Path], str]) -> dict[str, Any]:
+def _origin(network: PendingNetwork, sums: Callable[[Path], str]) -> dict[str, Any]:
     """Where a component came from, and what tells whether that is still the same."""
-    found = piece.found
+    found, rows = network.found, [[rows.path, rows.name] for rows in network.rows]
     return {
         "kind": found.part.kind,
         "title": found.part.title,
@@ -389,6 +389,6 @@ def _origin(piece: Piece, sums: Callable[[Path], str]) -> dict[str, Any]:
         "path": str(found.path),
         "variant": found.variant,
         "sha256": {path.name: sums(path) for path in sources.paths(found.path, found.variant)},
-        "loras": [[path, weight] for path, weight in piece.loras],
-        **({"embeddings": [[rows.path, rows.name] for rows in piece.rows]} if piece.rows else {}),
+        "loras": [[path, weight] for path, weight in network.loras],
+        **({"embeddings": rows} if rows else {}),
     }

@@ -87,8 +87,8 @@ def _run(args: argparse.Namespace) -> int:
                 t2i_sampled=schedules.Override(args.t2i_schedule, args.t2i_prediction),
             )
         )
-        for name, piece in built.pieces.items():
-            print(f"{name:<18} {_line(piece)}", flush=True)
+        for name, network in built.networks.items():
+            print(f"{name:<18} {_line(network)}", flush=True)
         dtype = None if args.dtype == "keep" else _dtype(args.dtype)
         out = Path(args.out)
         name = args.name or out.name
@@ -180,13 +180,13 @@ def size(text: str) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def _line(piece: object) -> str:
+def _line(network: object) -> str:
     from mv2_jax.params import count
 
-    part, loras = piece.found.part, piece.loras
+    part, loras = network.found.part, network.loras
     layout = f", in {part.layout} names" if part.layout else ""
     merged = "".join(f", with {weight:g} x {Path(path).name}" for path, weight in loras)
-    return f"{part.title}{layout}, {count(piece.target) / 1e6:.1f} M numbers{merged}"
+    return f"{part.title}{layout}, {count(network.target) / 1e6:.1f} M numbers{merged}"
 
 
 # The LoRAs of the spatial weights that motion modules were trained beside, as their cards have it.
@@ -200,7 +200,9 @@ def _distilled(built: object, stage: str, programs: Collection[str]) -> Iterator
     """LoRAs that are called as the few-step ones of their publishers, in a stage of many steps."""
     if stage not in built.stages or built.stages[stage].steps < 10:
         return
-    unet = built.pieces.get("t2i_unet" if stage == "t2i" else "spatial", built.pieces["spatial"])
+    unet = built.networks.get(
+        "t2i_unet" if stage == "t2i" else "spatial", built.networks["spatial"]
+    )
     flag = "--t2i-few-steps" if stage == "t2i" else "--few-steps"
     for path, _ in unet.loras:
         named = [word for word in programs if word in Path(path).name.lower()]
@@ -213,8 +215,8 @@ def _hints(built: object) -> Iterator[str]:
     """What a user may not know of the parts that were put together."""
     for stage, program in ("t2i", PICTURE_STEPS), ("i2v", FEW_STEPS):
         yield from _distilled(built, stage, program)
-    yield from dict.fromkeys(note for piece in built.pieces.values() for note in piece.notes)
-    control = built.pieces.get("control")
+    yield from dict.fromkeys(note for network in built.networks.values() for note in network.notes)
+    control = built.networks.get("control")
     if control is not None and "shuffle" in control.found.path.name and not control.found.settings:
         yield (
             "shuffling ControlNets are published with pooled residuals, which their single files "
@@ -228,9 +230,9 @@ def _hints(built: object) -> Iterator[str]:
             f"its motion modules are sampled in {moving.steps} steps; if they are distilled "
             "(Lightning, AnimateLCM as diffusers has it), say --few-steps"
         )
-    spatial, modules = built.pieces["spatial"], moving.unet.motion
+    spatial, modules = built.networks["spatial"], moving.unet.motion
     if spatial.loras:
-        if "t2i_unet" not in built.pieces:
+        if "t2i_unet" not in built.networks:
             yield "its LoRAs change T2I's pictures too; --lora FILE:W@i2v,v2v keeps them out"
         return
     # v3 has v2's positions, v1's lack of a middle block, and SD1.5's four levels.

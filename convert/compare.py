@@ -17,16 +17,16 @@ import numpy as np
 
 from mv2_jax import lookup, params
 from mv2_jax.bundle import Bundle
-from mv2_jax.convert import kinds, pieces, reference
+from mv2_jax.convert import kinds, pending, reference
 from mv2_jax.convert.checkpoint import SourceNetwork, open_checkpoint
 from mv2_jax.convert.compare_networks import Job, Numbers, census
-from mv2_jax.convert.pieces import Piece
+from mv2_jax.convert.pending import PendingNetwork
 from mv2_jax.convert.verify import Verdict, apart
 from mv2_jax.errors import InputError
 
 
 def component(
-    bundle: Bundle, built: Mapping[str, Piece], name: str, scope: str | None = None
+    bundle: Bundle, built: Mapping[str, PendingNetwork], name: str, scope: str | None = None
 ) -> Verdict:
     """Compares one component of those that `rebuild` gives.
 
@@ -49,15 +49,15 @@ def component(
     return dataclasses.replace(verdict, notes=(*verdict.notes, *notes))
 
 
-def comparable(piece: Piece) -> bool:
+def comparable(network: PendingNetwork) -> bool:
     """Whether PyTorch's libraries have such a network."""
-    return kinds.get(piece.found.part.kind).torch is not None
+    return kinds.get(network.found.part.kind).torch is not None
 
 
 def rebuild(
     bundle: Bundle, origins: Mapping[str, Any], ignore: Sequence[str] = ()
-) -> dict[str, Piece]:
-    """The pieces that a cascade was written from; their LoRAs are named and not merged.
+) -> dict[str, PendingNetwork]:
+    """The networks that a cascade was written from; their LoRAs are named and not merged.
 
     Args:
         ignore: as of `open_checkpoint`.
@@ -65,21 +65,21 @@ def rebuild(
     Raises:
         InputError: a source that is no longer what it was.
     """
-    built: dict[str, Piece] = {}
+    built: dict[str, PendingNetwork] = {}
     for name in sorted(origins, key=lambda name: name != "spatial"):
         found = _found(origins[name], ignore)
         if name.startswith("motion"):
-            piece = pieces.motion(found, built["spatial"].config)
+            network = pending.motion(found, built["spatial"].config)
         elif name == "image_attn":
-            piece = pieces.image_attention(found, built["spatial"].config)
+            network = pending.image_attention(found, built["spatial"].config)
         else:
-            piece = pieces.plain(found, built)
+            network = pending.plain(found, built)
         given = tuple((path, weight) for path, weight in origins[name]["loras"])
         rows = tuple(
-            pieces.Rows(called, path, reference.vectors(path, called, piece.config.width))
+            pending.Rows(called, path, reference.vectors(path, called, network.config.width))
             for path, called in origins[name].get("embeddings", ())
         )
-        built[name] = dataclasses.replace(piece, loras=given, rows=rows)
+        built[name] = dataclasses.replace(network, loras=given, rows=rows)
     return built
 
 
@@ -94,7 +94,7 @@ def _found(origin: Mapping[str, Any], ignore: Sequence[str]) -> SourceNetwork:
 
 def facts(job: Job) -> Iterator[str]:
     """Settings that no output of a component shows, where they are not as its source has them."""
-    for name, value in kinds.get(job.piece.found.part.kind).torch.expected(job).items():
+    for name, value in kinds.get(job.network.found.part.kind).torch.expected(job).items():
         if getattr(job.config, name) != value:
             yield f"{name} is {getattr(job.config, name)!r}, not {value!r}"
 

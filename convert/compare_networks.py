@@ -24,7 +24,7 @@ from mv2_jax.bundle import Bundle
 from mv2_jax.config import MotionConfig, UNetConfig
 from mv2_jax.convert import kinds, reference
 from mv2_jax.convert.ops import as_numpy
-from mv2_jax.convert.pieces import Piece
+from mv2_jax.convert.pending import PendingNetwork
 from mv2_jax.models.clip_text import TextEncoder
 from mv2_jax.models.clip_vision import VisionEncoder
 from mv2_jax.models.controlnet import ControlNet
@@ -50,16 +50,16 @@ Outcome = tuple[str, Pairs, Numbers]
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What a comparison needs: the cascade, one component's piece, and all pieces by name.
+    """What a comparison needs: the cascade, one component's network, and all networks by name.
 
-    The pieces' configs are the sources'; `config` is what the cascade says. `scopes`: of the motion
-    modules' norms, where the user has said it and their source cannot.
+    The networks' configs are the sources'; `config` is what the cascade says. `scopes`: of the
+    motion modules' norms, where the user has said it and their source cannot.
     """
 
     bundle: Bundle
     name: str
-    piece: Piece
-    all: Mapping[str, Piece]
+    network: PendingNetwork
+    all: Mapping[str, PendingNetwork]
     scope: str | None = None
 
     @property
@@ -166,7 +166,7 @@ def text(job: Job) -> Outcome:
     cfg = job.config
     net, numbers = _reference(job)
     ids = np.random.default_rng(0).integers(0, cfg.vocab_size - 2, (2, cfg.max_length))
-    end = job.piece.config.vocab_size - 1  # as CLIP's vocabulary has it; embeddings come behind
+    end = job.network.config.vocab_size - 1  # as CLIP's vocabulary has it; embeddings come behind
     ids[ids == end] = 0
     ids[:, -1] = ids[1, 5:] = end
 
@@ -208,8 +208,8 @@ def vision(job: Job) -> Outcome:
 
 def motion(job: Job) -> Outcome:
     """Every motion module alone: they share no numbers, and need no UNet around them."""
-    cfg, frames = job.config, job.piece.config.max_frames
-    scope = job.scope or reference.norm_scopes(job.piece)[0]
+    cfg, frames = job.config, job.network.config.max_frames
+    scope = job.scope or reference.norm_scopes(job.network)[0]
     net, numbers = _reference(job)
     parts = {
         name.replace(".motion_modules.", "/motion_modules_").replace("blocks.", "blocks_"): part
@@ -248,7 +248,7 @@ def adapter(job: Job) -> Outcome:
     x, text = job.noise(2, 1, 13, 9, unet.in_channels), job.noise(2, 7, unet.context_width)
     net = reference.module(job.all["spatial"], job.dtype, job.unet)
     before = set(net.state_dict())
-    reference.with_adapter(net, job.piece, job.dtype)
+    reference.with_adapter(net, job.network, job.dtype)
     numbers = _numbers({k: v for k, v in net.state_dict().items() if k not in before}, job)
     added, theirs_added = job.added(unet)
 
@@ -313,12 +313,12 @@ def control(job: Job) -> Outcome:
 def sparse(job: Job) -> Outcome:
     """A clip whose first frame is given; torch's norms over each frame where ours are."""
     cfg, t = job.config, np.float32([999, 7])
-    frames = job.piece.config.unet.motion.max_frames
+    frames = job.network.config.unet.motion.max_frames
     text = job.noise(2, 7, cfg.unet.context_width)
     latents = job.noise(2, 1, 13, 9, cfg.condition_channels)
     condition, mask = (np.array(x) for x in given_frames(jnp.asarray(latents), (0,), frames))
     (net, numbers), scope = _reference(job), ""
-    if reference.norm_scopes(job.piece)[0] == "frame":
+    if reference.norm_scopes(job.network)[0] == "frame":
         scope = " (its norms over each frame)"
         for name, part in net.named_modules():
             if re.fullmatch(r".*\.motion_modules\.\d+", name):
@@ -345,7 +345,7 @@ def sparse(job: Job) -> Outcome:
 
 def _reference(job: Job) -> tuple[torch.nn.Module, Numbers]:
     """PyTorch's network, and its numbers as the cascade stores them."""
-    net = reference.module(job.piece, job.dtype, job.unet)
+    net = reference.module(job.network, job.dtype, job.unet)
     return net, _numbers(net.state_dict(), job)
 
 
@@ -353,7 +353,7 @@ def _numbers(state: Mapping[str, torch.Tensor], job: Job) -> Numbers:
     """Of a state dict in the stored type; buffers of whole numbers are no weights. What a tensor
     fuses (queries, keys, values) is three here as it is in our trees."""
     counts, arrays = {}, {}
-    summed = job.piece.loras or kinds.get(job.piece.found.part.kind).whole
+    summed = job.network.loras or kinds.get(job.network.found.part.kind).whole
     apart = {
         f"{name} {i}" if ".in_proj_" in name else name: part
         for name, value in state.items()

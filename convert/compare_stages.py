@@ -19,7 +19,7 @@ from safetensors import safe_open
 from mv2_jax.bundle import Bundle
 from mv2_jax.config import ScheduleConfig, StageConfig
 from mv2_jax.convert import reference, staging
-from mv2_jax.convert.pieces import Piece
+from mv2_jax.convert.pending import PendingNetwork
 from mv2_jax.convert.verify import Verdict, apart
 from mv2_jax.diffusion import process, schedules
 from mv2_jax.errors import InputError
@@ -31,7 +31,7 @@ _SD |= {"steps_offset": 1, "set_alpha_to_one": False, "clip_sample": False}
 
 
 def stage(
-    bundle: Bundle, built: Mapping[str, Piece], asked: Mapping[str, Any], name: str
+    bundle: Bundle, built: Mapping[str, PendingNetwork], asked: Mapping[str, Any], name: str
 ) -> Verdict:
     """Compares the schedule and the network of a stage with what its sources say.
 
@@ -81,7 +81,7 @@ def _process(bundle: Bundle, mine: StageConfig, theirs: Any, name: str) -> Verdi
 def _settings(
     mine: StageConfig,
     theirs: Any,
-    built: Mapping[str, Piece],
+    built: Mapping[str, PendingNetwork],
     asked: Mapping[str, Any],
     name: str,
 ) -> Iterator[str]:
@@ -120,11 +120,11 @@ def _pipeline(bundle: Bundle, mine: StageConfig, name: str) -> Iterator[str]:
         yield "its UNet is not that of the component's config"
 
 
-def _picture(built: Mapping[str, Piece]) -> str:
+def _picture(built: Mapping[str, PendingNetwork]) -> str:
     return "t2i_unet" if "t2i_unet" in built else "spatial"
 
 
-def _scheduler(built: Mapping[str, Piece], asked: Mapping[str, Any], name: str) -> Any:
+def _scheduler(built: Mapping[str, PendingNetwork], asked: Mapping[str, Any], name: str) -> Any:
     """The scheduler of diffusers that a stage is published with."""
     own = name == "t2i" and "t2i_unet" in built and asked.get("t2i")
     said = asked.get("t2i_sampled" if own else "sampled") or {}
@@ -141,16 +141,16 @@ def _scheduler(built: Mapping[str, Piece], asked: Mapping[str, Any], name: str) 
     return diffusers.DDIMScheduler(**{**_SD, **changes}, prediction_type=prediction)
 
 
-def _still(piece: Piece, said: Mapping[str, Any]) -> Any:
+def _still(network: PendingNetwork, said: Mapping[str, Any]) -> Any:
     """A checkpoint's own."""
-    path = piece.found.path
+    path = network.found.path
     folder = path.parent / "scheduler"
     changes: dict[str, Any] = {}
     if said.get("schedule"):
         scheduler = _OTHERS.get(said["schedule"], lambda: diffusers.DDIMScheduler(**_SD))()
         if said["schedule"] == "ztsnr":
             changes = _ztsnr()
-    elif piece.found.settings.get("_class_name") == "UNetMotionModel":
+    elif network.found.settings.get("_class_name") == "UNetMotionModel":
         # AnimateDiffPipeline's scheduler is its modules'; the UNet is Stable Diffusion's.
         own = _load(folder).config if folder.is_dir() else {}
         scheduler = diffusers.DDIMScheduler(**_SD)

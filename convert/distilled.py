@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from mv2_jax.configs.few_steps import FEW_STEPS, PICTURE_STEPS
 from mv2_jax.convert import schedules
 from mv2_jax.convert.checkpoint import Checkpoint, SourceNetwork
-from mv2_jax.convert.pieces import Piece
+from mv2_jax.convert.pending import PendingNetwork
 from mv2_jax.errors import InputError
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def note(found: SourceNetwork) -> str | None:
 
 
 def applied(
-    wanted: Wanted, built: Mapping[str, Piece], merged: Collection[SourceNetwork]
+    wanted: Wanted, built: Mapping[str, PendingNetwork], merged: Collection[SourceNetwork]
 ) -> Wanted:
     """What a user wants, with the few steps of the LoRAs that were merged where he says none."""
     picture = "t2i_unet" if "t2i_unet" in built else "spatial"
@@ -137,12 +137,15 @@ def applied(
 
 
 def counted(
-    still: schedules.Program, program: str | None, piece: Piece, merged: Collection[SourceNetwork]
+    still: schedules.Program,
+    program: str | None,
+    network: PendingNetwork,
+    merged: Collection[SourceNetwork],
 ) -> schedules.Program:
     """T2I's program with the steps, and the guidance, of the LoRA in its network that is of it."""
     for found in merged:
         known = told(found)
-        if known and known.program and known.program == program and _holds(piece, found):
+        if known and known.program and known.program == program and _holds(network, found):
             if known.steps:
                 still = dataclasses.replace(still, steps=known.steps)
             if known.guided:
@@ -150,6 +153,6 @@ def counted(
     return still
 
 
-def _holds(piece: Piece, found: SourceNetwork) -> bool:
+def _holds(network: PendingNetwork, found: SourceNetwork) -> bool:
     """Whether a LoRA was merged into a network."""
-    return str(found.path) in {path for path, _ in piece.loras}
+    return str(found.path) in {path for path, _ in network.loras}

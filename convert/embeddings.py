@@ -11,9 +11,9 @@ from collections.abc import Collection, Mapping
 
 from mv2_jax.convert import sources
 from mv2_jax.convert.checkpoint import SourceNetwork
-from mv2_jax.convert.loras import apart
+from mv2_jax.convert.lora_merge import apart
 from mv2_jax.convert.ops import as_numpy
-from mv2_jax.convert.pieces import Piece, Rows
+from mv2_jax.convert.pending import PendingNetwork, Rows
 from mv2_jax.errors import InputError
 from mv2_jax.lookup import one_of
 from mv2_jax.numbers import DIFFUSION
@@ -27,12 +27,12 @@ _ENCODERS = {
 
 
 def put_into(
-    built: Mapping[str, Piece],
+    built: Mapping[str, PendingNetwork],
     found: SourceNetwork,
     name: str | None = None,
     stages: Collection[str] = (),
-) -> tuple[dict[str, Piece], Embedding]:
-    """The pieces with an embedding's vectors, and what the tokenizer is to know of it.
+) -> tuple[dict[str, PendingNetwork], Embedding]:
+    """The networks with an embedding's vectors, and what the tokenizer is to know of it.
 
     Args:
         name: what prompts call it; None as the file says, or is called.
@@ -65,23 +65,23 @@ def put_into(
     if not fitting:
         said = [_misfit(cfg.widths, built, names, of) for of, names in _own(built).items()]
         raise InputError(f"{found.asked}: {said[0] if said else 'there is no text encoder'}")
-    new: dict[int, Piece] = {}
+    new: dict[int, PendingNetwork] = {}
     for names in fitting.values():
         for index, each in enumerate(names):
-            piece = built[each]
-            if piece.config.vocab_size != VOCABULARY + sum(len(r.vectors) for r in piece.rows):
+            network = built[each]
+            if network.config.vocab_size != VOCABULARY + sum(len(r.vectors) for r in network.rows):
                 raise InputError(
-                    f"{piece.found.asked}: its text encoder knows {piece.config.vocab_size} "
+                    f"{network.found.asked}: its text encoder knows {network.config.vocab_size} "
                     f"tokens, not CLIP's {VOCABULARY}; embeddings go into that alone"
                 )
             vectors = as_numpy(found.part.tensors[str(index)])
             rows = Rows(name, str(file), vectors.reshape(-1, vectors.shape[-1]))
-            new.setdefault(id(piece), piece.with_rows(rows))
+            new.setdefault(id(network), network.with_rows(rows))
     whole = set().union(*fitting) == set().union(*_own(built))
     here = () if whole else tuple(stage for of in fitting for stage in of)
     named = {each for names in fitting.values() for each in names}
-    pieces = {each: new[id(p)] if each in named else p for each, p in built.items()}
-    return pieces, Embedding(name, cfg.vectors, here)
+    networks = {each: new[id(p)] if each in named else p for each, p in built.items()}
+    return networks, Embedding(name, cfg.vectors, here)
 
 
 def unlike(known: Collection[Embedding], new: Embedding) -> None:
@@ -90,13 +90,13 @@ def unlike(known: Collection[Embedding], new: Embedding) -> None:
         raise InputError(f"--embedding: {new.name} is there twice; FILE:NAME names one otherwise")
 
 
-def tokenizer(text: Piece | None, known: Collection[Embedding]) -> CLIPTokenizer:
+def tokenizer(text: PendingNetwork | None, known: Collection[Embedding]) -> CLIPTokenizer:
     """The cascade's tokenizer."""
     length = {"max_length": text.config.max_length} if text else {}
     return CLIPTokenizer(**length, embeddings=tuple(known))
 
 
-def _own(built: Mapping[str, Piece]) -> dict[tuple[str, ...], list[str]]:
+def _own(built: Mapping[str, PendingNetwork]) -> dict[tuple[str, ...], list[str]]:
     """{stages: the text encoders that they share}. T2I shares the others' unless it has its own."""
     held = {of: [name for name in names if name in built] for of, names in _ENCODERS.items()}
     if held[("t2i",)]:
@@ -106,7 +106,10 @@ def _own(built: Mapping[str, Piece]) -> dict[tuple[str, ...], list[str]]:
 
 
 def _misfit(
-    widths: tuple[int, ...], built: Mapping[str, Piece], names: list[str], of: tuple[str, ...]
+    widths: tuple[int, ...],
+    built: Mapping[str, PendingNetwork],
+    names: list[str],
+    of: tuple[str, ...],
 ) -> str:
     theirs = " and ".join(str(built[name].config.width) for name in names) or "none"
     own = " and ".join(map(str, widths))

@@ -88,12 +88,12 @@ class Kind:
     find: its networks in a source (tensors, the config.json beside them or {}); raises InputError
         where one is there that cannot be read. config: the class of their configs.
     fills: the kind in whose place it may stand too ("controlnet"), for flags that take either.
-    whole: of a kind that is nothing by itself: (its part, the pieces so far, by component) -> the
+    whole: of a kind that is nothing by itself: (its part, the networks so far, by component) -> the
         part with the tensors, table and config that both make together. None: it is whole.
     target: a config -> the tree to fill, as shapes; None where that depends on the UNet around it.
-    fits: (component, its `pieces.Piece`, those of all components) -> raises InputError where what
-        they hand to one another does not fit.
-    layers: (config, tree) -> the layers that LoRAs change (`merge.Layers`).
+    fits: (component, its `pending.PendingNetwork`, those of all components) -> raises InputError
+        where what they hand to one another does not fit.
+    layers: (config, tree) -> the layers that LoRAs change (`lora_layers.Layers`).
     layout: how a component (cascade folder, config) is written back; raises InputError where
         PyTorch's libraries have no such network.
     torch: None where they have none at all.
@@ -112,16 +112,16 @@ class Kind:
     torch: Torch | None = None
 
 
-def same(piece: Any, ours: Any, theirs: Any, what: str, other: str) -> None:
-    """Refuses a piece that hands something else than another takes; both are named.
+def same(network: Any, ours: Any, theirs: Any, what: str, other: str) -> None:
+    """Refuses a network that hands something else than another takes; both are named.
 
     Args:
         what: what it hands: "latent channels". other: who takes it: "the UNet".
     """
     if ours != theirs:
         raise InputError(
-            f"{piece.found.asked} ({piece.found.part.title}) does not fit {other}: {what} {ours}, "
-            f"not {theirs}"
+            f"{network.found.asked} ({network.found.part.title}) does not fit {other}: "
+            f"{what} {ours}, not {theirs}"
         )
 
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mv2_jax.convert import kinds, refusals, structure
+from mv2_jax.convert import config_from_shapes, kinds, refusals
 from mv2_jax.convert.engine import Ignore, shorten
 from mv2_jax.convert.kind import FileNetwork
 from mv2_jax.convert.sources import View
-from mv2_jax.convert.unknown import likeness
+from mv2_jax.convert.unrecognised import likeness
 from mv2_jax.errors import InputError
 
 # Tensors that say how a UNet is sampled and belong to no network; `schedules` reads them.
@@ -60,7 +60,7 @@ def recognise(
             return changes
     try:
         parts = [part for _, kind in kinds.every() for part in kind.find(source, settings)]
-    except structure.Missing as error:
+    except config_from_shapes.Missing as error:
         raise InputError(f"{error}: {likeness(source)}") from None
     if not parts:
         raise InputError(f"nothing known in it: {likeness(source)}")

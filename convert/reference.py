@@ -21,10 +21,10 @@ from diffusers.loaders import single_file_utils as single
 
 from mv2_jax import lookup
 from mv2_jax.config import ImageProjectionConfig, UNetConfig
-from mv2_jax.convert import kinds, published, reference_lora
+from mv2_jax.convert import diffusers_config, kinds, reference_lora
 from mv2_jax.convert.checkpoint import SourceNetwork
 from mv2_jax.convert.kind import FileNetwork
-from mv2_jax.convert.pieces import Piece
+from mv2_jax.convert.pending import PendingNetwork
 from mv2_jax.convert.tables import motion
 from mv2_jax.errors import InputError
 
@@ -67,7 +67,7 @@ def _before(mark: str, own: State) -> str:
 def ldm_unet(own: State, part: FileNetwork) -> State:
     prefix = _before("input_blocks.0.0.weight", own)
     named = {f"model.diffusion_model.{n.removeprefix(prefix)}": t for n, t in own.items()}
-    _, settings = published.unet(part.config)
+    _, settings = diffusers_config.unet(part.config)
     settings["class_embed_type"] = None
     return single.convert_ldm_unet_checkpoint(named, {"addition_embed_type": None, **settings})
 
@@ -75,7 +75,7 @@ def ldm_unet(own: State, part: FileNetwork) -> State:
 def ldm_controlnet(own: State, part: FileNetwork) -> State:
     prefix = _before("input_blocks.0.0.weight", own)
     named = {n.removeprefix(prefix): t for n, t in own.items()}
-    _, settings = published.controlnet(part.config)
+    _, settings = diffusers_config.controlnet(part.config)
     return single.convert_controlnet_checkpoint(named, settings)
 
 
@@ -95,7 +95,7 @@ def control_lora(own: State, part: FileNetwork) -> State:
 def ldm_vae(own: State, part: FileNetwork) -> State:
     prefix = _before("encoder.conv_in.weight", own)
     named = {f"first_stage_model.{n.removeprefix(prefix)}": t for n, t in own.items()}
-    return single.convert_ldm_vae_checkpoint(named, published.vae(part.config)[1])
+    return single.convert_ldm_vae_checkpoint(named, diffusers_config.vae(part.config)[1])
 
 
 def motion_modules(own: State, part: FileNetwork) -> State:
@@ -129,7 +129,7 @@ _HOTSHOT = {
 
 def open_clip_text(own: State, part: FileNetwork) -> State:
     prefix = _before("token_embedding.weight", own)
-    config = transformers.CLIPTextConfig(**published.text(part.config)[1])
+    config = transformers.CLIPTextConfig(**diffusers_config.text(part.config)[1])
     return single.convert_open_clip_checkpoint(_Sized(config), own, prefix)
 
 
@@ -177,11 +177,11 @@ def sparse_control(own: State, part: FileNetwork) -> State:
     return motion_modules(named, part) if motion.layout(named).original else named
 
 
-def module(piece: Piece, dtype: torch.dtype, unet: UNetConfig) -> torch.nn.Module:
-    """The network of a piece in PyTorch, LoRAs and all, computing in fp32.
+def module(network: PendingNetwork, dtype: torch.dtype, unet: UNetConfig) -> torch.nn.Module:
+    """The network of a network in PyTorch, LoRAs and all, computing in fp32.
 
     Args:
-        piece: any but an IP-Adapter, see `with_adapter`. Of its config only what shapes force
+        network: any but an IP-Adapter, see `with_adapter`. Of its config only what shapes force
             counts; the rest is read anew.
         dtype: the type that the weights are stored in here; they are rounded to it.
         unet: the UNet that motion modules stand in.
@@ -189,31 +189,31 @@ def module(piece: Piece, dtype: torch.dtype, unet: UNetConfig) -> torch.nn.Modul
     Raises:
         InputError: the source is gone, or lacks tensors of that network.
     """
-    made = _empty(piece, unet)
-    weights = {_bare(name): value for name, value in state(piece.found).items()}
+    made = _empty(network, unet)
+    weights = {_bare(name): value for name, value in state(network.found).items()}
     own = made.state_dict()
     for name, value in own.items():
         if name.endswith("pos_embed.pe"):  # a plain sinusoid where the file has none
             weights.setdefault(name, value)
     absent = [name for name in own if _bare(name) not in weights]
     if absent:
-        raise InputError(f"{piece.found.path}: PyTorch's network also wants {absent[0]}")
+        raise InputError(f"{network.found.path}: PyTorch's network also wants {absent[0]}")
     whole = {name: weights[_bare(name)].float().reshape(own[name].shape) for name in own}
-    for path, weight in piece.loras:
+    for path, weight in network.loras:
         reference_lora.merge(
-            whole, path, weight, kinds.get(piece.found.part.kind).torch.prefixes(piece.config)
+            whole, path, weight, kinds.get(network.found.part.kind).torch.prefixes(network.config)
         )
-    if piece.rows:
-        _enlarge(made, whole, piece)
+    if network.rows:
+        _enlarge(made, whole, network)
     made.load_state_dict({name: value.to(dtype).float() for name, value in whole.items()})
     return made.eval()
 
 
-def _enlarge(made: torch.nn.Module, whole: State, piece: Piece) -> None:
+def _enlarge(made: torch.nn.Module, whole: State, network: PendingNetwork) -> None:
     """Puts embeddings below a text encoder's table, as diffusers' `load_textual_inversion` does."""
     name = next(name for name in whole if name.endswith("token_embedding.weight"))
     end = len(whole[name]) - 1
-    whole[name] = torch.cat([whole[name], *(tensor(rows.vectors) for rows in piece.rows)])
+    whole[name] = torch.cat([whole[name], *(tensor(rows.vectors) for rows in network.rows)])
     made.set_input_embeddings(torch.nn.Embedding(*whole[name].shape))
     for inner in made.modules():
         # 2 stands for the largest id, which is an embedding's now.
@@ -238,9 +238,9 @@ def vectors(path: str, name: str, width: int) -> np.ndarray:
     return found[0].detach().float().reshape(-1, width).numpy()
 
 
-def _empty(piece: Piece, unet: UNetConfig) -> torch.nn.Module:
+def _empty(network: PendingNetwork, unet: UNetConfig) -> torch.nn.Module:
     """The network with the settings that the source's own library reads, or its publisher's."""
-    found, cfg = piece.found, piece.config
+    found, cfg = network.found, network.config
     theirs, own = kinds.get(found.part.kind).torch, dict(found.settings)
     name, settings = theirs.published(cfg, unet)
     settings = {**settings, **theirs.unsaid(cfg)}
@@ -279,16 +279,16 @@ def _flat(own: dict[str, Any]) -> dict[str, Any]:
     return own | {side: [block.replace("3D", "2D") for block in own[side]] for side in sides}
 
 
-def with_adapter(unet: torch.nn.Module, piece: Piece, dtype: torch.dtype) -> None:
+def with_adapter(unet: torch.nn.Module, network: PendingNetwork, dtype: torch.dtype) -> None:
     """Puts an IP-Adapter of its own files' layout into diffusers' UNet.
 
     Raises:
         InputError: a Plus adapter of another depth than the published, the one that diffusers has.
     """
-    if piece.config.kind == "resampler" and piece.config.depth != ImageProjectionConfig.depth:
-        raise InputError(f"diffusers has no IP-Adapter-Plus of {piece.config.depth} layers")
+    if network.config.kind == "resampler" and network.config.depth != ImageProjectionConfig.depth:
+        raise InputError(f"diffusers has no IP-Adapter-Plus of {network.config.depth} layers")
     halves: dict[str, State] = {"image_proj": {}, "ip_adapter": {}}
-    for name, value in state(piece.found).items():
+    for name, value in state(network.found).items():
         half, _, rest = name.partition(".")
         halves[half][rest] = value.to(dtype).float()
     unet._load_ip_adapter_weights([halves], low_cpu_mem_usage=False)
@@ -300,15 +300,15 @@ def _bare(name: str) -> str:
     return re.sub(r"^.*\b(text_model|vision_model)\.", "", name)
 
 
-def norm_scopes(piece: Piece) -> tuple[str, str]:
+def norm_scopes(network: PendingNetwork) -> tuple[str, str]:
     """Over what AnimateDiff's own code normalises: in its modules, and in the UNet's resnets.
 
     Its code for SDXL (three levels) takes whole clips in the modules; its v1 (24 positions) took
     them in the resnets (`use_inflated_groupnorm` came with v2). Hotshot-XL's takes each frame.
     """
-    if is_hotshot(piece):
+    if is_hotshot(network):
         return "frame", "frame"
-    own = state(piece.found)
+    own = state(network.found)
     levels = {name.split(".")[1] for name in own if name.startswith("down_blocks.")}
     lengths = {value.shape[-2] for name, value in own.items() if name.endswith(".pe")}
     return (
@@ -317,9 +317,9 @@ def norm_scopes(piece: Piece) -> tuple[str, str]:
     )
 
 
-def is_hotshot(piece: Piece) -> bool:
+def is_hotshot(network: PendingNetwork) -> bool:
     """Whether motion modules are Hotshot-XL's, by their names in the file."""
-    tensors = piece.found.part.tensors
+    tensors = network.found.part.tensors
     return any(".temporal_attentions." in tensors.origin(name) for name in tensors)
 
 

@@ -1,8 +1,8 @@
 """LoRAs merged into PyTorch's networks by the rules of the programs that wrote them.
 
-Written apart from `lora` and `merge`, so that `mv2 verify` sees what those get wrong: a layer is
-found as kohya's scripts find it, by every module's name with underscores for dots, and W becomes
-W + weight * alpha / rank * up @ down, as theirs and PEFT's.
+Written apart from `lora_read` and `lora_layers`, so that `mv2 verify` sees what those get wrong: a
+layer is found as kohya's scripts find it, by every module's name with underscores for dots, and W
+becomes W + weight * alpha / rank * up @ down, as theirs and PEFT's.
 """
 
 from __future__ import annotations

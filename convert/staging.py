@@ -10,7 +10,7 @@ from mv2_jax.bundle import CONTROLS
 from mv2_jax.config import ScheduleConfig, StageConfig
 from mv2_jax.configs import few_steps, presets
 from mv2_jax.convert import schedules
-from mv2_jax.convert.pieces import Piece
+from mv2_jax.convert.pending import PendingNetwork
 from mv2_jax.convert.tables import motion
 from mv2_jax.errors import InputError
 from mv2_jax.stages.stage import PICTURED
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mv2_jax.convert.assemble import Wanted
 
 
-def few_steps_of(wanted: Wanted, built: Mapping[str, Piece], stage: str) -> str | None:
+def few_steps_of(wanted: Wanted, built: Mapping[str, PendingNetwork], stage: str) -> str | None:
     """What the user says; else AnimateLCM's own file is known by having no positional encodings."""
     moving = built.get(f"motion_{stage}")
     if wanted.few_steps or moving is None:
@@ -28,7 +28,7 @@ def few_steps_of(wanted: Wanted, built: Mapping[str, Piece], stage: str) -> str 
 
 
 def stages(
-    built: Mapping[str, Piece],
+    built: Mapping[str, PendingNetwork],
     wanted: Wanted,
     few: Mapping[str, str | None],
     still: schedules.Program,
@@ -79,17 +79,17 @@ def conditions(built: Iterable[str]) -> tuple[str, ...] | None:
     return (*PICTURED, *more) if more else None
 
 
-def _picture_size(built: Mapping[str, Piece]) -> tuple[int, int]:
+def _picture_size(built: Mapping[str, PendingNetwork]) -> tuple[int, int]:
     """SDXL's: its own folder says it (Turbo's is 512x512), or it is 1024x1024."""
-    piece = built.get("t2i_unet", built["spatial"])
+    network = built.get("t2i_unet", built["spatial"])
     vae = built.get("t2i_vae", built.get("vae"))
-    side = piece.found.settings.get("sample_size")
+    side = network.found.settings.get("sample_size")
     if vae is None or not isinstance(side, int) or side < 1:
         return presets.paper.T2I.size
     return side * vae.config.factor, side * vae.config.factor
 
 
-def _check_sizes(built: Mapping[str, Piece], sizes: Mapping[str, tuple[int, int]]) -> None:
+def _check_sizes(built: Mapping[str, PendingNetwork], sizes: Mapping[str, tuple[int, int]]) -> None:
     for stage, (height, width) in sizes.items():
         vae = built.get("t2i_vae" if stage == "t2i" else "vae", built.get("vae"))
         factor = vae.config.factor if vae else 1

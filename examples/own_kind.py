@@ -6,7 +6,7 @@ them, diffusers' tensors under other names.
 """
 
 from mv2_jax.config import ControlNetConfig
-from mv2_jax.convert import published, structure, targets
+from mv2_jax.convert import config_from_shapes, diffusers_config, param_shapes
 from mv2_jax.convert.kind import FileNetwork, Kind, Torch, claim, shapes
 from mv2_jax.convert.kinds import controlnet as plain
 from mv2_jax.convert.tables import controlnet
@@ -18,7 +18,7 @@ def find(source, settings):
     """Its networks in a file: none, or one."""
     names = {name.removeprefix("acme/"): name for name in source if name.startswith("acme/")}
     if names:
-        cfg = structure.controlnet(shapes(source, names), settings)
+        cfg = config_from_shapes.controlnet(shapes(source, names), settings)
         table = controlnet.rules(cfg)
         tensors = claim(source, names, table)
         yield FileNetwork("own_kind:KIND", "Acme's ControlNet", LAYOUT, tensors, table, cfg)
@@ -35,11 +35,11 @@ KIND = Kind(
     find=find,
     config=ControlNetConfig,
     fills="controlnet",
-    target=targets.controlnet,
+    target=param_shapes.controlnet,
     fits=plain.fits,
     torch=Torch(
         compare="mv2_jax.convert.compare_networks:control",
-        published=lambda cfg, unet: published.controlnet(cfg),
+        published=lambda cfg, unet: diffusers_config.controlnet(cfg),
         unsaid=lambda cfg: {"attention_head_dim": 8},
         converters={LAYOUT: "own_kind:theirs"},
     ),

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mv2_jax.bundle import Bundle
     from mv2_jax.cascade import Cascade
     from mv2_jax.convert.checkpoint import SourceNetwork
-    from mv2_jax.convert.merge import Changes, Layers
+    from mv2_jax.convert.lora_layers import Changes, Layers
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Merged:
     """
 
     def __init__(self, bundle: Bundle, loras: Sequence[Lora]) -> None:
-        from mv2_jax.convert.loras import fitted
+        from mv2_jax.convert.lora_merge import fitted
 
         self.bundle = bundle
         self.notes: list[str] = []
@@ -157,12 +157,12 @@ class Merged:
 
     def _made(self, name: str, cascade: Cascade) -> Any:
         from mv2_jax import components, params
-        from mv2_jax.convert import merge
+        from mv2_jax.convert import lora_layers
 
         source = self._sources[name]
         pairs: Any = params.flatten(self.bundle.load(source)).items()
         for changes in self._changes.get(name, ()):
-            pairs = merge.changed(pairs, changes)
+            pairs = lora_layers.changed(pairs, changes)
         rules = self.bundle.components[source].rules
         tree = params.unflatten(dict(pairs))
         return components.placed(tree, cascade.dtype, cascade.programs.mesh, rules)

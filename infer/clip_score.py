@@ -99,11 +99,11 @@ def load(asked: str) -> Clip:
 
 
 def _of_checkpoint(asked: str) -> list[tuple[Any, params.Tree]]:
-    from mv2_jax.convert import pieces
+    from mv2_jax.convert import pending
     from mv2_jax.convert.checkpoint import open_checkpoint
 
     source = open_checkpoint(asked)
-    halves = [pieces.plain(source.one(kind)) for kind in ("text_encoder", "image_encoder")]
+    halves = [pending.plain(source.one(kind)) for kind in ("text_encoder", "image_encoder")]
     return [
         (half.config, params.unflatten(dict(half.pending(np.float32).make()))) for half in halves
     ]

@@ -134,12 +134,12 @@ def adapted(task: Task, cfg: Any) -> Task:
         return difference(task, base, whole(factors))
 
     def written(factors: Params, folder: Path) -> list[Path]:
-        from mv2_jax.convert import lora_files
+        from mv2_jax.convert import lora_write
 
         configs, held = task.configs(base), task.components(base)
         made = task.components(factors)
         parts = {name: (made[name], held[name], configs[name]) for name in made}
-        return lora_files.write(folder, parts, alpha)
+        return lora_write.write(folder, parts, alpha)
 
     return dataclasses.replace(
         task,

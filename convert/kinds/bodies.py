@@ -10,7 +10,7 @@ from mv2_jax.convert import ldm
 from mv2_jax.convert.kind import below, prefixes, same, translated
 
 if TYPE_CHECKING:
-    from mv2_jax.convert.pieces import Piece
+    from mv2_jax.convert.pending import PendingNetwork
 
 LDM = "a single file's (LDM)"
 # What a ControlNet's body and the UNet that it steers have in common.
@@ -58,11 +58,13 @@ def unsaid(cfg: UNetConfig) -> dict[str, Any]:
     return {"attention_head_dim": wide if cfg.linear_projection else 8, "norm_num_groups": 32}
 
 
-def steers(piece: Piece, built: Mapping[str, Piece]) -> None:
+def steers(network: PendingNetwork, built: Mapping[str, PendingNetwork]) -> None:
     """Refuses a ControlNet, or its like, whose body is not that of the UNet it is to steer."""
     for name in _BODY:
-        ours, theirs = (getattr(cfg, name) for cfg in (piece.config.unet, built["spatial"].config))
-        same(piece, ours, theirs, name.replace("_", " "), "the UNet")
+        ours, theirs = (
+            getattr(cfg, name) for cfg in (network.config.unet, built["spatial"].config)
+        )
+        same(network, ours, theirs, name.replace("_", " "), "the UNet")
 
 
 def family(cfg: UNetConfig) -> str:

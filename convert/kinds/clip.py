@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mv2_jax.config import TextConfig, VisionConfig
-from mv2_jax.convert import merge, published, structure, targets
+from mv2_jax.convert import config_from_shapes, diffusers_config, lora_layers, param_shapes
 from mv2_jax.convert.kind import FileNetwork, Kind, Torch, below, claim, same, shapes
 from mv2_jax.convert.tables import clip
 
 if TYPE_CHECKING:
     from mv2_jax.convert.compare_networks import Job
-    from mv2_jax.convert.pieces import Piece
+    from mv2_jax.convert.pending import PendingNetwork
 
 OPEN_CLIP = "OpenCLIP's"
 
@@ -50,11 +50,11 @@ class Tower:
             yield FileNetwork(self.kind, title, layout, claim(source, names, table), table, cfg)
 
 
-def text_fits(name: str, piece: Piece, built: Mapping[str, Piece]) -> None:
+def text_fits(name: str, network: PendingNetwork, built: Mapping[str, PendingNetwork]) -> None:
     """Whether a text encoder is as wide as the UNet reads; SDXL's two were looked at together."""
     unet = built["spatial"].config
     if name == "text_encoder" and unet.pooled_width is None:
-        same(piece, piece.config.width, unet.context_width, "wide", "the UNet")
+        same(network, network.config.width, unet.context_width, "wide", "the UNet")
 
 
 def _text_unsaid(cfg: TextConfig) -> dict[str, Any]:
@@ -71,19 +71,19 @@ def _vision_unsaid(cfg: VisionConfig) -> dict[str, Any]:
 
 
 def _text_expected(job: Job) -> dict[str, Any]:
-    said = job.piece.found.settings.get("text_config", job.piece.found.settings)
+    said = job.network.found.settings.get("text_config", job.network.found.settings)
     # transformers takes 2 for the last id in the order of the vocabulary, which CLIP's is. An
     # output barely shows the other.
-    last = job.piece.config.vocab_size - 1
+    last = job.network.config.vocab_size - 1
     end = said.get("eos_token_id", last)
     return {
-        "eos_token_id": last if job.piece.rows and end == 2 else end,
+        "eos_token_id": last if job.network.rows and end == 2 else end,
         "layer_norm_eps": said.get("layer_norm_eps", 1e-5),
     }
 
 
 def _vision_expected(job: Job) -> dict[str, Any]:
-    said = job.piece.found.settings.get("vision_config", job.piece.found.settings)
+    said = job.network.found.settings.get("vision_config", job.network.found.settings)
     return {"layer_norm_eps": said.get("layer_norm_eps", 1e-5)}
 
 
@@ -102,19 +102,19 @@ TEXT = Kind(
         clip.find_text,
         "token_embedding.weight",
         "text_model.",
-        structure.open_clip_text,
-        structure.text,
+        config_from_shapes.open_clip_text,
+        config_from_shapes.text,
     ).find,
     config=TextConfig,
-    target=targets.text,
-    layout=lambda bundle, cfg: published.transformers(
-        clip.transformers_text("text_model."), published.text(cfg), "clip_text_model"
+    target=param_shapes.text,
+    layout=lambda bundle, cfg: diffusers_config.transformers(
+        clip.transformers_text("text_model."), diffusers_config.text(cfg), "clip_text_model"
     ),
     fits=text_fits,
-    layers=lambda cfg, target: merge.Layers.of_text(target),
+    layers=lambda cfg, target: lora_layers.Layers.of_text(target),
     torch=Torch(
         compare="mv2_jax.convert.compare_networks:text",
-        published=lambda cfg, unet: published.text(cfg),
+        published=lambda cfg, unet: diffusers_config.text(cfg),
         unsaid=_text_unsaid,
         converters={OPEN_CLIP: "mv2_jax.convert.reference:open_clip_text"},
         config="CLIPTextConfig",
@@ -132,17 +132,17 @@ VISION = Kind(
         clip.find_vision,
         "conv1.weight",
         "vision_model.",
-        structure.open_clip_vision,
-        structure.vision,
+        config_from_shapes.open_clip_vision,
+        config_from_shapes.vision,
     ).find,
     config=VisionConfig,
-    target=targets.vision,
-    layout=lambda bundle, cfg: published.transformers(
-        clip.transformers_vision("vision_model."), published.vision(cfg), "clip_vision_model"
+    target=param_shapes.vision,
+    layout=lambda bundle, cfg: diffusers_config.transformers(
+        clip.transformers_vision("vision_model."), diffusers_config.vision(cfg), "clip_vision_model"
     ),
     torch=Torch(
         compare="mv2_jax.convert.compare_networks:vision",
-        published=lambda cfg, unet: published.vision(cfg),
+        published=lambda cfg, unet: diffusers_config.vision(cfg),
         unsaid=_vision_unsaid,
         converters={OPEN_CLIP: "mv2_jax.convert.reference:open_clip_vision"},
         config="CLIPVisionConfig",

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mv2_jax.config import UNetConfig
-from mv2_jax.convert import ldm, published, structure, targets
+from mv2_jax.convert import config_from_shapes, diffusers_config, ldm, param_shapes
 from mv2_jax.convert.engine import shorten
 from mv2_jax.convert.kind import FileNetwork, Kind, Torch, shapes, translated
 from mv2_jax.convert.kinds.bodies import LDM, family
@@ -26,7 +26,7 @@ from mv2_jax.errors import InputError
 from mv2_jax.tensorfile import Spec
 
 if TYPE_CHECKING:
-    from mv2_jax.convert.pieces import Piece
+    from mv2_jax.convert.pending import PendingNetwork
 
 _MARK, _HINT = "lora_controlnet", "input_hint_block.0.weight"
 _BODY = ("conv_in.", "time_embedding.", "add_embedding.", "down_blocks.", "mid_block.")
@@ -99,13 +99,13 @@ def find(source: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[Fil
         )
 
 
-def whole(part: FileNetwork, built: Mapping[str, Piece]) -> FileNetwork:
-    """The ControlNet that it makes of the UNet among the pieces. Raises InputError as `check`."""
+def whole(part: FileNetwork, built: Mapping[str, PendingNetwork]) -> FileNetwork:
+    """The ControlNet that it makes of the UNet among the networks. Raises InputError as `check`."""
     under = built["spatial"].found.part
     lora = View(part.tensors, translated({n: n for n in part.tensors}, ldm.controlnet_modules))
     tensors = Over(lora, under.tensors)
     tensors.check()
-    hints = structure.controlnet(shapes(tensors, {name: name for name in tensors}), {})
+    hints = config_from_shapes.controlnet(shapes(tensors, {name: name for name in tensors}), {})
     body = dataclasses.replace(under.config, out_channels=UNetConfig.out_channels)
     cfg = dataclasses.replace(hints, unet=body)
     title = f"{part.title} over {family(under.config)}"
@@ -120,11 +120,11 @@ KIND = Kind(
     find=find,
     fills="controlnet",
     whole=whole,
-    target=targets.controlnet,
+    target=param_shapes.controlnet,
     fits=fits,
     torch=Torch(
         compare="mv2_jax.convert.compare_networks:control",
-        published=lambda cfg, unet: published.controlnet(cfg),
+        published=lambda cfg, unet: diffusers_config.controlnet(cfg),
         converters={LDM: "mv2_jax.convert.reference:control_lora"},
     ),
 )

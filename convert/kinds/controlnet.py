@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from mv2_jax.config import ControlNetConfig
-from mv2_jax.convert import published, structure, targets
+from mv2_jax.convert import config_from_shapes, diffusers_config, param_shapes
 from mv2_jax.convert.kind import FileNetwork, Kind, Layout, Torch, claim, shapes
 from mv2_jax.convert.kinds.bodies import LDM, bodies, family, is_controlnet, steers, unsaid
 from mv2_jax.convert.tables import controlnet
@@ -14,7 +14,7 @@ from mv2_jax.errors import InputError
 
 if TYPE_CHECKING:
     from mv2_jax.bundle import Bundle
-    from mv2_jax.convert.pieces import Piece
+    from mv2_jax.convert.pending import PendingNetwork
 
 
 def find(source: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[FileNetwork]:
@@ -26,7 +26,7 @@ def find(source: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[Fil
             raise InputError(
                 "this is SparseCtrl's encoder of scribbles; the one of pictures (RGB) is known here"
             )
-        cfg = structure.controlnet(shapes(source, names), settings)
+        cfg = config_from_shapes.controlnet(shapes(source, names), settings)
         table = controlnet.rules(cfg)
         union = f" Union ({cfg.types} kinds of pictures)" if cfg.types else ""
         title = f"a ControlNet{union} for {family(cfg.unet)}"
@@ -35,16 +35,16 @@ def find(source: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[Fil
 
 def layout(bundle: Bundle, cfg: ControlNetConfig) -> Layout:
     """diffusers' folder."""
-    return published.diffusers(controlnet.rules(cfg), published.controlnet(cfg))
+    return diffusers_config.diffusers(controlnet.rules(cfg), diffusers_config.controlnet(cfg))
 
 
-def fits(name: str, piece: Piece, built: Mapping[str, Piece]) -> None:
+def fits(name: str, network: PendingNetwork, built: Mapping[str, PendingNetwork]) -> None:
     """Whether its body is the UNet's, and its pictures of the VAE's size."""
-    steers(piece, built)
-    factor = piece.config.condition_factor
+    steers(network, built)
+    factor = network.config.condition_factor
     if "vae" in built and factor != built["vae"].config.factor:
         raise InputError(
-            f"{piece.found.asked} takes pictures {factor} times the latents' plane, "
+            f"{network.found.asked} takes pictures {factor} times the latents' plane, "
             f"but the VAE's are {built['vae'].config.factor} times it"
         )
 
@@ -54,12 +54,12 @@ KIND = Kind(
     serves="--controlnet",
     find=find,
     config=ControlNetConfig,
-    target=targets.controlnet,
+    target=param_shapes.controlnet,
     layout=layout,
     fits=fits,
     torch=Torch(
         compare="mv2_jax.convert.compare_networks:control",
-        published=lambda cfg, unet: published.controlnet(cfg),
+        published=lambda cfg, unet: diffusers_config.controlnet(cfg),
         unsaid=lambda cfg: unsaid(cfg.unet),
         converters={LDM: "mv2_jax.convert.reference:ldm_controlnet"},
     ),

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from mv2_jax.config import ImageProjectionConfig, VisionConfig
-from mv2_jax.convert import published, structure
+from mv2_jax.convert import config_from_shapes, diffusers_config
 from mv2_jax.convert.engine import under
 from mv2_jax.convert.kind import FileNetwork, Kind, Layout, Torch, below, same, shapes
 from mv2_jax.convert.sources import View
@@ -16,7 +16,7 @@ from mv2_jax.errors import InputError
 
 if TYPE_CHECKING:
     from mv2_jax.bundle import Bundle
-    from mv2_jax.convert.pieces import Piece
+    from mv2_jax.convert.pending import PendingNetwork
 
 
 def find(source: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[FileNetwork]:
@@ -27,7 +27,7 @@ def find(source: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[Fil
         prefix, inner = ip_adapter.find(source)
     except ValueError as error:
         raise InputError(str(error)) from None
-    cfg = structure.image_projection(shapes(source, below(source, prefix)))
+    cfg = config_from_shapes.image_projection(shapes(source, below(source, prefix)))
     names = {name: name for name in source if name.startswith((prefix, "ip_adapter."))}
     name = {"linear": "", "resampler": "-Plus", "full": " full-face"}[cfg.kind]
     title = f"an IP-Adapter{name} ({cfg.tokens or 'all'} tokens of width {cfg.out_width})"
@@ -38,7 +38,7 @@ def find(source: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[Fil
 
 def layout(bundle: Bundle, cfg: ImageProjectionConfig) -> Layout:
     """The one file that `load_ip_adapter` takes."""
-    published.adapter(cfg)
+    diffusers_config.adapter(cfg)
     kinds = {
         "linear": ip_adapter.original_linear,
         "resampler": ip_adapter.original_resampler,
@@ -52,13 +52,13 @@ def layout(bundle: Bundle, cfg: ImageProjectionConfig) -> Layout:
     return Layout(table, "", None)
 
 
-def fits(name: str, piece: Piece, built: Mapping[str, Piece]) -> None:
+def fits(name: str, network: PendingNetwork, built: Mapping[str, PendingNetwork]) -> None:
     """Whether its tokens are as wide as the UNet's text, and it reads what the encoder gives."""
-    cfg = piece.config
-    same(piece, cfg.out_width, built["spatial"].config.context_width, "wide", "the UNet")
+    cfg = network.config
+    same(network, cfg.out_width, built["spatial"].config.context_width, "wide", "the UNet")
     if "image_encoder" in built:
         gives = _features(cfg, built["image_encoder"].config)
-        same(piece, cfg.in_width, gives, "features wide", "the image encoder")
+        same(network, cfg.in_width, gives, "features wide", "the image encoder")
 
 
 def reads(adapter: ImageProjectionConfig, encoder: VisionConfig) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mv2_jax.convert import lora
+from mv2_jax.convert import lora_read
 from mv2_jax.convert.kind import FileNetwork, Kind
 
 
@@ -24,7 +24,7 @@ def find_motion(source: Mapping[str, Any], settings: Mapping[str, Any]) -> Itera
 def _is_lora(source: Mapping[str, Any]) -> bool:
     # FaceID adapters hold LoRAs of their own, and are refused as adapters.
     adapter = any(name.startswith(("image_proj.", "ip_adapter.")) for name in source)
-    return not adapter and lora.is_lora(source)
+    return not adapter and lora_read.is_lora(source)
 
 
 def _moving(source: Mapping[str, Any]) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from mv2_jax.config import MotionConfig
-from mv2_jax.convert import merge, published, structure
+from mv2_jax.convert import config_from_shapes, diffusers_config, lora_layers
 from mv2_jax.convert.kind import FileNetwork, Kind, Layout, Torch, claim, same, shapes
 from mv2_jax.convert.sources import spec
 from mv2_jax.convert.tables import motion
@@ -17,7 +17,7 @@ from mv2_jax.errors import InputError
 if TYPE_CHECKING:
     from mv2_jax.bundle import Bundle
     from mv2_jax.convert.compare_networks import Job
-    from mv2_jax.convert.pieces import Piece
+    from mv2_jax.convert.pending import PendingNetwork
 
 ANIMATEDIFF, HOTSHOT = "AnimateDiff's", "Hotshot-XL's"
 # The norm that begins the first motion module of a level, as wide as the level.
@@ -33,7 +33,7 @@ def find(source: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[Fil
         return
     try:
         table = motion.find(names)
-        cfg = structure.motion_modules(shapes(source, names), settings)
+        cfg = config_from_shapes.motion_modules(shapes(source, names), settings)
         original = motion.layout(names).original
     except ValueError as error:
         raise InputError(str(error)) from None
@@ -47,27 +47,27 @@ def find(source: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[Fil
 
 def layout(bundle: Bundle, cfg: MotionConfig) -> Layout:
     """diffusers' MotionAdapter, for the cascade's UNet."""
-    settings = published.motion(cfg, bundle.config("spatial"))
-    return published.diffusers(motion.diffusers(cfg.attentions), settings)
+    settings = diffusers_config.motion(cfg, bundle.config("spatial"))
+    return diffusers_config.diffusers(motion.diffusers(cfg.attentions), settings)
 
 
-def fits(name: str, piece: Piece, built: Mapping[str, Piece]) -> None:
+def fits(name: str, network: PendingNetwork, built: Mapping[str, PendingNetwork]) -> None:
     """Whether they are as wide as the UNet's levels: SDXL's modules know three, SD1.5's four."""
-    source, widths, mark = piece.found.part.tensors, {}, re.compile(_WIDTHS)
+    source, widths, mark = network.found.part.tensors, {}, re.compile(_WIDTHS)
     for tensor in source:
         match = mark.fullmatch(tensor)
         if match:
             widths[int(match[1])] = spec(source, tensor).shape[0]
     theirs = tuple(widths[level] for level in sorted(widths))
-    same(piece, theirs, built["spatial"].config.channels, "widths by level", "the UNet")
+    same(network, theirs, built["spatial"].config.channels, "widths by level", "the UNet")
 
 
 def expected(job: Job) -> dict[str, Any]:
     """Over what AnimateDiff's own code takes norms, and whether there is a middle block."""
     from mv2_jax.convert import reference
 
-    norm, resnets = reference.norm_scopes(job.piece)
-    middle = any(name.startswith("mid_block.") for name in reference.state(job.piece.found))
+    norm, resnets = reference.norm_scopes(job.network)
+    middle = any(name.startswith("mid_block.") for name in reference.state(job.network.found))
     scope = job.scope or norm
     return {"norm_scope": scope, "resnet_norm_scope": resnets, "mid_block": middle}
 
@@ -79,10 +79,10 @@ KIND = Kind(
     config=MotionConfig,
     layout=layout,
     fits=fits,
-    layers=merge.Layers.of_motion,
+    layers=lora_layers.Layers.of_motion,
     torch=Torch(
         compare="mv2_jax.convert.compare_networks:motion",
-        published=published.motion,
+        published=diffusers_config.motion,
         unsaid=lambda cfg: {"motion_num_attention_heads": 8, "motion_norm_num_groups": 32},
         converters={
             ANIMATEDIFF: "mv2_jax.convert.reference:motion_modules",

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from mv2_jax.config import UNetConfig
-from mv2_jax.convert import merge, published, structure, targets
+from mv2_jax.convert import config_from_shapes, diffusers_config, lora_layers, param_shapes
 from mv2_jax.convert.kind import FileNetwork, Kind, Layout, Torch, claim, shapes
 from mv2_jax.convert.kinds.bodies import (
     LDM,
@@ -23,7 +23,7 @@ from mv2_jax.errors import InputError
 
 if TYPE_CHECKING:
     from mv2_jax.bundle import Bundle
-    from mv2_jax.convert.pieces import Piece
+    from mv2_jax.convert.pending import PendingNetwork
 
 
 _MOVING = re.compile(r"\.(motion_modules|temporal_attentions)\.")
@@ -36,19 +36,19 @@ def find(source: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[Fil
             continue
         # The modules of a UNetMotionModel and of Hotshot-XL's UNet are a kind of their own.
         names = {n: old for n, old in names.items() if not _MOVING.search(n)}
-        cfg = structure.unet(shapes(source, names), settings)
+        cfg = config_from_shapes.unet(shapes(source, names), settings)
         table = unet.rules(cfg)
         yield FileNetwork("unet", family(cfg), layout, claim(source, names, table), table, cfg)
 
 
 def layout(bundle: Bundle, cfg: UNetConfig) -> Layout:
     """diffusers' folder."""
-    return published.diffusers(unet.rules(cfg), published.unet(cfg))
+    return diffusers_config.diffusers(unet.rules(cfg), diffusers_config.unet(cfg))
 
 
-def fits(name: str, piece: Piece, built: Mapping[str, Piece]) -> None:
+def fits(name: str, network: PendingNetwork, built: Mapping[str, PendingNetwork]) -> None:
     """Whether it can be the video stages', or T2I's own."""
-    cfg, asked = piece.config, piece.found.asked
+    cfg, asked = network.config, network.found.asked
     if name == "spatial" and cfg.in_channels != cfg.out_channels:
         raise InputError(
             f"{asked} is a UNet that takes {cfg.in_channels} channels (inpainting, say); one of "
@@ -66,13 +66,13 @@ KIND = Kind(
     serves="--unet, or with its text encoders --t2i",
     find=find,
     config=UNetConfig,
-    target=lambda cfg: targets.unet(cfg)["spatial"],
+    target=lambda cfg: param_shapes.unet(cfg)["spatial"],
     layout=layout,
     fits=fits,
-    layers=merge.Layers.of_unet,
+    layers=lora_layers.Layers.of_unet,
     torch=Torch(
         compare="mv2_jax.convert.compare_networks:unet",
-        published=lambda cfg, unet: published.unet(cfg),
+        published=lambda cfg, unet: diffusers_config.unet(cfg),
         unsaid=unsaid,
         converters={LDM: "mv2_jax.convert.reference:ldm_unet"},
         prefixes=lambda cfg: ("lora_unet_", "unet."),

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from mv2_jax.config import VAEConfig
-from mv2_jax.convert import ldm, published, structure, targets
+from mv2_jax.convert import config_from_shapes, diffusers_config, ldm, param_shapes
 from mv2_jax.convert.kind import (
     FileNetwork,
     Kind,
@@ -25,7 +25,7 @@ from mv2_jax.convert.tables import vae
 if TYPE_CHECKING:
     from mv2_jax.bundle import Bundle
     from mv2_jax.convert.compare_networks import Job
-    from mv2_jax.convert.pieces import Piece
+    from mv2_jax.convert.pending import PendingNetwork
 
 # What latents are multiplied by, where no config says it.
 SCALING, SCALING_SDXL = 0.18215, 0.13025
@@ -41,7 +41,7 @@ def find(source: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[Fil
         names, layout = below(source, prefix), "diffusers"
         if "encoder.mid.block_1.conv1.weight" in names:
             names, layout = translated(names, ldm.vae_modules), LDM
-        cfg = structure.vae(shapes(source, names), settings, scaling)
+        cfg = config_from_shapes.vae(shapes(source, names), settings, scaling)
         yield FileNetwork("vae", title(cfg), layout, claim(source, names, table), table, cfg)
 
 
@@ -52,20 +52,20 @@ def title(cfg: VAEConfig) -> str:
 
 def layout(bundle: Bundle, cfg: VAEConfig) -> Layout:
     """diffusers' folder."""
-    return published.diffusers(vae.rules(), published.vae(cfg))
+    return diffusers_config.diffusers(vae.rules(), diffusers_config.vae(cfg))
 
 
-def fits(name: str, piece: Piece, built: Mapping[str, Piece]) -> None:
+def fits(name: str, network: PendingNetwork, built: Mapping[str, PendingNetwork]) -> None:
     """Whether its latents are those of the UNet that it serves, T2I's own or the others'."""
     own = name == "t2i_vae"
     unet, whose = ("t2i_unet", "T2I's UNet") if own else ("spatial", "the UNet")
     theirs = built[unet].config.in_channels
-    same(piece, piece.config.plane_channels, theirs, "latent channels", whose)
+    same(network, network.config.plane_channels, theirs, "latent channels", whose)
 
 
 def expected(job: Job) -> dict[str, Any]:
     """What its latents are shifted and multiplied by."""
-    said = job.piece.found.settings
+    said = job.network.found.settings
     unet = job.all.get("t2i_unet") if job.name == "t2i_vae" else job.all["spatial"]
     # What the publishers' own code has: CompVis' v1-inference.yaml and Stability's sd_xl_base.yaml.
     plain = SCALING_SDXL if unet is not None and unet.config.pooled_width else SCALING
@@ -78,12 +78,12 @@ KIND = Kind(
     serves="--vae or --t2i-vae",
     find=find,
     config=VAEConfig,
-    target=targets.vae,
+    target=param_shapes.vae,
     layout=layout,
     fits=fits,
     torch=Torch(
         compare="mv2_jax.convert.compare_networks:vae",
-        published=lambda cfg, unet: published.vae(cfg),
+        published=lambda cfg, unet: diffusers_config.vae(cfg),
         unsaid=lambda cfg: {"norm_num_groups": 32},
         converters={LDM: "mv2_jax.convert.reference:ldm_vae"},
         expected=expected,

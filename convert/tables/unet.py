@@ -1,6 +1,6 @@
 """UNet2DConditionModel as diffusers saves it (SD1.5 and, by its config, SDXL).
 
-`encoder` and the pieces below serve the ControlNet's table too: its body is half a UNet.
+`encoder` and the networks below serve the ControlNet's table too: its body is half a UNet.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mv2_jax.config import UNetConfig
-from mv2_jax.convert import pieces, schedules, targets
+from mv2_jax.convert import param_shapes, pending, schedules
 from mv2_jax.convert.checkpoint import Checkpoint, SourceNetwork, open_checkpoint
 from mv2_jax.convert.engine import exported
 from mv2_jax.convert.recognise import recognise
@@ -43,7 +43,7 @@ def test_a_name_alone_is_no_network(name, shape):
 @pytest.fixture(scope="module")
 def hollow():
     """A whole UNet whose tensors hold nothing."""
-    leaves = flatten(targets.unet(CFG)["spatial"])
+    leaves = flatten(param_shapes.unet(CFG)["spatial"])
     source = {}
     for key, (rule, names) in exported(leaves, unet.rules(CFG)).items():
         source[key] = rule.operation.backward(
@@ -66,7 +66,7 @@ def hollow():
 def test_settings_of_no_network(hollow, settings, text):
     with pytest.raises(InputError, match=text):
         (part,) = recognise(hollow, settings)
-        pieces.plain(SourceNetwork("x", "x", None, part, settings))
+        pending.plain(SourceNetwork("x", "x", None, part, settings))
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mv2_jax.convert import engine, ldm, pieces, published
+from mv2_jax.convert import diffusers_config, engine, ldm, pending
 from mv2_jax.convert.checkpoint import SourceNetwork
 from mv2_jax.convert.recognise import recognise
 from mv2_jax.params import flatten
@@ -14,8 +14,8 @@ single = pytest.importorskip("diffusers.loaders.single_file_utils")
 
 def tree(part):
     found = SourceNetwork("x", "x", None, part, {})
-    piece = pieces.plain(found)
-    return flatten(engine.convert(part.tensors, piece.table, piece.target))
+    network = pending.plain(found)
+    return flatten(engine.convert(part.tensors, network.table, network.target))
 
 
 def equal(first, second):
@@ -35,7 +35,7 @@ def test_unet(small):
     modules = ldm.unet_modules(2, 1)
     file = {f"model.diffusion_model.{k}": v for k, v in small.as_ldm(state, modules).items()}
     (plain,) = recognise(state, {"attention_head_dim": 8})
-    settings = {"addition_embed_type": None, **published.unet(plain.config)[1]}
+    settings = {"addition_embed_type": None, **diffusers_config.unet(plain.config)[1]}
     same_state(single.convert_ldm_unet_checkpoint(dict(file), settings), state)
     (part,) = recognise(file)
     assert (part.kind, part.layout) == ("unet", "a single file's (LDM)")
@@ -62,7 +62,7 @@ def test_vae(small):
     state = small.vae().state_dict()
     file = {f"first_stage_model.{name}": value for name, value in small.as_ldm_vae(state).items()}
     (plain,) = recognise(state)
-    theirs = single.convert_ldm_vae_checkpoint(dict(file), published.vae(plain.config)[1])
+    theirs = single.convert_ldm_vae_checkpoint(dict(file), diffusers_config.vae(plain.config)[1])
     same_state(theirs, state)
     (part,) = recognise(file)
     assert part.kind == "vae" and part.config == plain.config

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mv2_jax.config import MotionConfig, UNetConfig
-from mv2_jax.convert import ldm, lora, merge, targets
+from mv2_jax.convert import ldm, lora_layers, lora_read, param_shapes
 from mv2_jax.convert.engine import exported
 from mv2_jax.convert.tables import unet as unet_table
 from mv2_jax.errors import InputError
@@ -16,7 +16,7 @@ from mv2_jax.params import flatten
 CFG = UNetConfig(
     channels=(32, 64), layers_per_block=1, transformers=(1, 0), heads=(8, 8), context_width=32
 )
-TREE = targets.unet(CFG)["spatial"]
+TREE = param_shapes.unet(CFG)["spatial"]
 RANK, ALPHA, WEIGHT = 3, 6.0, 0.7
 Q = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
 OUT = "up_blocks.1.attentions.1.transformer_blocks.0.attn2.to_out.0"
@@ -84,13 +84,13 @@ def spellings():
 @pytest.mark.parametrize("spelling", spellings())
 def test_every_spelling_is_the_merge_by_hand(spelling):
     source, scale = spellings()[spelling]
-    assert lora.is_lora(source)
-    changes = merge.fit(
-        lora.products(source, {}), {"unet": merge.Layers.of_unet(CFG, TREE)}, WEIGHT
+    assert lora_read.is_lora(source)
+    changes = lora_layers.fit(
+        lora_read.products(source, {}), {"unet": lora_layers.Layers.of_unet(CFG, TREE)}, WEIGHT
     )["unet"]
     assert changes.keys() == {leaf(Q), leaf(OUT)}
     base = np.random.default_rng(9).normal(size=(32, 32)).astype(np.float32)
-    merged = dict(merge.changed([(leaf(Q), base), (leaf(OUT), base), ("x", base)], changes))
+    merged = dict(lora_layers.changed([(leaf(Q), base), (leaf(OUT), base), ("x", base)], changes))
     np.testing.assert_array_equal(merged["x"], base)
     for seed, module in enumerate((Q, OUT)):
         down, up = (part.astype(np.float64) for part in halves(seed))
@@ -103,7 +103,7 @@ def test_kohyas_names_mean_what_diffusers_says():
     conversion = pytest.importorskip("diffusers.loaders.lora_conversion_utils")
     import torch
 
-    layers = merge.Layers.of_unet(CFG, TREE)
+    layers = lora_layers.Layers.of_unet(CFG, TREE)
     table = exported(flatten(TREE), unet_table.rules(CFG))
     attention = [k.removesuffix(".weight") for k in table if ".attn" in k and k.endswith("weight")]
     assert len(attention) == 32  # four transformers of two attentions of four layers
@@ -118,7 +118,7 @@ def test_kohyas_names_mean_what_diffusers_says():
 
 
 def test_every_layer_is_found_by_its_ldm_name():
-    layers = merge.Layers.of_unet(CFG, TREE)
+    layers = lora_layers.Layers.of_unet(CFG, TREE)
     modules = ldm.unet_modules(2, 1)
     for old_name, new in modules.items():
         kernel = layers.places.get(new.replace(".", "_"))
@@ -138,8 +138,8 @@ def test_convolutions():
     def change(module, **parts):
         name = f"lora_unet_{module.replace('.', '_')}"
         source = {f"{name}.lora_{part}.weight": value for part, value in parts.items()}
-        layers = {"unet": merge.Layers.of_unet(CFG, TREE)}
-        found = merge.fit(lora.products(source, {}), layers)["unet"][leaf(module)]
+        layers = {"unet": lora_layers.Layers.of_unet(CFG, TREE)}
+        found = lora_layers.fit(lora_read.products(source, {}), layers)["unet"][leaf(module)]
         return found[0].added(np.zeros(flatten(TREE)[leaf(module)].shape, np.float32))
 
     expected = np.einsum("orxy,rihw->hwio", up.astype(np.float64), down)
@@ -155,8 +155,8 @@ def test_convolutions():
 
 def test_motion_loras_in_both_namings():
     cfg = MotionConfig(max_frames=8)
-    tree = targets.unet(UNetConfig(**{**vars(CFG), "motion": cfg}))["motion"]
-    layers = {"unet": merge.Layers.of_motion(cfg, tree)}
+    tree = param_shapes.unet(UNetConfig(**{**vars(CFG), "motion": cfg}))["motion"]
+    layers = {"unet": lora_layers.Layers.of_motion(cfg, tree)}
     place = "down_blocks.0.motion_modules.0"
     block = "temporal_transformer.transformer_blocks.0.attention_blocks.1.processor"
     names = (
@@ -166,7 +166,7 @@ def test_motion_loras_in_both_namings():
     down, up = halves(0)
     for name in names:
         source = {name.format("down"): down, name.format("up"): up}
-        changes = merge.fit(lora.products(source, {}), layers)["unet"]
+        changes = lora_layers.fit(lora_read.products(source, {}), layers)["unet"]
         wanted = "down_blocks_0/motion_modules_0/transformer_blocks_0/attn2/attn/to_k/kernel"
         assert list(changes) == [wanted]
 
@@ -180,11 +180,11 @@ def test_text_encoders_are_kept_apart():
     from mv2_jax.config import TextConfig
 
     cfg = TextConfig(vocab_size=9, max_length=7, width=32, layers=1, heads=1, mlp_width=32)
-    layers = merge.Layers.of_text(targets.text(cfg))
+    layers = lora_layers.Layers.of_text(param_shapes.text(cfg))
     for name, model in names.items():
         source = {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up}
         networks = {"text": layers, "text_2": layers}
-        assert list(merge.fit(lora.products(source, {}), networks)) == [model]
+        assert list(lora_layers.fit(lora_read.products(source, {}), networks)) == [model]
 
 
 @pytest.mark.parametrize(
@@ -201,22 +201,22 @@ def test_text_encoders_are_kept_apart():
 def test_other_methods_and_halves_are_refused(change, text):
     source = {**spellings()["kohya"][0], **{k: np.ones((2, 2), np.float32) for k in change}}
     with pytest.raises(InputError, match=text):
-        lora.products(source, {})
+        lora_read.products(source, {})
 
 
 def test_what_has_no_place_is_refused_whole():
-    layers = {"unet": merge.Layers.of_unet(CFG, TREE)}
+    layers = {"unet": lora_layers.Layers.of_unet(CFG, TREE)}
     down, up = halves(0)
     source, _ = spellings()["kohya"]
     far = {"lora_unet_far_away.lora_down.weight": down, "lora_unet_far_away.lora_up.weight": up}
     with pytest.raises(InputError, match="no such layer: lora_unet_far_away"):
-        merge.fit(lora.products({**source, **far}, {}), layers)
+        lora_layers.fit(lora_read.products({**source, **far}, {}), layers)
     wide = {f"unet.{Q}.lora_A.weight": halves(0, (32, 64))[0], f"unet.{Q}.lora_B.weight": up}
     with pytest.raises(InputError, match=r"another size: unet.down_blocks"):
-        merge.fit(lora.products(wide, {}), layers)
+        lora_layers.fit(lora_read.products(wide, {}), layers)
     down[0, 0] = np.nan
     bad = {f"unet.{Q}.lora_A.weight": down, f"unet.{Q}.lora_B.weight": up}
-    (change,) = merge.fit(lora.products(bad, {}), layers)["unet"][leaf(Q)]
+    (change,) = lora_layers.fit(lora_read.products(bad, {}), layers)["unet"][leaf(Q)]
     with pytest.raises(InputError, match="not finite"):
         change.added(np.zeros((32, 32), np.float32))
 
@@ -306,8 +306,8 @@ def test_lohas_lokrs_and_doras_are_merged_as_peft_merges_them(method, kind, tmp_
     before, after, file = in_peft(method, kind)
     op = OPS[kind]
     (leaf,) = op.forward(before.numpy())
-    layers = merge.Layers({"q": merge.Place("q/kernel", op, leaf.size)})
-    changes = merge.fit(lora.products(file, {}), {"unet": layers})["unet"]["q/kernel"]
+    layers = lora_layers.Layers({"q": lora_layers.Place("q/kernel", op, leaf.size)})
+    changes = lora_layers.fit(lora_read.products(file, {}), {"unet": layers})["unet"]["q/kernel"]
     (expected,) = op.forward(after.numpy())
     assert np.abs(expected - leaf).max() > 0.1
     np.testing.assert_allclose(changes[0].added(leaf), expected, rtol=0, atol=2e-6)
@@ -319,13 +319,13 @@ def test_lohas_lokrs_and_doras_are_merged_as_peft_merges_them(method, kind, tmp_
 
 
 def test_layers_that_are_not_there_are_skipped_and_counted():
-    layers = {"unet": merge.Layers.of_unet(CFG, TREE)}
+    layers = {"unet": lora_layers.Layers.of_unet(CFG, TREE)}
     down, up = halves(0)
     source, _ = spellings()["kohya"]
     far = {"lora_te1_text_projection.lora_down.weight": down}
     far |= {"lora_te1_text_projection.lora_up.weight": up}
     far |= {"bundle_emb.word.string_to_param.*": up}
-    assert lora.bundled(far) == ["word"]
+    assert lora_read.bundled(far) == ["word"]
     absent = []
-    found = merge.fit(lora.products({**source, **far}, {}), layers, absent=absent)
+    found = lora_layers.fit(lora_read.products({**source, **far}, {}), layers, absent=absent)
     assert absent == ["lora_te1_text_projection"] and len(found["unet"]) == 2

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from mv2_jax import params
-from mv2_jax.convert import assemble, export, lora_files, merge
+from mv2_jax.convert import assemble, export, lora_layers, lora_write
 from mv2_jax.convert.checkpoint import open_checkpoint
-from mv2_jax.convert.lora import products
+from mv2_jax.convert.lora_read import products
 from mv2_jax.models.clip_text import TextEncoder
 from mv2_jax.models.unet import UNetBackbone
 from mv2_jax.nn.transformer import Context
@@ -45,7 +45,7 @@ def held(sources, tmp_path_factory):
         )
         parts[name] = (factors, tree, whole.config(name))
         merged[name] = lora.merge(tree, factors, ALPHA / RANK)
-    written = lora_files.write(root, parts, ALPHA)
+    written = lora_write.write(root, parts, ALPHA)
     assert {path.name for path in written} == {
         "lora.kohya.safetensors",
         "lora.diffusers.safetensors",
@@ -168,8 +168,10 @@ def test_what_is_written_is_read_back(held, form):
     root, whole, merged = held
     (found,) = open_checkpoint(str(root / f"motion_lora.{form}.safetensors")).found
     tree = whole.load("motion_i2v")
-    layers = merge.Layers.of_motion(whole.config("motion_i2v"), tree)
-    changes = merge.fit(products(found.part.tensors, found.settings), {"unet": layers})["unet"]
-    again = dict(merge.changed(params.flatten(tree).items(), changes))
+    layers = lora_layers.Layers.of_motion(whole.config("motion_i2v"), tree)
+    changes = lora_layers.fit(products(found.part.tensors, found.settings), {"unet": layers})[
+        "unet"
+    ]
+    again = dict(lora_layers.changed(params.flatten(tree).items(), changes))
     for name, leaf in params.flatten(merged["motion_i2v"]).items():
         np.testing.assert_allclose(again[name], leaf, rtol=0, atol=1e-6)

@@ -116,10 +116,10 @@ class Verifier:
         self._numbers, self._nets, self._programs, self._counts = {}, {}, {}, {}
         module, census, theirs = reference.module, compare.census, compare_networks._numbers
 
-        def filled(piece, dtype, unet):
-            key = (id(piece), dtype)
+        def filled(network, dtype, unet):
+            key = (id(network), dtype)
             if key not in self._nets:
-                self._nets[key] = module(piece, dtype, unet)
+                self._nets[key] = module(network, dtype, unet)
             return copy.deepcopy(self._nets[key])
 
         def ours(run, job):

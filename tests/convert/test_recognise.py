@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mv2_jax.config import ControlNetConfig, MotionConfig, TextConfig, UNetConfig, VisionConfig
-from mv2_jax.convert import structure, targets
+from mv2_jax.convert import config_from_shapes, param_shapes
 from mv2_jax.convert.engine import exported, under
 from mv2_jax.convert.recognise import recognise
 from mv2_jax.convert.tables import clip, controlnet, ip_adapter, ip_attention, motion, unet
@@ -46,14 +46,14 @@ def only(source, settings=None):
 
 @pytest.mark.parametrize("cfg, title", [(UNetConfig(), "an SD1.5 UNet"), (SDXL, "an SDXL UNet")])
 def test_full_size_unets_need_no_settings(cfg, title):
-    part = only(hollow(targets.unet(cfg)["spatial"], unet.rules(cfg)))
+    part = only(hollow(param_shapes.unet(cfg)["spatial"], unet.rules(cfg)))
     assert part.title == title and part.kind == "unet"
     assert part.config == cfg
 
 
 def test_a_full_size_controlnet():
     cfg = ControlNetConfig()
-    part = only(hollow(targets.controlnet(cfg), controlnet.rules(cfg)))
+    part = only(hollow(param_shapes.controlnet(cfg), controlnet.rules(cfg)))
     assert part.config == cfg and part.title == "a ControlNet for an SD1.5 UNet"
 
 
@@ -61,21 +61,21 @@ def test_a_full_size_controlnet():
 @pytest.mark.parametrize("inner", ["", "text_model."])
 def test_clips_text_encoder_under_all_its_names(inner, prefix):
     table = clip.transformers_text(inner)
-    assert only(hollow(targets.text(TextConfig()), table, prefix)).config == TextConfig()
+    assert only(hollow(param_shapes.text(TextConfig()), table, prefix)).config == TextConfig()
 
 
 def test_open_clips_towers():
     table = clip.open_clip_text()
-    part = only(hollow(targets.text(BIGG), table, "conditioner.embedders.1.model."))
+    part = only(hollow(param_shapes.text(BIGG), table, "conditioner.embedders.1.model."))
     assert part.config == BIGG and part.layout == "OpenCLIP's"
-    part = only(hollow(targets.vision(VisionConfig()), clip.open_clip_vision(), "visual."))
+    part = only(hollow(param_shapes.vision(VisionConfig()), clip.open_clip_vision(), "visual."))
     assert part.kind == "image_encoder" and part.config == VisionConfig()
 
 
 @pytest.mark.parametrize("middle", [False, True])
 def test_motion_modules(middle):
     cfg = MotionConfig(mid_block=middle)
-    tree = targets.unet(UNetConfig(motion=cfg))["motion"]
+    tree = param_shapes.unet(UNetConfig(motion=cfg))["motion"]
     part = only(hollow(tree, motion.original()))
     assert part.config == cfg and part.layout == "AnimateDiff's"
     assert part.title == f"motion modules (32 frames, {'a' if middle else 'no'} middle block)"
@@ -83,11 +83,11 @@ def test_motion_modules(middle):
 
 def test_an_adapter_and_its_attention():
     cfg = UNetConfig(image_tokens=True)
-    projection = structure.ImageProjectionConfig()
-    source = hollow(targets.image_projection(projection), ip_adapter.original_resampler())
+    projection = config_from_shapes.ImageProjectionConfig()
+    source = hollow(param_shapes.image_projection(projection), ip_adapter.original_resampler())
     source = {f"image_proj.{name}": value for name, value in source.items()}
     attention = under(ip_attention.rules(cfg))
-    source |= hollow(targets.unet(cfg)["image_attn"], attention)
+    source |= hollow(param_shapes.unet(cfg)["image_attn"], attention)
     part = only(source)
     assert part.config == projection and len(part.tensors) == len(source)
     assert part.title == "an IP-Adapter-Plus (16 tokens of width 768)"
@@ -116,7 +116,7 @@ def test_what_is_unknown_is_described(names, text):
 )
 def test_settings_that_the_network_cannot_have_are_refused(settings, text):
     cfg = UNetConfig(channels=(32, 64), layers_per_block=1, transformers=(1, 0), heads=(8, 8))
-    source = hollow(targets.unet(cfg)["spatial"], unet.rules(cfg))
+    source = hollow(param_shapes.unet(cfg)["spatial"], unet.rules(cfg))
     assert only(source, {"act_fn": "silu", "attention_head_dim": [8, 8]}).config == cfg
     with pytest.raises(InputError, match=text):
         recognise(source, settings)
@@ -124,7 +124,7 @@ def test_settings_that_the_network_cannot_have_are_refused(settings, text):
 
 def test_what_looks_like_something_else_is_named():
     cfg = ControlNetConfig()
-    scribble = hollow(targets.controlnet(cfg), controlnet.rules(cfg))
+    scribble = hollow(param_shapes.controlnet(cfg), controlnet.rules(cfg))
     scribble["down_blocks.0.motion_modules.0.norm.weight"] = np.ones(320, np.float32)
     with pytest.raises(InputError, match="SparseCtrl's encoder of scribbles"):
         recognise(scribble)
@@ -137,22 +137,22 @@ def test_what_looks_like_something_else_is_named():
 
 
 def test_sd2_is_refused_for_pictures_and_videos_alike():
-    from mv2_jax.convert import assemble, pieces
+    from mv2_jax.convert import pending
     from mv2_jax.convert.checkpoint import SourceNetwork
 
     cfg = UNetConfig(context_width=1024, linear_projection=True, heads=(5, 10, 20, 20))
-    part = only(hollow(targets.unet(cfg)["spatial"], unet.rules(cfg)))
-    two = pieces.plain(SourceNetwork("sd2", "sd2", None, part, {}))
-    one = pieces.plain(
+    part = only(hollow(param_shapes.unet(cfg)["spatial"], unet.rules(cfg)))
+    two = pending.plain(SourceNetwork("sd2", "sd2", None, part, {}))
+    one = pending.plain(
         SourceNetwork(
             "sd1",
             "sd1",
             None,
-            only(hollow(targets.unet(UNetConfig())["spatial"], unet.rules(UNetConfig()))),
+            only(hollow(param_shapes.unet(UNetConfig())["spatial"], unet.rules(UNetConfig()))),
             {},
         )
     )
-    assemble.fits("spatial", {"spatial": one})
+    pending.check("spatial", {"spatial": one})
     for name, built in (("spatial", {"spatial": two}), ("t2i_unet", {"t2i_unet": two})):
         with pytest.raises(InputError, match="sd2 holds an SD2 UNet: Stable Diffusion 2 reads"):
-            assemble.fits(name, built)
+            pending.check(name, built)

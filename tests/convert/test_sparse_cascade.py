@@ -6,7 +6,7 @@ import pytest
 
 from mv2_jax import bundle, cli
 from mv2_jax.config import SparseControlConfig
-from mv2_jax.convert import pieces
+from mv2_jax.convert import pending
 from mv2_jax.convert.checkpoint import open_checkpoint
 from mv2_jax.params import flatten
 
@@ -57,8 +57,8 @@ def test_the_original_layout_holds_the_same(small, whole, tmp_path):
             rest = f"{number}.temporal_transformer.{rest}"
         state["module." + place + split + rest] = value
     torch.save({"controlnet": state, "epoch": 3}, tmp_path / "x.ckpt")
-    piece = pieces.plain(open_checkpoint(str(tmp_path / "x.ckpt")).one("sparse_control"))
-    ours = dict(piece.pending().make())
+    network = pending.plain(open_checkpoint(str(tmp_path / "x.ckpt")).one("sparse_control"))
+    ours = dict(network.pending().make())
     theirs = flatten(made.load("control"))
     assert ours.keys() == theirs.keys()
     assert all((ours[name] == theirs[name]).all() for name in ours)

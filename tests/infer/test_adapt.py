@@ -9,7 +9,7 @@ import pytest
 import tiny
 
 from mv2_jax import bundle, cascade, cli, params
-from mv2_jax.convert import lora_files
+from mv2_jax.convert import lora_write
 from mv2_jax.errors import InputError
 from mv2_jax.infer import adapt
 from mv2_jax.train import lora
@@ -27,7 +27,7 @@ def held(tmp_path_factory):
         factors = jax.tree.map(lambda x, rng=rng: np.float32(rng.normal(size=x.shape)), shapes)
         parts[name] = (factors, tree, whole.config(name))
         merged[name] = lora.merge(tree, factors, 0.25 * 0.5, jnp.float32)
-    lora_files.write(root, parts, 0.5)
+    lora_write.write(root, parts, 0.5)
     return root, whole, merged
 
 

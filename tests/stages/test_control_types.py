@@ -10,7 +10,7 @@ import pytest
 
 from mv2_jax import numbers, sharding
 from mv2_jax.config import ControlNetConfig, ScheduleConfig, StageConfig, TextConfig, UNetConfig
-from mv2_jax.convert import targets
+from mv2_jax.convert import param_shapes
 from mv2_jax.errors import InputError
 from mv2_jax.nn.transformer import Context
 from mv2_jax.params import flatten
@@ -77,7 +77,7 @@ def test_a_plain_controlnet_is_told_nothing():
 
 
 def test_every_parameter_has_one_place_on_a_mesh():
-    shapes = flatten(targets.controlnet(NET))
+    shapes = flatten(param_shapes.controlnet(NET))
     assert any(path.startswith("transformer_layes_0/") for path in shapes)
     for path, leaf in shapes.items():
         found = [axes for pattern, axes in sharding.RULES if re.search(pattern, path)]

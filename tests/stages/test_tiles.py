@@ -40,7 +40,7 @@ def test_a_chain_decodes_in_tiles():
 def test_tiles_are_diffusers(size, tmp_path):
     diffusers, torch = pytest.importorskip("diffusers"), pytest.importorskip("torch")
     from mv2_jax.convert.checkpoint import open_checkpoint
-    from mv2_jax.convert.pieces import plain
+    from mv2_jax.convert.pending import plain
     from mv2_jax.params import unflatten
 
     module = randomise(
@@ -55,8 +55,8 @@ def test_tiles_are_diffusers(size, tmp_path):
     )
     module.enable_tiling()
     module.save_pretrained(tmp_path / "vae")
-    piece = plain(open_checkpoint(str(tmp_path / "vae")).one("vae"))
-    params, cfg = unflatten(dict(piece.pending().make())), piece.config
+    network = plain(open_checkpoint(str(tmp_path / "vae")).one("vae"))
+    params, cfg = unflatten(dict(network.pending().make())), network.config
     rng = np.random.default_rng(1)
     pixels = rng.uniform(-1, 1, (2, *size, 3)).astype(np.float32)
     with torch.no_grad():

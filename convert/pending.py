@@ -1,7 +1,7 @@
 """Networks on their way into a cascade folder, each from a source found and recognised.
 
-A `Piece` says which of a source's tensors fill which tree by which table; `pending` makes of it a
-tree that is read, changed and written one tensor at a time.
+A `PendingNetwork` says which of a source's tensors fill which tree by which table; its `pending`
+is that tree, read, changed and written one tensor at a time.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 from mv2_jax import params
 from mv2_jax.config import UNetConfig
-from mv2_jax.convert import engine, kinds, merge, targets
+from mv2_jax.convert import engine, kinds, lora_layers, param_shapes
 from mv2_jax.convert.checkpoint import SourceNetwork
 from mv2_jax.convert.sources import spec
 from mv2_jax.convert.tables import ip_attention
@@ -36,7 +36,7 @@ class Rows(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Piece:
+class PendingNetwork:
     """One component: the tensors of `found`, by `table`, into a tree of `target`'s shapes.
 
     `changes` are what LoRAs add to its leaves; `loras` are their paths and weights, `notes` what of
@@ -47,7 +47,7 @@ class Piece:
     target: params.Tree
     config: Any
     table: engine.Table
-    changes: merge.Changes = dataclasses.field(default_factory=dict)
+    changes: lora_layers.Changes = dataclasses.field(default_factory=dict)
     loras: tuple[tuple[str, float], ...] = ()
     notes: tuple[str, ...] = ()
     rows: tuple[Rows, ...] = ()
@@ -86,7 +86,7 @@ class Piece:
     def _leaves(self, specs: Mapping[str, Spec]) -> Iterator[tuple[str, np.ndarray]]:
         pairs = engine.stream(self.found.part.tensors, self.table, self.target)
         try:
-            for name, array in merge.changed(pairs, self.changes):
+            for name, array in lora_layers.changed(pairs, self.changes):
                 if name == TOKENS and self.rows:
                     more = [np.asarray(rows.vectors, np.float32) for rows in self.rows]
                     array = np.concatenate([np.asarray(array, np.float32), *more])
@@ -104,16 +104,16 @@ class Piece:
             raise InputError(f"{self.found.asked}: {error}") from None
 
     def with_changes(
-        self, changes: merge.Changes, path: str, weight: float, notes: tuple[str, ...] = ()
-    ) -> Piece:
-        """This piece with one LoRA more."""
+        self, changes: lora_layers.Changes, path: str, weight: float, notes: tuple[str, ...] = ()
+    ) -> PendingNetwork:
+        """This network with one LoRA more."""
         both = {leaf: list(known) for leaf, known in self.changes.items()}
         for leaf, more in changes.items():
             both.setdefault(leaf, []).extend(more)
         loras, said = (*self.loras, (path, weight)), (*self.notes, *notes)
         return dataclasses.replace(self, changes=both, loras=loras, notes=said)
 
-    def with_rows(self, rows: Rows) -> Piece:
+    def with_rows(self, rows: Rows) -> PendingNetwork:
         """This text encoder with one embedding more."""
         # 2 stands for the largest id, which is an embedding's now.
         end = self.found.part.config.vocab_size - 1 if self.config.eos_token_id == 2 else None
@@ -133,13 +133,15 @@ def _kept(stored: np.dtype, wanted: Any) -> np.dtype:
     return np.dtype(wanted) if floating else stored
 
 
-def plain(found: SourceNetwork, built: Mapping[str, Piece] | None = None) -> Piece:
-    """A piece by itself: an encoder, a VAE, a ControlNet or its like, a UNet.
+def plain(
+    found: SourceNetwork, built: Mapping[str, PendingNetwork] | None = None
+) -> PendingNetwork:
+    """A network by itself: an encoder, a VAE, a ControlNet or its like, a UNet.
 
-    `built` are the pieces so far, for those that are nothing without them (`kind.Kind.whole`).
+    `built` are the networks so far, for those that are nothing without them (`kind.Kind.whole`).
 
     Raises:
-        InputError: its settings contradict its tensors, or these the other pieces'.
+        InputError: its settings contradict its tensors, or these the other networks'.
     """
     kind = kinds.get(found.part.kind)
     if kind.whole is not None:
@@ -148,18 +150,18 @@ def plain(found: SourceNetwork, built: Mapping[str, Piece] | None = None) -> Pie
         except InputError as error:
             raise InputError(f"{found.asked} ({found.part.title}): {error}") from None
     part, make = found.part, kind.target
-    return Piece(found, _target(found, lambda: make(part.config)), part.config, part.table)
+    return PendingNetwork(found, _target(found, lambda: make(part.config)), part.config, part.table)
 
 
-def motion(found: SourceNetwork, unet: UNetConfig) -> Piece:
+def motion(found: SourceNetwork, unet: UNetConfig) -> PendingNetwork:
     """Motion modules for a spatial UNet. Raises InputError as `plain`."""
     cfg = found.part.config
     whole = dataclasses.replace(unet, motion=cfg)
-    target = _target(found, lambda: targets.unet(whole)["motion"])
-    return Piece(found, target, cfg, found.part.table)
+    target = _target(found, lambda: param_shapes.unet(whole)["motion"])
+    return PendingNetwork(found, target, cfg, found.part.table)
 
 
-def image_attention(found: SourceNetwork, unet: UNetConfig) -> Piece:
+def image_attention(found: SourceNetwork, unet: UNetConfig) -> PendingNetwork:
     """An IP-Adapter: its image projection, and its keys and values for a spatial UNet.
 
     Raises InputError as `plain`.
@@ -167,11 +169,18 @@ def image_attention(found: SourceNetwork, unet: UNetConfig) -> Piece:
     cfg = dataclasses.replace(unet, image_tokens=True)
 
     def make() -> params.Tree:
-        projection = targets.image_projection(found.part.config)
-        return {"projection": projection, "unet": targets.unet(cfg)["image_attn"]}
+        projection = param_shapes.image_projection(found.part.config)
+        return {"projection": projection, "unet": param_shapes.unet(cfg)["image_attn"]}
 
     table = [*found.part.table, *engine.under(ip_attention.rules(cfg), target="unet/")]
-    return Piece(found, _target(found, make), found.part.config, table)
+    return PendingNetwork(found, _target(found, make), found.part.config, table)
+
+
+def check(name: str, built: Mapping[str, PendingNetwork]) -> None:
+    """Raises InputError where a component does not fit the others."""
+    fits = kinds.get(built[name].found.part.kind).fits
+    if fits is not None:
+        fits(name, built[name], built)
 
 
 def _target(found: SourceNetwork, make: Callable[[], params.Tree]) -> params.Tree:

@@ -4,7 +4,7 @@ Every program names a layer in its own way, but all spell out the module's path.
 network is listed under every way there is, dots made underscores, and a LoRA's names are looked up:
 
     unet = Layers.of_unet(cfg, tree)
-    changes = fit(lora.products(source, {}), {"unet": unet})["unet"]
+    changes = fit(lora_read.products(source, {}), {"unet": unet})["unet"]
     pairs = changed(pairs, changes)  # (leaf, array) as `engine.stream` yields them
 
 A name that is found nowhere is an error: what a LoRA holds is merged whole or not at all.
@@ -23,7 +23,7 @@ import numpy as np
 from mv2_jax.config import MotionConfig, UNetConfig
 from mv2_jax.convert import ldm
 from mv2_jax.convert.engine import Table, exported
-from mv2_jax.convert.lora import Product
+from mv2_jax.convert.lora_read import Product
 from mv2_jax.convert.ops import Op, as_numpy
 from mv2_jax.convert.tables import clip, motion, unet
 from mv2_jax.errors import InputError
@@ -139,7 +139,7 @@ def fit(
     """{network: {leaf: changes}} of a LoRA's products.
 
     Args:
-        products: see `lora.products`.
+        products: see `lora_read.products`.
         networks: the layers that there are, by "unet", "text" and "text_2".
         weight: how much of the LoRA is merged.
         absent: gets the layers that none of the networks has; without it, one is an error.

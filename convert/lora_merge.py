@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
 
-from mv2_jax.convert import distilled, kinds, lora, merge
+from mv2_jax.convert import distilled, kinds, lora_layers, lora_read
 from mv2_jax.convert.checkpoint import SourceNetwork
 from mv2_jax.convert.engine import shorten
-from mv2_jax.convert.pieces import Piece
+from mv2_jax.convert.pending import PendingNetwork
 from mv2_jax.errors import InputError
 from mv2_jax.lookup import one_of
 from mv2_jax.numbers import DIFFUSION
@@ -29,8 +29,8 @@ _SETS: dict[str, dict[tuple[str, ...], dict[str, str]]] = {
 }
 
 
-def apart(built: Mapping[str, Piece]) -> dict[str, Piece]:
-    """The pieces with networks of T2I's own, where it shares those of the video stages.
+def apart(built: Mapping[str, PendingNetwork]) -> dict[str, PendingNetwork]:
+    """The networks with networks of T2I's own, where it shares those of the video stages.
 
     They are stored once as long as nothing but their name tells them apart; see `bundle.Part`.
     """
@@ -42,9 +42,12 @@ def apart(built: Mapping[str, Piece]) -> dict[str, Piece]:
 
 
 def merge_into(
-    built: Mapping[str, Piece], found: SourceNetwork, weight: float, stages: Collection[str] = ()
-) -> dict[str, Piece]:
-    """The pieces with a LoRA merged in.
+    built: Mapping[str, PendingNetwork],
+    found: SourceNetwork,
+    weight: float,
+    stages: Collection[str] = (),
+) -> dict[str, PendingNetwork]:
+    """The networks with a LoRA merged in.
 
     A LoRA goes into the shared UNet and into T2I's own, wherever that is of the shape it is for.
 
@@ -58,17 +61,17 @@ def merge_into(
     """
     if stages and found.part.kind == "lora":
         built = apart(built)
-    layers = {name: partial(_layers, piece) for name, piece in built.items()}
+    layers = {name: partial(_layers, network) for name, network in built.items()}
     merged, skipped = fitted(found, weight, stages, layers)
-    # One piece may stand under two names, and stays one where both are merged alike.
-    new: dict[int, Piece] = {}
+    # One network may stand under two names, and stays one where both are merged alike.
+    new: dict[int, PendingNetwork] = {}
     for name, leaves in merged.items():
-        piece = built[name]
-        made = piece.with_changes(leaves, str(found.path), weight, _notes(found, skipped))
-        new.setdefault(id(piece), made)
+        network = built[name]
+        made = network.with_changes(leaves, str(found.path), weight, _notes(found, skipped))
+        new.setdefault(id(network), made)
     return {
-        name: new[id(piece)] if id(piece) in new and (name in merged or not stages) else piece
-        for name, piece in built.items()
+        name: new[id(network)] if id(network) in new and (name in merged or not stages) else network
+        for name, network in built.items()
     }
 
 
@@ -76,8 +79,8 @@ def fitted(
     found: SourceNetwork,
     weight: float,
     stages: Collection[str],
-    layers: Mapping[str, Callable[[], merge.Layers]],
-) -> tuple[dict[str, merge.Changes], list[str]]:
+    layers: Mapping[str, Callable[[], lora_layers.Layers]],
+) -> tuple[dict[str, lora_layers.Changes], list[str]]:
     """({component: what a LoRA adds to its leaves}, names of layers that are in none).
 
     Args:
@@ -89,8 +92,8 @@ def fitted(
     """
     try:
         sets = _chosen(found.part.kind, stages)
-        products = lora.products(found.part.tensors, found.settings)
-        merged: dict[str, merge.Changes] = {}
+        products = lora_read.products(found.part.tensors, found.settings)
+        merged: dict[str, lora_layers.Changes] = {}
         misfits: list[str] = []
         skipped: list[str] = []
         for names in sets:
@@ -100,7 +103,7 @@ def fitted(
             try:
                 networks = {model: layers[name]() for model, name in names.items()}
                 absent: list[str] = []
-                changes = merge.fit(products, networks, weight, absent)
+                changes = lora_layers.fit(products, networks, weight, absent)
                 if 2 * len(absent) > len(products):
                     more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
                     raise InputError(f"no such layer: {absent[0]}{more}")
@@ -125,7 +128,7 @@ def _notes(found: SourceNetwork, skipped: Collection[str]) -> tuple[str, ...]:
     few = distilled.note(found) if found.part.kind == "lora" else None
     if few:
         notes.append(few)
-    names = lora.bundled(found.part.tensors)
+    names = lora_read.bundled(found.part.tensors)
     if names:
         notes.append(f"{found.asked}: its embeddings are left out: {', '.join(names)}")
     return tuple(notes)
@@ -147,5 +150,5 @@ def _chosen(kind: str, stages: Collection[str]) -> list[dict[str, str]]:
     return list(sets.values())
 
 
-def _layers(piece: Piece) -> merge.Layers:
-    return kinds.get(piece.found.part.kind).layers(piece.config, piece.target)
+def _layers(network: PendingNetwork) -> lora_layers.Layers:
+    return kinds.get(network.found.part.kind).layers(network.config, network.target)

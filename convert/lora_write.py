@@ -6,7 +6,7 @@
 - `motion_lora.diffusers.safetensors`: the same of motion modules, for AnimateDiffPipeline;
 - `motion_lora.animatediff.safetensors`: AnimateDiff's Motion-LoRA, whose scale is in its numbers.
 
-`convert.lora` reads all of them.
+`convert.lora_read` reads all of them.
 """
 
 from __future__ import annotations
