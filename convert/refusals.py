@@ -29,6 +29,11 @@ _REFUSALS = (
         "it reads InsightFace's embeddings of faces; plain, Plus and full-face adapters serve",
     ),
     Refusal(
+        "an IP-Adapter FaceID portrait",
+        (r"^image_proj\.proj\.2\.", r"^image_proj\.norm\."),
+        "it reads InsightFace's embeddings of faces; plain, Plus and full-face adapters serve",
+    ),
+    Refusal(
         "TAESD, a tiny autoencoder for previews",
         (r"^((taesd_)?decoder\.(layers\.)?)?3\.conv\.0\.weight$",),
         "--vae wants the whole one",
