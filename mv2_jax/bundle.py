@@ -80,7 +80,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Component:
+class StoredComponent:
     """What the folder says of one component. `size` is its file's size in bytes."""
 
     name: str
@@ -108,7 +108,7 @@ class Bundle:
 
     folder: Path | Remote
     name: str
-    components: dict[str, Component]
+    components: dict[str, StoredComponent]
     stages: dict[str, Any]
     defaults: dict[str, dict[str, float]]
     tokenizer: Any
@@ -164,13 +164,13 @@ class Bundle:
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
-    def _component(self, name: str) -> Component:
+    def _component(self, name: str) -> StoredComponent:
         if name not in self.components:
             held = ", ".join(self.components) or "nothing"
             raise InputError(f"{self.folder} has no component {name!r}; it holds {held}")
         return self.components[name]
 
-    def _check_sum(self, component: Component) -> None:
+    def _check_sum(self, component: StoredComponent) -> None:
         path = self.folder / component.file
         try:
             actual = files.known_sha256(path)
@@ -319,7 +319,7 @@ def _reason(error: OSError) -> str:
     return (error.strerror or "error").lower()
 
 
-def _read_component(folder: Path | Remote, name: str, data: dict[str, Any]) -> Component:
+def _read_component(folder: Path | Remote, name: str, data: dict[str, Any]) -> StoredComponent:
     _exactly(data, _COMPONENT_KEYS, f"{name}: key")
     file = data["file"]
     if not isinstance(file, str) or Path(file).name != file:
@@ -335,7 +335,7 @@ def _read_component(folder: Path | Remote, name: str, data: dict[str, Any]) -> C
             f"{path} is damaged: {path.stat().st_size} bytes instead of {data['bytes']}; install "
             "or pack it again"
         )
-    return Component(
+    return StoredComponent(
         name=name,
         config=config.from_dict(data["config"]),
         file=file,

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from mv2_jax import bundle as bundles
 from mv2_jax import cascade, components, sharding, text
-from mv2_jax.bundle import PICTURE, Bundle, Component
+from mv2_jax.bundle import PICTURE, Bundle, StoredComponent
 from mv2_jax.configs import presets
 from mv2_jax.errors import InputError
 from mv2_jax.infer import choices, interpolators, ready, rehearse, settings
@@ -108,7 +108,7 @@ def of_preset(name: str, dtype: Any = jnp.bfloat16) -> Source:
     else:
         configs |= {key: config for key, config in own.items() if config is not None}
     for key, config in configs.items():
-        parts[key] = Component(key, config, "", 0, "", "", "")
+        parts[key] = StoredComponent(key, config, "", 0, "", "", "")
     bundle = Bundle(
         folder=Path(f"preset {name}"),
         name=name,
