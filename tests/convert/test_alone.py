@@ -84,4 +84,5 @@ def test_left_over_tensors_are_waved_through_by_name(sources, tmp_path, capsys):
     assert "left out with --ignore 'merge.*'" in refused(capsys, *flags)
     assert convert(*flags, "--ignore", "merge.*") == 0
     assert "a UNet of SD1.5's kind" in alone(capsys, flags[1], "--ignore", "merge.*")
+    flags[-1] = tmp_path / "other"
     assert "1 missing" in refused(capsys, *flags, "--ignore", "merge.*", "--ignore", "conv_in.bias")
