@@ -55,7 +55,7 @@ def trained(which, source, chosen, bundle, folder, monkeypatch):
     return study_arms.train(which, bundle, folder / "runs", 2)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_arms_of_training_begin_alike_and_run_in_their_stage(bundle, tmp_path, monkeypatch):
     chosen = ("everything", "no_tokens")
     arms = trained("training", "ablations", chosen, bundle, tmp_path, monkeypatch)
