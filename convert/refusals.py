@@ -17,6 +17,7 @@ class Refusal(NamedTuple):
     instead: str = ""
 
 
+_FACES = "it reads InsightFace's embeddings of faces; plain, Plus and full-face adapters serve"
 _REFUSALS = (
     Refusal(
         "AnimateLCM-I2V",
@@ -26,12 +27,12 @@ _REFUSALS = (
     Refusal(
         "an IP-Adapter FaceID",
         (r"^ip_adapter\.\d+\.to_\w+_lora\.|^image_proj\.perceiver_resampler\.",),
-        "it reads InsightFace's embeddings of faces; plain, Plus and full-face adapters serve",
+        _FACES,
     ),
     Refusal(
         "an IP-Adapter FaceID portrait",
         (r"^image_proj\.proj\.2\.", r"^image_proj\.norm\."),
-        "it reads InsightFace's embeddings of faces; plain, Plus and full-face adapters serve",
+        _FACES,
     ),
     Refusal(
         "TAESD, a tiny autoencoder for previews",

@@ -333,6 +333,12 @@ def _parser() -> Parser:
         default="all",
         help="weights kept on the devices, as in mv2 generate (all)",
     )
+    _add_generates(parser)
+    return parser
+
+
+def _add_generates(parser: Parser) -> None:
+    """The flags of `mv2 generate` that change its programs."""
     numbers = parser.add_argument_group("mv2 generate's numbers")
     known = usual()
     for setting in SETTINGS:
@@ -347,7 +353,6 @@ def _parser() -> Parser:
         default = " (paper)" if choice.name == "preset" else ""
         text = f"{choice.command_help}{choice.range}{default}"
         others.add_argument(choice.flag, dest=choice.dest, metavar=choice.metavar, help=text)
-    return parser
 
 
 def _price(text: str) -> float:
