@@ -110,27 +110,49 @@ def running(tmp_path, tiny_weights):
             server.stop()
 
 
-@linux
-@pytest.mark.parametrize("kills, count", [
-    pytest.param(5, 20, marks=pytest.mark.slow), pytest.param(50, 200, marks=pytest.mark.long),
-])  # fmt: skip
-def test_no_accepted_job_is_lost_or_made_twice_by_kills(running, kills, count):
-    server, accepted, chance = running(0.2), [], random.Random(kills)
-    over = threading.Event()
+@contextlib.contextmanager
+def asking(servers, count, chance):
+    """The names of `count` jobs that some of the servers has accepted, once the block has ended."""
+    accepted, over = [], threading.Event()
 
     def ask():
-        address = server.client.base_url
         while len(accepted) < count and not over.is_set():
             try:
-                answer = httpx.post(f"{address}/v1/videos", json={"prompt": PROMPT}, timeout=10)
+                address = chance.choice(servers).client.base_url
+                answer = httpx.post(f"{address}/v1/videos", json={"prompt": PROMPT}, timeout=30)
                 if answer.status_code == 200:
                     accepted.append(answer.json()["id"])
             except httpx.HTTPError:
                 time.sleep(0.05)
 
-    asking = threading.Thread(target=ask)
-    asking.start()
+    thread = threading.Thread(target=ask)
+    thread.start()
     try:
+        yield accepted
+        thread.join(120)
+    finally:
+        over.set()
+        thread.join(40)
+
+
+def each_was_made_once(servers, accepted, count):
+    """Waits for the jobs; any of the servers answers for all of them."""
+    found = servers[0].done(300)
+    assert len(accepted) == count
+    assert {found[name]["status"] for name in accepted} == {"completed"}
+    for name in accepted:
+        assert servers[-1].client.get(f"/v1/videos/{name}/content").content == name.encode()
+    assert max(servers[0].made().values()) == 1
+    assert {server.stop() for server in servers} == {0}
+
+
+@linux
+@pytest.mark.parametrize("kills, count", [
+    pytest.param(5, 20, marks=pytest.mark.slow), pytest.param(50, 200, marks=pytest.mark.long),
+])  # fmt: skip
+def test_no_accepted_job_is_lost_or_made_twice_by_kills(running, kills, count):
+    server, chance = running(0.2), random.Random(kills)
+    with asking([server], count, random.Random(count)) as accepted:
         for k in range(kills):
             server.ready()
             time.sleep(chance.uniform(0.0, 0.5))
@@ -140,42 +162,22 @@ def test_no_accepted_job_is_lost_or_made_twice_by_kills(running, kills, count):
                 server.process.kill()
                 server.process.wait()
                 server.start()
-        asking.join(120)
-    finally:
-        over.set()
-    found = server.done(300)
-    assert len(accepted) == count and accepted
-    assert {found[name]["status"] for name in accepted} == {"completed"}
-    for name in accepted:
-        assert server.client.get(f"/v1/videos/{name}/content").content == name.encode()
-    assert max(server.made().values()) == 1
-    assert server.stop() == 0
+    each_was_made_once([server], accepted, count)
 
 
 @linux
 @pytest.mark.parametrize("kills, count", [
     pytest.param(4, 20, marks=pytest.mark.slow), pytest.param(50, 200, marks=pytest.mark.long),
 ])  # fmt: skip
-def test_servers_of_one_queue_lose_and_make_twice_no_job_by_kills(running, tmp_path, kills, count):
+def test_servers_of_one_queue_lose_and_make_twice_no_job_by_kills(
+    running, tmp_path, request, kills, count
+):
     """Workers, servers, both at once as if their machine were gone, and Redis itself."""
     redis_server.needed()
-    redis = redis_server.Redis(tmp_path / "redis")
+    redis, chance = redis_server.Redis(tmp_path / "redis"), random.Random(kills)
+    request.addfinalizer(redis.stop)
     servers = [running(0.2, redis.url) for _ in range(2)]
-    accepted, chance, over = [], random.Random(kills), threading.Event()
-
-    def ask():
-        while len(accepted) < count and not over.is_set():
-            try:
-                address = servers[chance.randrange(2)].client.base_url
-                answer = httpx.post(f"{address}/v1/videos", json={"prompt": PROMPT}, timeout=30)
-                if answer.status_code == 200:
-                    accepted.append(answer.json()["id"])
-            except httpx.HTTPError:
-                time.sleep(0.05)
-
-    asking = threading.Thread(target=ask)
-    asking.start()
-    try:
+    with asking(servers, count, random.Random(count)) as accepted:
         for k in range(kills):
             server = servers[k // 4 % 2]
             server.ready()
@@ -190,16 +192,7 @@ def test_servers_of_one_queue_lose_and_make_twice_no_job_by_kills(running, tmp_p
             if what == "redis":
                 redis.kill()
                 redis.start()
-        asking.join(120)
-    finally:
-        over.set()
-    found = servers[0].done(300)
-    assert len(accepted) == count and {found[name]["status"] for name in accepted} == {"completed"}
-    for name in accepted:
-        assert servers[1].client.get(f"/v1/videos/{name}/content").content == name.encode()
-    assert max(servers[0].made().values()) == 1
-    assert [server.stop() for server in servers] == [0, 0]
-    redis.stop()
+    each_was_made_once(servers, accepted, count)
 
 
 @linux
